@@ -1,0 +1,227 @@
+"""The interface that a model plug-in implements: a decoder with a cache.
+
+One interface serves both roles. A plug-in is a class registered under the entry-point group
+``pvlm.backends``; the runtime calls its two class methods (`Backend.processor` in the engine's process,
+`Backend.load` in the worker) and never its constructor. Importing the class must be cheap: heavy
+packages are imported inside those methods.
+
+Lengths on this interface count **answer tokens**. A pruned draft's cache is shorter than its prompt, so each
+session maps answer index to cache row, and positions to both, by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Role = Literal["target", "draft"]
+
+ENTRY_POINT_GROUP = "pvlm.backends"
+
+
+class BackendError(Exception):
+    """A model plug-in could not do what was asked."""
+
+
+class CheckpointError(BackendError):
+    """A checkpoint is missing, damaged, or of a kind that the plug-in does not support."""
+
+
+class PromptError(BackendError):
+    """A prompt cannot be built, or does not fit into the model's positions or the cache."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the runtime must know about a loaded model."""
+
+    name: str
+    family: str
+    vocab_size: int
+    """Width of a logits row; ids at or above the tokenizer's size are padding."""
+    end_token_ids: tuple[int, ...]
+    tokenizer_fingerprint: str
+    """Equal fingerprints mean: the same ids stand for the same text."""
+    layers: int
+    hidden_size: int
+    max_positions: int
+    parameters: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is to be loaded.
+
+    ``threads`` is the number of intra-op CPU threads (None: leave the process's setting alone).
+    ``extra`` holds options that only one plug-in knows; an unknown key is an error.
+    """
+
+    model: str
+    role: Role = "target"
+    device: str = "cpu"
+    dtype: str = "auto"
+    """``auto``: float32 on the CPU, the checkpoint's own dtype elsewhere."""
+    threads: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    """Permit weights that are not safetensors."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about one video (or about none).
+
+    ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, or None.
+    ``timestamps_s``: seconds from the start of the video, one for each frame (for models that use time).
+    """
+
+    question: str
+    frames: np.ndarray | None = None
+    timestamps_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class EarlyStates:
+    """Hidden states of the target after the embedding and after an early layer.
+
+    ``video_first, video_last``: ``(m, d)``, the m prunable video tokens; ``question_first, question_last``:
+    ``(n, d)``, the tokens of the question's text. ``first`` is the decoder's input (layer 0), ``last`` the
+    output of layer ``layer``. Dtype and device are the model's.
+    """
+
+    layer: int
+    video_first: torch.Tensor
+    video_last: torch.Tensor
+    question_first: torch.Tensor
+    question_last: torch.Tensor
+
+
+class FrameDefaults(msgspec.Struct, frozen=True):
+    """Which frames a checkpoint wants when the caller does not say.
+
+    ``consecutive``: every frame up to ``num_frames`` (a longer video falls back to uniform sampling);
+    otherwise ``num_frames`` frames, uniformly.
+    """
+
+    num_frames: int = 32
+    consecutive: bool = False
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """Text and frames of one checkpoint, without its weights. Cheap to load; used in the engine's process."""
+
+    @property
+    def frame_defaults(self) -> FrameDefaults: ...
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def tokenizer_fingerprint(self) -> str: ...
+
+    @property
+    def ignored_generation_options(self) -> tuple[str, ...]:
+        """Logits processors that the checkpoint's generation config asks for and that pvlm does not apply."""
+        ...
+
+    def resize(self, frames: np.ndarray) -> np.ndarray:
+        """Resize uint8 ``(T, H, W, 3)`` to what the vision tower takes: uint8 ``(T, H', W', 3)``."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of answer tokens, special tokens left out. Incomplete UTF-8 at the end reads as U+FFFD."""
+        ...
+
+    def tokens_as_text(self) -> Sequence[str]:
+        """The vocabulary by id, to show where two tokenizers differ."""
+        ...
+
+
+class Session(Protocol):
+    """One prompt in one model: its cache, and the positions that belong to it."""
+
+    @property
+    def video_tokens(self) -> int:
+        """m: prunable video tokens of the prompt (the newline token is not one of them)."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the unpruned prompt, video included."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Answer tokens in the cache."""
+        ...
+
+    def prefill(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """Run the prompt; return the last position's logits, float32 ``(vocab_size,)``.
+
+        ``keep``: bool ``(m,)``, the video tokens to keep (None: all). Kept tokens stay at their original positions
+        unless ``compact_positions``. ``on_early_layer`` is called once, when layers 1 to ``early_layer`` have run
+        over the whole prompt and before later layers start. ``on_progress`` is called at least once a
+        layer; what it raises ends the prefill and passes through.
+        """
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Append n >= 1 answer tokens; return float32 ``(n, vocab_size)``: row i predicts the token after ``tokens[i]``.
+
+        The result may be a buffer that this session's next call overwrites. Raises PromptError if the cache is full.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` answer tokens (the whole of rollback). Raises ValueError beyond ``self.length``."""
+        ...
+
+    def close(self) -> None:
+        """Free the cache. May be called twice."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def open(self, prompt: Prompt, capacity: int) -> Session:
+        """Build the prompt, run the vision tower, and reserve room for ``capacity`` answer tokens.
+
+        Raises PromptError where prompt and capacity exceed the model's positions, with the numbers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model. May be called twice."""
+        ...
+
+    @classmethod
+    def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
+        """Load the text and frame half of a checkpoint. Raises CheckpointError."""
+        ...
+
+    @classmethod
+    def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> Backend:
+        """Load a checkpoint; ``on_progress`` gets the loaded fraction, 0 to 1. Raises CheckpointError."""
+        ...

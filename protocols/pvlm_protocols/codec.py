@@ -1,0 +1,107 @@
+"""Bytes <-> message: one frame for the message, further frames for its large arrays.
+
+Frame 0 is ``b"PVLM"``, one byte of protocol version, and the msgpack map. An array travels as ``[dtype, shape, where]``, where
+``where`` is its bytes, or the number of the frame that holds them if it is larger than `INLINE_BYTES`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pvlm_protocols.messages import FromActor, Message, ToActor
+
+PROTOCOL_VERSION = 1
+INLINE_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_ARRAY_BYTES = 2 * 1024**3
+MAX_FRAMES = 4
+DTYPES = ("uint8", "int32", "float32")
+
+_HEADER = b"PVLM" + bytes([PROTOCOL_VERSION])
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ProtocolError(ValueError):
+    """Bytes that are no message of this protocol version, or exceed its limits."""
+
+
+def encode(message: Message) -> list[Buffer]:
+    """Encode a message into frames. Large arrays are not copied. Raises ProtocolError beyond the limits."""
+    frames: list[Buffer] = [b""]
+
+    def array(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            raise ProtocolError(f"cannot encode a {type(value).__name__}")
+        if value.dtype.name not in DTYPES:
+            raise ProtocolError(f"arrays of {value.dtype.name} do not travel, only {', '.join(DTYPES)}")
+        value = np.ascontiguousarray(value)
+        if value.nbytes > MAX_ARRAY_BYTES:
+            raise ProtocolError(f"an array of {value.nbytes} bytes exceeds the limit of {MAX_ARRAY_BYTES}")
+        if value.nbytes <= INLINE_BYTES:
+            return [value.dtype.name, value.shape, value.tobytes()]
+        frames.append(value.reshape(-1).view(np.uint8).data)
+        return [value.dtype.name, value.shape, len(frames) - 1]
+
+    body = msgspec.msgpack.Encoder(enc_hook=array).encode(message)
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {len(body)} bytes exceeds the limit of {MAX_MESSAGE_BYTES}")
+    frames[0] = _HEADER + body
+    return frames
+
+
+def _decoder(union: Any) -> Callable[[Sequence[Buffer]], Any]:
+    plain = msgspec.msgpack.Decoder(union, dec_hook=lambda kind, value: _array(value, ()))
+
+    def decode(frames: Sequence[Buffer]) -> Any:
+        if not 1 <= len(frames) <= MAX_FRAMES:
+            raise ProtocolError(f"a message has 1 to {MAX_FRAMES} frames, not {len(frames)}")
+        head = memoryview(frames[0])
+        if len(head) > MAX_MESSAGE_BYTES + len(_HEADER):
+            raise ProtocolError(f"a message of {len(head)} bytes exceeds the limit of {MAX_MESSAGE_BYTES}")
+        if bytes(head[: len(_HEADER)]) != _HEADER:
+            raise ProtocolError(_header_problem(bytes(head[: len(_HEADER)])))
+        decoder = plain
+        if len(frames) > 1:
+            decoder = msgspec.msgpack.Decoder(union, dec_hook=lambda kind, value: _array(value, frames))
+        try:
+            return decoder.decode(head[len(_HEADER) :])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ProtocolError(f"not a message of this protocol: {error}") from error
+
+    return decode
+
+
+def _header_problem(header: bytes) -> str:
+    if header[:4] != b"PVLM" or len(header) < 5:
+        return f"not a pvlm message: it starts with {header!r}"
+    return f"protocol version {header[4]}, but this side speaks version {PROTOCOL_VERSION}: use the same pvlm on both sides"
+
+
+def _array(value: Any, frames: Sequence[Buffer]) -> np.ndarray:
+    match value:
+        case [str(dtype), [*shape], bytes() | int() as where] if dtype in DTYPES:
+            pass
+        case _:
+            raise ProtocolError("an array is [dtype, shape, bytes or frame number]")
+    if not all(isinstance(size, int) and 0 <= size <= MAX_ARRAY_BYTES for size in shape) or len(shape) > 4:
+        raise ProtocolError(f"{shape} is no shape of an array")
+    if isinstance(where, int):
+        if not 1 <= where < len(frames):
+            raise ProtocolError(f"array frame {where} of a message with {len(frames)} frames")
+        data: Buffer = frames[where]
+    else:
+        data = where
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if memoryview(data).nbytes != size or size > MAX_ARRAY_BYTES:
+        raise ProtocolError(f"an array of shape {tuple(shape)} and {memoryview(data).nbytes} bytes")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+decode_for_actor: Callable[[Sequence[Buffer]], ToActor] = _decoder(ToActor)
+decode_from_actor: Callable[[Sequence[Buffer]], FromActor] = _decoder(FromActor)

@@ -1,0 +1,292 @@
+"""The messages that actors exchange, grouped by who receives them.
+
+Every struct is tagged, frozen, and travels as a map: a few bytes more than an array, but a reordered or
+renamed field cannot decode silently wrong. `tests/protocols` pins the encoded bytes.
+
+Positions count answer tokens: position 0 is the first token of the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from pvlm_protocols.backend import ModelInfo, Role
+
+Coupling = Literal["auto", "greedy", "speculative", "gumbel"]
+FinishReason = Literal["stop", "length"]
+
+
+class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Base of all messages."""
+
+
+class SessionMessage(Message, frozen=True, kw_only=True):
+    """A message that belongs to one session."""
+
+    session: int
+
+
+# ---- parts --------------------------------------------------------------------------------------------------------
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen and where the answer ends.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``vocab_limit``: ids at or above it
+    do not exist for both models. ``coupling`` is resolved (never ``auto``) before it travels.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    coupling: Coupling = "greedy"
+    vocab_limit: int
+    end_token_ids: tuple[int, ...] = ()
+
+
+class Pruning(msgspec.Struct, frozen=True, kw_only=True):
+    """Which video tokens the draft may see.
+
+    ``ratio`` is the share that is dropped; ``early_layer`` 0 lets the target choose by its depth.
+    """
+
+    method: str = "uv"
+    ratio: float = 0.0
+    early_layer: int = 0
+    compact_positions: bool = False
+    seed: int = 0
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """How draft and target share the work.
+
+    ``alone``: no draft, the target decodes by itself. ``bonus``: after a fully accepted window the target draws one token
+    more (vanilla speculative decoding). ``lead``: how many windows the draft may be ahead of the committed text.
+    ``overlap_prefill``: publish the mask as soon as the early layers have run, not after the prefill.
+    """
+
+    alone: bool = False
+    bonus: bool = False
+    lead: int = 2
+    overlap_prefill: bool = True
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """Window sizes: ``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which
+    the target waits before its next pass (0: it steps alone at once), but no longer than ``patience_ms``."""
+
+    gamma: int
+    wait: int = 0
+    patience_ms: float = 0.0
+
+
+class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
+    """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame."""
+
+    pixels: np.ndarray
+    timestamps_s: tuple[float, ...] = ()
+
+
+# ---- engine or coordinator -> actor -------------------------------------------------------------------------------
+
+
+class Open(SessionMessage, frozen=True, kw_only=True):
+    """Start a session. ``committed``: answer tokens that are settled already (recovery)."""
+
+    question: str
+    video: VideoFrames | None
+    sampling: Sampling
+    pruning: Pruning
+    schedule: Schedule
+    window: Window
+    committed: tuple[int, ...] = ()
+
+
+class Close(SessionMessage, frozen=True, kw_only=True):
+    """Free the session; answered by `Closed`."""
+
+
+class PruneMask(SessionMessage, frozen=True, kw_only=True):
+    """Video tokens that the draft keeps. ``bits``: ``ceil(video_tokens / 8)`` bytes, most significant bit first.
+
+    Travels from the target to the coordinator and on to the draft.
+    """
+
+    bits: bytes
+    video_tokens: int
+    kept: int
+    method: str
+    ratio: float
+
+
+class DraftWindow(SessionMessage, frozen=True, kw_only=True):
+    """Tokens that continue the prefix of length ``start``, drafted in ``epoch``.
+
+    ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that the
+    tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
+    ``draft_ms``: time spent on the tokens. Travels from the draft to the coordinator and on to the target.
+    """
+
+    epoch: int
+    start: int
+    tokens: tuple[int, ...]
+    proposal_ids: np.ndarray | None = None
+    proposal_probs: np.ndarray | None = None
+    draft_ms: float = 0.0
+
+
+class Step(SessionMessage, frozen=True, kw_only=True):
+    """Decode up to ``count`` further tokens alone whenever no window is at hand (-1: all that remain; 0: none)."""
+
+    epoch: int
+    count: int
+
+
+class Rollback(SessionMessage, frozen=True, kw_only=True):
+    """Keep ``keep`` answer tokens, append ``tokens``, and draft on from there in the new ``epoch``."""
+
+    epoch: int
+    keep: int
+    tokens: tuple[int, ...]
+    window: Window
+
+
+class Advance(SessionMessage, frozen=True, kw_only=True):
+    """The first ``length`` answer tokens are committed as drafted: the draft may write further ahead."""
+
+    epoch: int
+    length: int
+    window: Window
+
+
+class SetWindow(SessionMessage, frozen=True, kw_only=True):
+    """New window sizes for the target."""
+
+    window: Window
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    nonce: int
+
+
+class Stop(Message, frozen=True, kw_only=True):
+    """Close every session and leave the loop."""
+
+
+# ---- actor -> engine or coordinator -------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """The actor has loaded its model and listens."""
+
+    version: int
+    role: Role
+    info: ModelInfo
+    pid: int
+
+
+class Loading(Message, frozen=True, kw_only=True):
+    """Loaded fraction of the model, 0 to 1."""
+
+    role: Role
+    fraction: float
+
+
+class Opened(SessionMessage, frozen=True, kw_only=True):
+    role: Role
+    prompt_tokens: int
+    video_tokens: int
+    open_ms: float
+
+
+class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
+    role: Role
+    fraction: float
+
+
+class PrefillDone(SessionMessage, frozen=True, kw_only=True):
+    """``prompt_tokens``: rows in the cache (a pruned draft has fewer than the prompt)."""
+
+    role: Role
+    prompt_tokens: int
+    prefill_ms: float
+
+
+class Verdict(SessionMessage, frozen=True, kw_only=True):
+    """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
+
+    The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target turned a
+    drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that the pass took in (0: a solo
+    step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one), ``idle_ms``: time
+    the target stood without work before it. ``finish``: why the answer ends here, if it does.
+    """
+
+    epoch: int
+    start: int
+    tokens: tuple[int, ...]
+    accepted: int
+    rejected: bool = False
+    window: int = 0
+    pass_tokens: int = 0
+    pass_ms: float = 0.0
+    idle_ms: float = 0.0
+    finish: FinishReason | None = None
+
+
+class Closed(SessionMessage, frozen=True, kw_only=True):
+    role: Role
+
+
+class Failed(SessionMessage, frozen=True, kw_only=True):
+    """A session failed at an actor, which lives on."""
+
+    role: Role
+    error: str
+    message: str
+    traceback: str
+
+
+class Dying(Message, frozen=True, kw_only=True):
+    """The whole actor is going down."""
+
+    role: Role
+    error: str
+    message: str
+    traceback: str
+
+
+class Pong(Message, frozen=True, kw_only=True):
+    """``progress`` counts layers, tokens and loaded shards: while it moves, the actor is not stuck."""
+
+    nonce: int
+    role: Role
+    progress: int
+
+
+ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop
+ToTarget = Open | Close | DraftWindow | Step | SetWindow | Ping | Stop
+FromDraft = Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Pong
+FromTarget = (
+    Hello | Loading | Opened | PrefillProgress | PruneMask | PrefillDone | Verdict | Closed | Failed | Dying | Pong
+)
+ToActor = Open | Close | PruneMask | DraftWindow | Step | Rollback | Advance | SetWindow | Ping | Stop
+FromActor = (
+    Hello
+    | Loading
+    | Opened
+    | PrefillProgress
+    | PruneMask
+    | PrefillDone
+    | DraftWindow
+    | Verdict
+    | Closed
+    | Failed
+    | Dying
+    | Pong
+)

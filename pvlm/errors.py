@@ -1,0 +1,75 @@
+"""Everything that pvlm raises.
+
+    PvlmError
+    |-- ConfigError (ValueError)        an engine configuration that cannot be
+    |-- OptionError (ValueError)        an option of one answer that cannot be
+    |-- VideoError                      a video that cannot be read
+    |-- ModelError                      a checkpoint or plug-in that cannot be loaded or used
+    |   `-- ModelMismatch               draft and target do not fit together
+    |-- PromptError                     a question that the model cannot take
+    |-- EngineStateError (RuntimeError) the engine is not in a state for this call
+    |-- ActorLost
+    |   `-- TargetLost                  the target is gone and cannot be brought back
+    `-- InvalidTransition (RuntimeError)  a bug in pvlm: a state machine was misused
+
+Errors that happened in a worker carry the worker's own traceback as their cause (`RemoteTraceback`).
+"""
+
+from __future__ import annotations
+
+
+class PvlmError(Exception):
+    """Base of all errors of pvlm."""
+
+
+class ConfigError(PvlmError, ValueError):
+    """An engine configuration that cannot be."""
+
+
+class OptionError(PvlmError, ValueError):
+    """An option of one answer that cannot be."""
+
+
+class VideoError(PvlmError):
+    """A video that cannot be read. ``path``: which; ``reason``: why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot read video '{path}': {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class ModelError(PvlmError):
+    """A checkpoint or a plug-in that cannot be loaded or used."""
+
+
+class ModelMismatch(ModelError):
+    """Draft and target do not fit together."""
+
+
+class PromptError(PvlmError):
+    """A question that the model cannot take: too long, or with the model's own control tokens in it."""
+
+
+class EngineStateError(PvlmError, RuntimeError):
+    """The engine is not in a state for this call."""
+
+
+class ActorLost(PvlmError):
+    """An actor is gone."""
+
+
+class TargetLost(ActorLost):
+    """The target is gone, and the answer with it."""
+
+
+class InvalidTransition(PvlmError, RuntimeError):
+    """A bug in pvlm: a state machine was misused."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an error in a worker, as text; the cause of the error that is raised here."""
+
+    def __init__(self, traceback: str) -> None:
+        super().__init__(f"\n\n{traceback.rstrip()}")
+        self.traceback = traceback
