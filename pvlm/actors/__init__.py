@@ -1,0 +1,1 @@
+"""Draft and target as actors: a mailbox, a backend, a loop."""

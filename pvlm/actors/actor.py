@@ -1,0 +1,242 @@
+"""What both actors have in common: the loop, the turns of the sessions, and how failures are told."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from pvlm.transports import ChannelClosed, Mailbox
+from pvlm_protocols.backend import Backend, Prompt, Role, Session
+from pvlm_protocols.codec import PROTOCOL_VERSION
+from pvlm_protocols.messages import (
+    Close,
+    Closed,
+    Dying,
+    Failed,
+    FromActor,
+    Hello,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    PrefillProgress,
+    SessionMessage,
+    Stop,
+    ToActor,
+)
+
+PROGRESS_EVERY_S = 0.25
+
+log = structlog.get_logger()
+
+
+class SessionClosed(Exception):
+    """The session that is being prefilled has been closed."""
+
+
+class ActorSession(ABC):
+    """One session at one actor: its state, what it does with a message, and its next unit of work."""
+
+    def __init__(self, actor: Actor, opening: Open) -> None:
+        self.actor = actor
+        self.id = opening.session
+        self.opening = opening
+        self.model: Session | None = None
+
+    @abstractmethod
+    def handle(self, message: SessionMessage) -> None:
+        """Take a message in. Cheap: work is for `work`."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Is there something to do?"""
+
+    @abstractmethod
+    def work(self) -> None:
+        """Do one unit: open, prefill, one token (draft), one pass (target)."""
+
+    def patience_s(self) -> float | None:
+        """Seconds until `ready` may change without a message (None: it will not)."""
+        return None
+
+    def open_model(self) -> Session:
+        """Build the prompt, run the vision tower, and tell the coordinator."""
+        opening = self.opening
+        video = opening.video
+        prompt = (
+            Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
+        )
+        started = time.perf_counter()
+        # One more than the answer: a solo step may run over the last token.
+        self.model = self.actor.backend.open(prompt, opening.sampling.max_tokens + 1)
+        self.post(
+            Opened(
+                session=self.id,
+                role=self.actor.role,
+                prompt_tokens=self.model.prompt_tokens,
+                video_tokens=self.model.video_tokens,
+                open_ms=milliseconds_since(started),
+            )
+        )
+        return self.model
+
+    def post(self, message: FromActor) -> None:
+        self.actor.mailbox.post(message)
+
+    def close(self) -> None:
+        if self.model is not None:
+            self.model.close()
+            self.model = None
+
+
+class Actor(ABC):
+    """A model that serves sessions in turn. `run` blocks its thread until `Stop`, or until the engine is gone."""
+
+    role: Role
+
+    def __init__(self, backend: Backend, mailbox: Mailbox) -> None:
+        self.backend = backend
+        self.mailbox = mailbox
+        self.progress = 0
+        self._inbox: deque[ToActor] = deque()
+        self._sessions: dict[int, ActorSession] = {}
+        self._turns: deque[int] = deque()
+        self._stopped = False
+        self._told_progress_s = 0.0
+
+    @abstractmethod
+    def new_session(self, opening: Open) -> ActorSession: ...
+
+    def run(self) -> None:
+        """Greet the engine, then serve. An error outside any session is told by `Dying` and raised."""
+        try:
+            self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.backend.info, pid=os.getpid()))
+            while not self._stopped:
+                self.turn()
+        except ChannelClosed:
+            log.info("engine_gone", role=self.role)
+        except Exception as error:
+            self._last_words(error)
+            raise
+        finally:
+            for session_id in list(self._sessions):
+                self._close(session_id)
+
+    def turn(self, timeout_s: float | None = None) -> None:
+        """One turn of the loop: take in what has arrived, then do one unit of work for the session whose turn it is.
+
+        Without work to do it waits for a message, at most ``timeout_s`` (None: as long as no session runs out of patience).
+        """
+        if self._inbox or self._next_ready() is not None:
+            timeout_s = 0
+        elif timeout_s is None:
+            timeout_s = self._patience_s()
+        self._read(timeout_s)
+        while self._inbox:
+            self._handle(self._inbox.popleft())
+        if (session := self._next_ready()) is not None:
+            self._turns.rotate(-1)
+            self._guarded(session, session.work)
+
+    def tick(self, session: ActorSession, fraction: float) -> None:
+        """Called by a session at least once a layer of its prefill. Raises SessionClosed if it is not wanted any more."""
+        self.progress += 1
+        self._read(0)
+        if any(isinstance(m, Stop) or (isinstance(m, Close) and m.session == session.id) for m in self._inbox):
+            raise SessionClosed
+        now = time.monotonic()
+        if now - self._told_progress_s >= PROGRESS_EVERY_S:
+            self._told_progress_s = now
+            self.mailbox.post(PrefillProgress(session=session.id, role=self.role, fraction=min(1.0, fraction)))
+
+    def _next_ready(self) -> ActorSession | None:
+        """The next session in turn that has something to do; it comes to stand first."""
+        for _ in range(len(self._turns)):
+            session = self._sessions[self._turns[0]]
+            if session.ready():
+                return session
+            self._turns.rotate(-1)
+        return None
+
+    def _patience_s(self) -> float | None:
+        waits = [wait for session in self._sessions.values() if (wait := session.patience_s()) is not None]
+        return min(waits, default=None)
+
+    def _read(self, timeout_s: float | None) -> None:
+        """Move what has arrived into the inbox; wait for the first message at most ``timeout_s``."""
+        while (message := self.mailbox.take(timeout_s)) is not None:
+            timeout_s = 0
+            if isinstance(message, Ping):
+                self.mailbox.post(Pong(nonce=message.nonce, role=self.role, progress=self.progress))
+            else:
+                self._inbox.append(message)
+
+    def _handle(self, message: ToActor) -> None:
+        match message:
+            case Stop():
+                self._stopped = True
+            case Open():
+                self._close(message.session)
+                self._sessions[message.session] = self.new_session(message)
+                self._turns.append(message.session)
+            case Close():
+                self._close(message.session)
+                self.mailbox.post(Closed(session=message.session, role=self.role))
+            case SessionMessage():
+                # A message for a session that has failed or been closed is late, not wrong.
+                if (session := self._sessions.get(message.session)) is not None:
+                    self._guarded(session, lambda: session.handle(message))
+
+    def _guarded(self, session: ActorSession, action: Callable[[], None]) -> None:
+        """A session that fails takes nobody with it."""
+        self.progress += 1
+        try:
+            action()
+        except (SessionClosed, ChannelClosed) as leaving:
+            self._close(session.id)
+            if isinstance(leaving, ChannelClosed):
+                raise
+        except Exception as error:
+            self._close(session.id)
+            log.warning("session_failed", role=self.role, session=session.id, error=repr(error))
+            self.mailbox.post(
+                Failed(
+                    session=session.id,
+                    role=self.role,
+                    error=type(error).__name__,
+                    message=str(error),
+                    traceback=traceback.format_exc(),
+                )
+            )
+
+    def _close(self, session_id: int) -> None:
+        if (session := self._sessions.pop(session_id, None)) is not None:
+            self._turns.remove(session_id)
+            session.close()
+
+    def _last_words(self, error: Exception) -> None:
+        try:
+            self.mailbox.post(dying(self.role, error))
+        except ChannelClosed:
+            pass
+
+
+def dying(role: Role, error: BaseException) -> Dying:
+    """The message by which an actor tells why it goes down."""
+    return Dying(
+        role=role,
+        error=type(error).__name__,
+        message=str(error),
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def milliseconds_since(started: float) -> float:
+    """Milliseconds since ``started``, a reading of ``time.perf_counter``."""
+    return (time.perf_counter() - started) * 1000

@@ -1,0 +1,172 @@
+"""The draft actor: prefills on the kept video tokens, then writes windows without being asked."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
+from pvlm.speculation.coupling import coupling_for
+from pvlm.speculation.masks import unpack_mask
+from pvlm.speculation.proposals import Proposal, stack_proposals
+from pvlm_protocols.backend import PromptError, Session
+from pvlm_protocols.messages import (
+    Advance,
+    DraftWindow,
+    Open,
+    PrefillDone,
+    PruneMask,
+    Rollback,
+    SessionMessage,
+)
+
+
+class DraftActor(Actor):
+    """See the module."""
+
+    role = "draft"
+
+    def new_session(self, opening: Open) -> ActorSession:
+        return DraftSession(self, opening)
+
+
+class DraftSession(ActorSession):
+    """``tokens`` are the answer as the draft knows it: what is committed, and its own tokens behind that.
+
+    The cache holds the first ``model.length`` of them; the rest is fed when the next token is wanted, so the last token
+    of a window costs nothing if it is rejected.
+    """
+
+    def __init__(self, actor: Actor, opening: Open) -> None:
+        super().__init__(actor, opening)
+        self.coupling = coupling_for(opening.sampling, session=opening.session)
+        self.tokens = list(opening.committed)
+        self.committed = len(self.tokens)
+        self.epoch = 0
+        self.window = opening.window
+        self._window_size = opening.window.gamma
+        self._mask: PruneMask | None = None
+        self._prefill_logits: torch.Tensor | None = None
+        self._drafted: list[int] = []
+        self._proposals: list[Proposal] = []
+        self._draft_ms = 0.0
+
+    # ---- messages -------------------------------------------------------------------------------------------------
+
+    def handle(self, message: SessionMessage) -> None:
+        match message:
+            case PruneMask():
+                self._mask = message
+            case Rollback() if message.epoch > self.epoch:
+                self._roll_back(message)
+            case Advance() if message.epoch == self.epoch:
+                self.committed = max(self.committed, message.length)
+                self.window = message.window
+
+    def _roll_back(self, message: Rollback) -> None:
+        self.epoch = message.epoch
+        self.window = message.window
+        self.tokens = self.tokens[: message.keep] + list(message.tokens)
+        self.committed = len(self.tokens)
+        self._start_window(message.window.wait or message.window.gamma)
+        # What is fed next must be at least one token, for logits belong to the token that was fed last.
+        if self.model is not None:
+            keep = min(self.model.length, message.keep, max(0, len(self.tokens) - 1))
+            if keep < self.model.length:
+                self.model.truncate(keep)
+
+    # ---- work -----------------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        if self.model is None:
+            return True
+        if self._prefill_logits is None:
+            return self._mask is not None
+        # A window may be begun while at most ``lead - 1`` windows before it wait for their verdict.
+        sampling = self.opening.sampling
+        start = len(self.tokens) - len(self._drafted)
+        ended = len(self.tokens) > 0 and self.tokens[-1] in sampling.end_token_ids
+        in_lead = start <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
+        return in_lead and len(self.tokens) < sampling.max_tokens and not ended
+
+    def work(self) -> None:
+        if self.model is None:
+            self.open_model()
+        elif self._prefill_logits is None:
+            self._prefill(self.model)
+        else:
+            self._draft_token(self.model)
+
+    def _prefill(self, model: Session) -> None:
+        mask = self._mask
+        assert mask is not None
+        keep = None
+        if mask.kept < mask.video_tokens:
+            if mask.video_tokens != model.video_tokens:
+                raise PromptError(
+                    f"the prune mask speaks of {mask.video_tokens} video tokens, but the draft has {model.video_tokens}: "
+                    "pruning needs a draft with the target's grid (or use --prune none)"
+                )
+            keep = torch.from_numpy(unpack_mask(mask.bits, mask.video_tokens))
+        started = time.perf_counter()
+        layers = self.actor.backend.info.layers
+        done = 0
+
+        def on_progress() -> None:
+            nonlocal done
+            done += 1
+            self.actor.tick(self, done / layers)
+
+        self._prefill_logits = model.prefill(
+            keep, compact_positions=self.opening.pruning.compact_positions, on_progress=on_progress
+        ).clone()
+        dropped = 0 if keep is None else mask.video_tokens - mask.kept
+        self.post(
+            PrefillDone(
+                session=self.id,
+                role="draft",
+                prompt_tokens=model.prompt_tokens - dropped,
+                prefill_ms=milliseconds_since(started),
+            )
+        )
+
+    def _draft_token(self, model: Session) -> None:
+        started = time.perf_counter()
+        unfed = self.tokens[model.length :]
+        logits = model.extend(unfed)[-1] if unfed else self._prefill_logits
+        assert logits is not None
+        token, proposal = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
+        self.tokens.append(token)
+        self._drafted.append(token)
+        if proposal is not None:
+            self._proposals.append(proposal)
+        self._draft_ms += milliseconds_since(started)
+        sampling = self.opening.sampling
+        if (
+            len(self._drafted) >= self._window_size
+            or token in sampling.end_token_ids
+            or len(self.tokens) >= sampling.max_tokens
+        ):
+            self._send_window()
+
+    def _send_window(self) -> None:
+        ids, probs = stack_proposals(self._proposals) if self._proposals else (None, None)
+        self.post(
+            DraftWindow(
+                session=self.id,
+                epoch=self.epoch,
+                start=len(self.tokens) - len(self._drafted),
+                tokens=tuple(self._drafted),
+                proposal_ids=ids,
+                proposal_probs=probs,
+                draft_ms=self._draft_ms,
+            )
+        )
+        self._start_window(self.window.gamma)
+
+    def _start_window(self, size: int) -> None:
+        self._window_size = size
+        self._drafted = []
+        self._proposals = []
+        self._draft_ms = 0.0

@@ -1,0 +1,316 @@
+"""One answer: from a video and a question to a session, and from its commands to text, tokens and statistics."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from pvlm.config import AnswerOptions, Method
+from pvlm.coordinator import Cancelled, Command, Coordinator, Emit, Fail, Finish, PrefillFinished, Progress
+from pvlm.errors import EngineStateError, ModelError, OptionError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none
+from pvlm.runtime import LiveSession, Runtime
+from pvlm.speculation.settings import resolve_coupling
+from pvlm.speculation.windows import WindowPolicy
+from pvlm.text import TextStream
+from pvlm.video import read_video
+from pvlm_protocols.backend import Processor
+from pvlm_protocols.messages import Open, Pruning, Sampling, VideoFrames, Window
+
+if TYPE_CHECKING:
+    from pvlm.video.reading import VideoSource
+
+log = structlog.get_logger()
+
+
+class AnswerStream:
+    """An answer as it is written: an async context manager, and in it an async iterator of `Chunk`.
+
+    Leaving it early ends the session at both models. `answer` is the whole, once the chunks are exhausted.
+    """
+
+    def __init__(
+        self,
+        runtime: AbstractAsyncContextManager[Runtime],
+        video: VideoSource,
+        question: str,
+        options: AnswerOptions,
+        on_progress: Callable[[str, float], None],
+    ) -> None:
+        if not question.strip():
+            raise OptionError("the question is empty: ask something about the video")
+        self._runtime_context = runtime
+        self._source = video
+        self._question = question
+        self._options = options
+        self._on_progress = on_progress
+        self._stack = AsyncExitStack()
+        self._session: LiveSession | None = None
+        self._error: PvlmError | None = None
+        self._finish: FinishReason | None = None
+        self._answer: Answer | None = None
+        self._from_draft: list[bool] = []
+        self._first_token_s = math.nan
+        self._prefilled_s = math.nan
+        self._finished_s = math.nan
+
+    async def __aenter__(self) -> Self:
+        self._started_s = time.perf_counter()
+        await self._stack.__aenter__()
+        try:
+            runtime = await self._stack.enter_async_context(self._runtime_context)
+            await self._start(runtime)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._stack.aclose()
+            raise
+        return self
+
+    async def _start(self, runtime: Runtime) -> None:
+        config, options = runtime.config, self._options
+        self._method = resolve_method(runtime, options)
+        reading_s = time.perf_counter()
+        self._video = await read_video(
+            self._source,
+            num_frames=options.num_frames,
+            fps=options.fps,
+            start=options.start,
+            end=options.end,
+            defaults=runtime.target_processor.frame_defaults,
+            reader=config.video_reader,
+            timeout_s=config.decode_timeout_s,
+        )
+        frames = await self._resized(runtime.target_processor)
+        draft_frames = frames
+        if self._method != "ar" and runtime.draft_processor is not None:
+            draft_frames = await self._resized(runtime.draft_processor)
+        self._video_s = time.perf_counter() - reading_s
+        self._text = TextStream(runtime.target_processor.decode, options.stop_strings)
+        self._chunks, self._received = anyio.create_memory_object_stream[Chunk](math.inf)
+        self._opened_s = time.perf_counter()
+        policy = runtime.window_policy(self._method, options.window or config.window)
+        self._opening = opening(runtime, self._method, self._question, frames, options, policy)
+        draft = None
+        if self._method != "ar" and runtime.has_draft:
+            draft = opening(runtime, self._method, self._question, draft_frames, options, policy, self._opening)
+        self._coordinator = Coordinator(self._opening, policy, draft)
+        self._log = log.bind(session=self._opening.session)
+        self._runtime = runtime
+        self._session = runtime.open(self._coordinator, self._on_command)
+
+    async def _resized(self, processor: Processor) -> VideoFrames:
+        pixels = await anyio.to_thread.run_sync(processor.resize, self._video.frames)
+        return VideoFrames(pixels=pixels, timestamps_s=self._video.timestamps_s)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        if not self._coordinator.done:
+            self._session.handle(Cancelled())
+        self._received.close()
+        await self._runtime.close(self._session)
+        with anyio.CancelScope(shield=True):
+            await self._stack.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        try:
+            return await self._received.receive()
+        except anyio.EndOfStream:
+            if self._error is not None:
+                raise self._error from self._error.__cause__
+            raise StopAsyncIteration from None
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises EngineStateError before the last chunk has been taken."""
+        if self._answer is None:
+            raise EngineStateError("the answer is not complete: iterate over the stream to its end first")
+        return self._answer
+
+    # ---- commands of the coordinator ------------------------------------------------------------------------------
+
+    def _on_command(self, command: Command) -> None:
+        if self._finish is not None or self._error is not None:
+            return
+        match command:
+            case Emit():
+                self._emit(command)
+            case Progress(fraction):
+                self._on_progress("prefill", fraction)
+            case PrefillFinished():
+                self._prefilled_s = time.perf_counter()
+                self._on_progress("prefill", 1.0)
+            case Finish(reason):
+                self._complete(reason, self._text.flush(), ())
+            case Fail():
+                self._fail(command)
+
+    def _emit(self, emitted: Emit) -> None:
+        if not self._text.tokens:
+            self._first_token_s = time.perf_counter()
+        text = ""
+        for index, token in enumerate(emitted.tokens):
+            text += self._text.push(token)
+            self._from_draft.append(index < emitted.accepted)
+            if self._text.stopped:
+                self._complete("stop", text, emitted.tokens[: index + 1])
+                assert self._session is not None
+                self._session.handle(Cancelled())
+                return
+        self._chunks.send_nowait(Chunk(text, emitted.tokens))
+
+    def _complete(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> None:
+        self._finish = reason
+        self._finished_s = time.perf_counter()
+        if text or tokens:
+            self._chunks.send_nowait(Chunk(text, tokens))
+        self._answer = Answer(
+            text=self._text.text,
+            tokens=tuple(self._text.tokens),
+            finish_reason=reason,
+            stats=self._stats(),
+            from_draft=tuple(self._from_draft),
+        )
+        stats = self._answer.stats
+        self._log.info(
+            "answered",
+            method=stats.method,
+            new_tokens=stats.new_tokens,
+            finish_reason=reason,
+            total_s=round(stats.total_s, 3),
+            prefill_s=round(stats.prefill_s, 3),
+            tokens_per_second=stats.tokens_per_second and round(stats.tokens_per_second, 1),
+            acceptance_rate=stats.acceptance_rate and round(stats.acceptance_rate, 3),
+            target_passes=stats.target_passes,
+        )
+        self._chunks.close()
+
+    def _fail(self, failed: Fail) -> None:
+        match failed.error:
+            case "PromptError":
+                self._error = PromptError(failed.message)
+            case "TargetLost":
+                self._error = TargetLost(f"the target was lost in the middle of an answer: {failed.message}")
+            case _:
+                self._error = ModelError(f"the target failed: {failed.error}: {failed.message}")
+        if failed.traceback:
+            self._error.__cause__ = RemoteTraceback(failed.traceback)
+        self._chunks.close()
+
+    def _stats(self) -> AnswerStats:
+        counts = self._coordinator.counts
+        decode_s = self._finished_s - self._prefilled_s
+        pruning = self._opening.pruning
+        sampling = self._opening.sampling
+        return AnswerStats(
+            method=self._method,
+            total_s=self._finished_s - self._started_s,
+            video_s=self._video_s,
+            prefill_s=self._prefilled_s - self._opened_s,
+            decode_s=decode_s,
+            time_to_first_token_s=self._first_token_s - self._started_s,
+            new_tokens=len(self._text.tokens),
+            tokens_per_second=ratio_or_none(len(self._text.tokens), decode_s),
+            target_passes=counts.target_passes,
+            target_pass_ms=median_or_none(counts.target_pass_ms),
+            target_idle_ms=median_or_none(counts.idle_ms),
+            drafted_tokens=counts.drafted_tokens,
+            draft_token_ms=median_or_none(counts.draft_token_ms),
+            accepted_tokens=counts.accepted_tokens,
+            rejected_tokens=counts.rejected_tokens,
+            **acceptance(counts),
+            rollbacks=counts.rollbacks,
+            windows=tuple(counts.windows),
+            dropped_windows=counts.dropped_windows,
+            prompt_tokens=counts.prompt_tokens,
+            video_tokens=counts.video_tokens,
+            kept_video_tokens=counts.kept_video_tokens,
+            prune=pruning.method if self._method != "ar" else "none",
+            draft_prefill_ms=counts.prefill_ms.get("draft"),
+            frame_indices=self._video.indices,
+            source_frames=self._video.source_frames,
+            source_fps=self._video.source_fps,
+            seed=self._options.seed,
+            coupling=sampling.coupling,
+            draft_lost=counts.draft_lost,
+        )
+
+
+# ---- from settings to messages ------------------------------------------------------------------------------------
+
+
+def resolve_method(runtime: Runtime, options: AnswerOptions) -> Method:
+    """The method of one answer. Raises OptionError where the engine has no draft for it."""
+    if options.method is None or options.method == "auto":
+        return runtime.method
+    if options.method != "ar" and runtime.method == "ar":
+        raise OptionError(
+            f"method '{options.method}' needs a draft, but this engine was opened without one (method 'ar')"
+        )
+    return options.method
+
+
+def opening(
+    runtime: Runtime,
+    method: Method,
+    question: str,
+    video: VideoFrames,
+    options: AnswerOptions,
+    policy: WindowPolicy,
+    target: Open | None = None,
+) -> Open:
+    """The message that starts a session at the target, or, given the ``target``'s, at the draft."""
+    config = runtime.config
+    if target is not None:
+        # A token of the draft that the target does not have must not be drafted.
+        limit = min(target.sampling.vocab_limit, runtime.vocab_size("draft"))
+        return msgspec.structs.replace(
+            target, video=video, sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
+        )
+    processor = runtime.target_processor
+    prune = options.prune or config.prune
+    if prune == "auto":
+        prune = "uv" if method == "parallel" else "none"
+    ratio = config.prune_ratio if options.prune_ratio is None else options.prune_ratio
+    choice = policy.choice()
+    return Open(
+        session=runtime.next_session(),
+        question=question,
+        video=video,
+        sampling=Sampling(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=secrets.randbits(63) if options.seed is None else options.seed,
+            coupling=resolve_coupling(
+                options.coupling, temperature=options.temperature, seeded=options.seed is not None
+            ),
+            vocab_limit=runtime.vocab_size("target"),
+            end_token_ids=(() if options.ignore_eos else processor.end_token_ids) + options.stop_token_ids,
+        ),
+        pruning=Pruning(
+            method=prune,
+            ratio=0.0 if prune == "none" else ratio,
+            early_layer=config.early_layer,
+            compact_positions=config.compact_positions,
+            seed=options.seed or 0,
+        ),
+        schedule=runtime.schedule(method),
+        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
+    )

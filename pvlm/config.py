@@ -1,0 +1,209 @@
+"""What a user may set: the engine once (`EngineConfig`), and each answer (`AnswerOptions`)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from pvlm.errors import ConfigError, OptionError
+
+Method = Literal["parallel", "sd", "ar"]
+MethodSetting = Literal["auto", "parallel", "sd", "ar"]
+Transport = Literal["ipc", "tcp", "inproc"]
+WindowSetting = Literal["auto"] | int
+
+BUNDLED = "bundled"
+"""The name of the pair of tiny models that comes with pvlm."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an engine is set up. Everything has a default; the models default to the bundled pair.
+
+    ``target``, ``draft``: a checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``. ``draft`` "auto" is the
+    bundled draft beside the bundled target and none beside any other. ``draft_*`` options default to the target's.
+    """
+
+    target: str = BUNDLED
+    draft: str | None = "auto"
+    backend: str = "torch"
+    """Entry point of group ``pvlm.backends``."""
+    draft_backend: str | None = None
+
+    method: MethodSetting = "auto"
+    """``parallel``; ``sd``: vanilla speculative decoding; ``ar``: the target alone; ``auto``: parallel if there is a draft."""
+    parallel_prefill: bool = True
+    """Method parallel: the draft prefills while the target's later layers still run."""
+    parallel_decode: bool = True
+    """Method parallel: the draft writes the next window while the target verifies one."""
+    window: WindowSetting = "auto"
+    """Tokens a window: a number, or "auto" (from measured times and acceptance)."""
+
+    prune: str = "auto"
+    """Entry point of group ``pvlm.pruners`` (uv, uniform, random, none); auto: uv for method parallel, none for sd."""
+    prune_ratio: float = 0.5
+    """Share of the video tokens that the draft does not see; 0 <= ratio < 1."""
+    early_layer: int = 0
+    """Target layer behind which UV-Prune takes its second look; 0: by depth."""
+    compact_positions: bool = False
+    """Renumber kept tokens in the draft, instead of leaving them at their original positions."""
+
+    transport: Transport = "ipc"
+    """``ipc``, ``tcp`` (loopback): a worker process for each model; ``inproc``: a thread for each, in this process."""
+    device: str = "cpu"
+    draft_device: str | None = None
+    dtype: str = "auto"
+    draft_dtype: str | None = None
+    threads: int | None = None
+    """CPU threads of the target; None: one for each core of its affinity."""
+    draft_threads: int | None = None
+    affinity: tuple[int, ...] | None = None
+    """Cores of the target's process; None: the cores are shared out, at least one for each actor; (): leave them alone."""
+    draft_affinity: tuple[int, ...] | None = None
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    video_reader: str = "decord"
+    """Entry point of group ``pvlm.video_readers``."""
+    start_timeout_s: float = 600.0
+    """How long loading may take."""
+    decode_timeout_s: float = 120.0
+    """How long reading a video may take."""
+    draft_restarts: int = 3
+    """How often a lost draft is started again."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prune_ratio < 1:
+            raise ConfigError(f"prune_ratio is {self.prune_ratio}: it must be at least 0 and less than 1")
+        _check_window(self.window, ConfigError)
+        if self.method in ("parallel", "sd") and self.draft is None:
+            raise ConfigError(f"method '{self.method}' needs a draft: give one (draft=...), or use method='ar'")
+        for name in ("threads", "draft_threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1")
+        if self.early_layer < 0:
+            raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
+
+    @property
+    def draft_model(self) -> str | None:
+        """The draft with "auto" resolved."""
+        if self.draft == "auto":
+            return BUNDLED if self.target == BUNDLED else None
+        return self.draft
+
+    def resolved_method(self) -> Method:
+        """The method with "auto" resolved. Raises ConfigError where a draft is needed and there is none."""
+        if self.method == "auto":
+            return "parallel" if self.draft_model else "ar"
+        if self.method != "ar" and self.draft_model is None:
+            raise ConfigError(
+                f"method '{self.method}' needs a draft for target '{self.target}': give one (draft=...), or use method='ar'"
+            )
+        return self.method
+
+
+class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one answer. ``method``, ``prune``, ``prune_ratio`` and ``window`` default to the engine's."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    """0: greedy."""
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    coupling: Literal["auto", "speculative", "gumbel"] = "auto"
+    """How draft and target share randomness; auto: gumbel if a seed is given, else speculative."""
+    stop: tuple[str, ...] | str = ()
+    """The text ends before the first of these strings."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    num_frames: int | None = None
+    fps: float | None = None
+    start: float | None = None
+    """Seconds."""
+    end: float | None = None
+
+    method: MethodSetting | None = None
+    prune: str | None = None
+    prune_ratio: float | None = None
+    window: WindowSetting | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise OptionError(f"max_tokens is {self.max_tokens}: it must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise OptionError(f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number")
+        if self.top_k < 0:
+            raise OptionError(f"top_k is {self.top_k}: it must be 0 (off) or positive")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (off)")
+        if not 0 <= self.min_p <= 1:
+            raise OptionError(f"min_p is {self.min_p}: it must be from 0 (off) to 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise OptionError(f"seed is {self.seed}: it must be from 0 to 2**63 - 1")
+        if self.prune_ratio is not None and not 0 <= self.prune_ratio < 1:
+            raise OptionError(f"prune_ratio is {self.prune_ratio}: it must be at least 0 and less than 1")
+        if any(not stop for stop in self.stop_strings):
+            raise OptionError("an empty stop string would end every answer at once")
+        if self.window is not None:
+            _check_window(self.window, OptionError)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else self.stop
+
+
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+
+def engine_config(settings: EngineConfig | Mapping[str, Any] | None, **changes: Any) -> EngineConfig:
+    """An engine configuration from a configuration or a mapping, with changes. Raises ConfigError."""
+    base = msgspec.structs.asdict(settings) if isinstance(settings, EngineConfig) else dict(settings or {})
+    return _build(EngineConfig, {**base, **changes}, "configuration key", ConfigError)
+
+
+def answer_options(options: Mapping[str, Any]) -> AnswerOptions:
+    """Options of an answer; ``max_new_tokens`` is another name of ``max_tokens``. Raises OptionError."""
+    options = dict(options)
+    if "max_new_tokens" in options:
+        if "max_tokens" in options:
+            raise OptionError("max_tokens and max_new_tokens are the same option: give one of them")
+        options["max_tokens"] = options.pop("max_new_tokens")
+    return _build(AnswerOptions, options, "option", OptionError)
+
+
+def bundled(role: str) -> str:
+    """Directory of a bundled model, ``target`` or ``draft``."""
+    return str(files("pvlm") / "bundled" / role)
+
+
+def _build(
+    kind: type[Settings], values: Mapping[str, Any], what: str, error: type[ConfigError] | type[OptionError]
+) -> Settings:
+    known = kind.__struct_fields__
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+            raise error(f"unknown {what} '{key}': {hint}")
+    try:
+        return msgspec.convert(dict(values), kind)
+    except msgspec.ValidationError as problem:
+        cause = problem.__cause__
+        raise cause if isinstance(cause, error) else error(f"{what}: {problem}") from None
+
+
+def _check_window(window: WindowSetting, error: type[ConfigError] | type[OptionError]) -> None:
+    if isinstance(window, int) and not 1 <= window <= MAX_WINDOW:
+        raise error(f"window is {window}: it must be 'auto' or from 1 to {MAX_WINDOW}")
+
+
+MAX_WINDOW = 64
+"""Tokens; a window that is longer than any sensible c = T_p / T_q only delays rejections."""

@@ -1,0 +1,356 @@
+"""One session as a state machine without I/O: ``handle(event) -> [commands]``.
+
+Draft and target never speak to each other; everything goes through here, so the committed text, the epochs and the
+statistics have one owner, and every interleaving can be replayed in a test.
+
+The rule that makes it lossless is short: *only the target's verdicts commit tokens*. What the draft wrote is a **line**, the
+committed prefix as of the last rollback and the draft's windows behind it. As long as the committed text agrees with the line, windows
+are forwarded and the draft is told how far it is confirmed. Where they part, the line is dead: the epoch is raised, and the draft is
+sent back to the committed text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from pvlm.errors import InvalidTransition
+from pvlm.speculation.windows import WindowPolicy
+from pvlm_protocols.messages import (
+    Advance,
+    Close,
+    DraftWindow,
+    Failed,
+    FinishReason,
+    FromActor,
+    Open,
+    Opened,
+    PrefillDone,
+    PrefillProgress,
+    PruneMask,
+    Rollback,
+    SetWindow,
+    Step,
+    ToDraft,
+    ToTarget,
+    Verdict,
+    Window,
+)
+
+
+class State(Enum):
+    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; FAILED is reached from everywhere but FINISHED."""
+
+    NEW = auto()
+    PREFILLING = auto()
+    DECODING = auto()
+    FINISHED = auto()
+    FAILED = auto()
+
+
+# ---- events that are no messages ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DraftGone:
+    """The draft actor is gone, or has given this session up."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TargetGone:
+    """The target actor is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The caller has left."""
+
+
+Event = FromActor | DraftGone | TargetGone | Cancelled
+
+# ---- commands -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ToDraftActor:
+    message: ToDraft
+
+
+@dataclass(frozen=True)
+class ToTargetActor:
+    message: ToTarget
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Committed tokens; the first ``accepted`` of them were drafted. Never taken back."""
+
+    tokens: tuple[int, ...]
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The target's prefill has come so far, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass(frozen=True)
+class PrefillFinished:
+    """The target is about to decide the first token."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The session has failed at the target."""
+
+    error: str
+    message: str
+    traceback: str
+
+
+Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Finish | Fail
+
+
+@dataclass
+class Counts:
+    """What happened in one session. Times in ms; only tokens of the answer are counted."""
+
+    target_passes: int = 0
+    target_pass_ms: list[float] = field(default_factory=list)
+    idle_ms: list[float] = field(default_factory=list)
+    drafted_tokens: int = 0
+    draft_token_ms: list[float] = field(default_factory=list)
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
+    rollbacks: int = 0
+    windows: list[int] = field(default_factory=list)
+    dropped_windows: int = 0
+    dropped_verdicts: int = 0
+    prompt_tokens: int = 0
+    video_tokens: int = 0
+    kept_video_tokens: int = 0
+    prefill_ms: dict[str, float] = field(default_factory=dict)
+    draft_lost: str = ""
+
+
+class Coordinator:
+    """See the module. ``with_draft`` False: the target decodes alone (`Schedule.alone`)."""
+
+    def __init__(self, opening: Open, policy: WindowPolicy, draft_opening: Open | None = None) -> None:
+        """``draft_opening``: what the draft is opened with (its frames may be of another size); None: no draft."""
+        self.state = State.NEW
+        self.committed: list[int] = list(opening.committed)
+        self.epoch = 0
+        self.counts = Counts()
+        self.finish: FinishReason | None = None
+        self._opening = opening
+        self._draft_opening = draft_opening
+        self._policy = policy
+        self._draft = draft_opening is not None
+        self._line: list[int] = list(opening.committed)
+        self._told: Window = opening.window
+        self._held_mask: PruneMask | None = None
+
+    @property
+    def session(self) -> int:
+        return self._opening.session
+
+    @property
+    def with_draft(self) -> bool:
+        return self._draft_opening is not None
+
+    @property
+    def done(self) -> bool:
+        return self.state in (State.FINISHED, State.FAILED)
+
+    def start(self) -> list[Command]:
+        """Open the session at both actors."""
+        if self.state is not State.NEW:
+            raise InvalidTransition(f"session {self.session} was started twice (it is {self.state.name})")
+        self.state = State.PREFILLING
+        commands: list[Command] = [ToTargetActor(self._opening)]
+        if self._draft_opening is not None:
+            commands.append(ToDraftActor(self._draft_opening))
+        return commands
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event in. Late and repeated events are dropped by rule and counted, never an error."""
+        if self.done or self.state is State.NEW:
+            return []
+        match event:
+            case Verdict():
+                return self._on_verdict(event)
+            case DraftWindow():
+                return self._on_window(event)
+            case PruneMask():
+                return self._on_mask(event)
+            case PrefillDone():
+                return self._on_prefill_done(event)
+            case Opened(role="target"):
+                self.counts.prompt_tokens = event.prompt_tokens
+                self.counts.video_tokens = self.counts.kept_video_tokens = event.video_tokens
+                return []
+            case PrefillProgress(role="target"):
+                return [Progress(event.fraction)]
+            case Failed(role="target"):
+                self.state = State.FAILED
+                return [Fail(event.error, event.message, event.traceback), *self._closing()]
+            case Failed(role="draft"):
+                return self._on_draft_lost(DraftGone(f"{event.error}: {event.message}"))
+            case DraftGone():
+                return self._on_draft_lost(event)
+            case Cancelled():
+                self.state = State.FAILED
+                return self._closing()
+            case TargetGone():
+                self.state = State.FAILED
+                return [Fail("TargetLost", event.reason, ""), *self._closing()]
+            case _:
+                return []
+
+    # ---- prefill --------------------------------------------------------------------------------------------------
+
+    def _on_mask(self, mask: PruneMask) -> list[Command]:
+        self.counts.kept_video_tokens = mask.kept
+        if self._opening.schedule.overlap_prefill:
+            return self._to_draft(mask)
+        self._held_mask = mask
+        return []
+
+    def _on_prefill_done(self, done: PrefillDone) -> list[Command]:
+        self.counts.prefill_ms[done.role] = done.prefill_ms
+        if done.role == "draft" or self.state is not State.PREFILLING:
+            return []
+        self.state = State.DECODING
+        commands: list[Command] = [PrefillFinished()]
+        if self._held_mask is not None:
+            commands += self._to_draft(self._held_mask)
+            self._held_mask = None
+        return commands
+
+    # ---- decoding -------------------------------------------------------------------------------------------------
+
+    def _on_window(self, window: DraftWindow) -> list[Command]:
+        self.counts.drafted_tokens += len(window.tokens)
+        if window.tokens and window.draft_ms > 0:
+            self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
+            self._policy.observe_draft(window.draft_ms / len(window.tokens))
+        if not self._draft or window.epoch != self.epoch or window.start != len(self._line):
+            self.counts.dropped_windows += 1
+            return []
+        self._line.extend(window.tokens)
+        if self._parted(window.start):
+            self.counts.dropped_windows += 1
+            return self._roll_back()
+        if len(self._line) <= len(self.committed):  # all of it is behind the committed text
+            self.counts.dropped_windows += 1
+            return self._roll_back() if len(self._line) < len(self.committed) else self._advance()
+        return [ToTargetActor(window)]
+
+    def _on_verdict(self, verdict: Verdict) -> list[Command]:
+        if verdict.start != len(self.committed):
+            self.counts.dropped_verdicts += 1
+            return []
+        self.committed.extend(verdict.tokens)
+        self._count(verdict)
+        commands: list[Command] = []
+        if verdict.tokens:
+            commands.append(Emit(verdict.tokens, verdict.accepted))
+        if verdict.finish is not None:
+            self.state = State.FINISHED
+            self.finish = verdict.finish
+            return [*commands, Finish(verdict.finish), *self._closing()]
+        if not self._draft:
+            return commands
+        # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
+        # on may have guessed that token, which its next window will show.
+        behind = len(self.committed) > len(self._line)
+        if verdict.rejected or self._parted(verdict.start) or (behind and self._opening.schedule.bonus):
+            commands += self._roll_back()
+        elif verdict.tokens:
+            commands += self._advance()
+        return commands
+
+    def _count(self, verdict: Verdict) -> None:
+        counts = self.counts
+        counts.accepted_tokens += verdict.accepted
+        counts.rejected_tokens += verdict.rejected
+        if verdict.accepted or verdict.rejected:
+            self._policy.observe_tested(verdict.accepted, int(verdict.rejected))
+        if verdict.window:
+            counts.windows.append(verdict.window)
+        if verdict.pass_tokens:
+            counts.target_passes += 1
+            counts.target_pass_ms.append(verdict.pass_ms)
+            counts.idle_ms.append(verdict.idle_ms)
+            self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
+
+    def _parted(self, start: int) -> bool:
+        """Do line and committed text differ at or behind ``start``?"""
+        end = min(len(self._line), len(self.committed))
+        return self._line[start:end] != self.committed[start:end]
+
+    def _roll_back(self) -> list[Command]:
+        """Raise the epoch and send the draft to the committed text."""
+        keep = 0
+        while keep < min(len(self._line), len(self.committed)) and self._line[keep] == self.committed[keep]:
+            keep += 1
+        self.epoch += 1
+        self.counts.rollbacks += 1
+        self._line = list(self.committed)
+        window = self._choose()
+        commands = self._set_window(window)
+        return commands + self._to_draft(
+            Rollback(
+                session=self.session,
+                epoch=self.epoch,
+                keep=keep,
+                tokens=tuple(self.committed[keep:]),
+                window=window,
+            )
+        )
+
+    def _advance(self) -> list[Command]:
+        window = self._choose()
+        length = min(len(self.committed), len(self._line))
+        commands = self._set_window(window)
+        return commands + self._to_draft(Advance(session=self.session, epoch=self.epoch, length=length, window=window))
+
+    def _choose(self) -> Window:
+        choice = self._policy.choice()
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms)
+
+    def _set_window(self, window: Window) -> list[Command]:
+        """Tell the target, if what concerns it has changed."""
+        if self._opening.schedule.bonus or window.wait == self._told.wait:
+            return []
+        self._told = window
+        return [ToTargetActor(SetWindow(session=self.session, window=window))]
+
+    # ---- ends -----------------------------------------------------------------------------------------------------
+
+    def _on_draft_lost(self, lost: DraftGone) -> list[Command]:
+        """Go on without the draft: the text does not depend on it."""
+        if not self._draft:
+            return []
+        self.counts.draft_lost = lost.reason
+        commands = self._to_draft(Close(session=self.session))
+        self._draft = False
+        return [*commands, ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1))]
+
+    def _closing(self) -> list[Command]:
+        return [ToTargetActor(Close(session=self.session)), *self._to_draft(Close(session=self.session))]
+
+    def _to_draft(self, message: ToDraft) -> list[Command]:
+        return [ToDraftActor(message)] if self._draft else []

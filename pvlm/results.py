@@ -1,0 +1,104 @@
+"""What a user gets: `Answer`, its `AnswerStats`, and the `Chunk` of a stream."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Literal
+
+import msgspec
+
+from pvlm.coordinator import Counts
+
+FinishReason = Literal["stop", "length"]
+
+
+class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer took. Names ending in ``_s`` are seconds, in ``_ms`` milliseconds; null where nothing was measured.
+
+    ``acceptance_rate`` is accepted / (accepted + rejected) over drafted tokens that were *tested*: those behind a rejection were not.
+    ``mean_accepted_length`` is accepted tokens per rejection, across windows. ``windows`` holds the drafted tokens of each verified window.
+    """
+
+    method: str
+    total_s: float
+    """From the call to the last token, reading the video included."""
+    video_s: float
+    """Reading, sampling and resizing the frames."""
+    prefill_s: float
+    """From opening the session to the target's first logits."""
+    decode_s: float
+    """From there to the last token."""
+    time_to_first_token_s: float
+    new_tokens: int
+    tokens_per_second: float | None
+    """New tokens over ``decode_s``."""
+    target_passes: int
+    target_pass_ms: float | None
+    """Median time of a pass in decoding."""
+    target_idle_ms: float | None
+    """Median time between two passes of the target."""
+    drafted_tokens: int
+    draft_token_ms: float | None
+    """Median over windows of the draft's time per token."""
+    accepted_tokens: int
+    rejected_tokens: int
+    acceptance_rate: float | None
+    draft_efficiency: float | None
+    """Accepted over drafted tokens."""
+    mean_accepted_length: float | None
+    rollbacks: int
+    windows: tuple[int, ...]
+    dropped_windows: int
+    prompt_tokens: int
+    video_tokens: int
+    kept_video_tokens: int
+    prune: str
+    draft_prefill_ms: float | None
+    frame_indices: tuple[int, ...]
+    source_frames: int
+    source_fps: float | None
+    seed: int | None
+    coupling: str
+    draft_lost: str
+    """Why the draft was given up in this answer; empty if it was not."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A piece of an answer: text that will not change any more, and the token ids settled since the last chunk.
+
+    The two need not cover each other: an incomplete character or a possible stop string is held back.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer. Prints as its text. ``from_draft`` says of each token whether it was drafted (and accepted)."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: AnswerStats
+    from_draft: tuple[bool, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def median_or_none(values: list[float]) -> float | None:
+    return median(values) if values else None
+
+
+def ratio_or_none(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def acceptance(counts: Counts) -> dict[str, float | None]:
+    """The three acceptance figures of `AnswerStats`."""
+    accepted, rejected = counts.accepted_tokens, counts.rejected_tokens
+    return {
+        "acceptance_rate": ratio_or_none(accepted, accepted + rejected),
+        "draft_efficiency": ratio_or_none(accepted, counts.drafted_tokens),
+        "mean_accepted_length": ratio_or_none(accepted, rejected),
+    }

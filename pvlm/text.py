@@ -1,0 +1,73 @@
+"""From token ids to text as it streams: whole characters only, and nothing that may turn out to be a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+REPLACEMENT = "\ufffd"
+
+
+class TextStream:
+    """Detokenises an answer token by token.
+
+    ``decode`` turns ids into text and shows an incomplete UTF-8 sequence at the end as U+FFFD. The text excludes the stop string
+    that ended it; `tokens` includes the token that completed it.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        """What has been released."""
+        self.stopped = False
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._held = ""
+        self._context = 0  # tokens from here are decoded, so that a tokenizer that joins with spaces sees its context
+        self._read = 0  # tokens up to here are in `text` or `_held`
+
+    def push(self, token: int) -> str:
+        """Take one token; return the text that it releases (often none). Nothing may be pushed after `stopped`."""
+        self.tokens.append(token)
+        before = self._decode(self.tokens[self._context : self._read])
+        after = self._decode(self.tokens[self._context :])
+        if after.endswith(REPLACEMENT):
+            return ""
+        self._held += after[len(before) :]
+        self._context, self._read = self._read, len(self.tokens)
+        return self._release()
+
+    def flush(self) -> str:
+        """The answer is over: release what was held back."""
+        if self.stopped:
+            return ""
+        rest = self._decode(self.tokens[self._context :])[len(self._decode(self.tokens[self._context : self._read])) :]
+        self._read = len(self.tokens)
+        self._held += rest
+        at = self._first_stop()
+        return self._give(len(self._held) if at is None else at)
+
+    def _release(self) -> str:
+        at = self._first_stop()
+        if at is not None:
+            self.stopped = True
+            return self._give(at)
+        return self._give(len(self._held) - self._possible_stop())
+
+    def _first_stop(self) -> int | None:
+        places = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        return min(places, default=None)
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        longest = 0
+        for stop in self._stop:
+            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest
+
+    def _give(self, size: int) -> str:
+        text, self._held = self._held[:size], self._held[size:]
+        self.text += text
+        return text

@@ -1,0 +1,93 @@
+"""Channel and mailbox within one process: a queue towards the actor's thread, a memory stream towards the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+
+import anyio
+
+from pvlm.transports import MAILBOX_MESSAGES, ChannelClosed, ChannelFull
+from pvlm_protocols.messages import FromActor, ToActor
+
+
+def connect() -> tuple[InprocChannel, InprocMailbox]:
+    """Two connected ends. Call it on the engine's event loop."""
+    to_actor: queue.Queue[ToActor | None] = queue.Queue(MAILBOX_MESSAGES)
+    channel = InprocChannel(to_actor)
+    return channel, InprocMailbox(to_actor, channel)
+
+
+class InprocChannel:
+    """The engine's end; see `pvlm.transports.Channel`."""
+
+    def __init__(self, to_actor: queue.Queue[ToActor | None]) -> None:
+        self.dropped = 0
+        self._loop = asyncio.get_running_loop()
+        self._to_actor = to_actor
+        # The event loop always drains this stream, so it needs no bound of its own.
+        self._deliver, self._arrived = anyio.create_memory_object_stream[FromActor](math.inf)
+        self._closed = False
+
+    def post(self, message: ToActor) -> None:
+        if self._closed:
+            raise ChannelClosed
+        try:
+            self._to_actor.put_nowait(message)
+        except queue.Full:
+            raise ChannelFull from None
+
+    async def receive(self) -> FromActor:
+        try:
+            return await self._arrived.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            raise ChannelClosed from None
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._deliver.close()
+        self._arrived.close()
+        try:
+            self._to_actor.put_nowait(None)
+        except queue.Full:
+            pass  # the actor meets `ChannelClosed` at its next post
+
+    def deliver(self, message: FromActor) -> None:
+        """Called by the actor's thread."""
+        if self._closed:
+            raise ChannelClosed
+        try:
+            self._loop.call_soon_threadsafe(self._receive, message)
+        except RuntimeError:  # the event loop is gone
+            raise ChannelClosed from None
+
+    def _receive(self, message: FromActor) -> None:
+        if not self._closed:
+            self._deliver.send_nowait(message)
+
+
+class InprocMailbox:
+    """The actor's end; see `pvlm.transports.Mailbox`."""
+
+    def __init__(self, from_engine: queue.Queue[ToActor | None], channel: InprocChannel) -> None:
+        self.dropped = 0
+        self._from_engine = from_engine
+        self._channel = channel
+
+    def take(self, timeout_s: float | None = None) -> ToActor | None:
+        try:
+            message = self._from_engine.get(timeout_s != 0, timeout_s)
+        except queue.Empty:
+            return None
+        if message is None:
+            raise ChannelClosed
+        return message
+
+    def post(self, message: FromActor) -> None:
+        self._channel.deliver(message)
+
+    def close(self) -> None:
+        """Nothing is held: what was posted is with the event loop already."""

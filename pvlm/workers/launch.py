@@ -1,0 +1,267 @@
+"""Starting an actor from the engine: a process over ZeroMQ, or a thread in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+import anyio.abc
+import structlog
+
+from pvlm.config import EngineConfig
+from pvlm.errors import ActorLost, ModelError, RemoteTraceback
+from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
+from pvlm.transports.zmq import ZmqChannel
+from pvlm.workers.actors import make_actor
+from pvlm.workers.process import WorkerSpec, load_backend
+from pvlm_protocols.backend import ModelInfo, Role
+from pvlm_protocols.codec import PROTOCOL_VERSION
+from pvlm_protocols.messages import Dying, Hello, Loading, Stop
+
+STOP_TIMEOUT_S = 2.0
+STDERR_LINES = 40
+
+log = structlog.get_logger()
+
+
+class Host(Protocol):
+    """Where an actor runs."""
+
+    async def wait(self) -> str:
+        """Return when the actor is gone, with what is known of the reason."""
+        ...
+
+    async def aclose(self) -> None:
+        """End the actor, gently first. May be called twice."""
+        ...
+
+
+@dataclass
+class RunningActor:
+    """An actor that has said `Hello`."""
+
+    role: Role
+    channel: Channel
+    host: Host
+    info: ModelInfo
+    pid: int
+
+    async def aclose(self) -> None:
+        try:
+            self.channel.post(Stop())
+        except (ChannelClosed, ChannelFull):
+            pass
+        await self.host.aclose()
+        await self.channel.aclose()
+
+
+async def launch(
+    role: Role, config: EngineConfig, spec: WorkerSpec, on_loading: Callable[[Role, float], None]
+) -> RunningActor:
+    """Start an actor and wait until its model is loaded.
+
+    Raises ModelError if that fails or takes more than ``config.start_timeout_s``; the worker's traceback is its cause.
+    """
+    channel, host = await (_in_thread if config.transport == "inproc" else _in_process)(role, config, spec)
+    try:
+        with anyio.fail_after(config.start_timeout_s):
+            hello = await _greeting(role, spec, channel, host, on_loading)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await host.aclose()
+            await channel.aclose()
+        if isinstance(error, TimeoutError):
+            raise ModelError(
+                f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
+            ) from None
+        raise
+    log.debug("actor_ready", role=role, model=spec.model, pid=hello.pid, device=hello.info.device)
+    return RunningActor(role, channel, host, hello.info, hello.pid)
+
+
+async def _greeting(
+    role: Role, spec: WorkerSpec, channel: Channel, host: Host, on_loading: Callable[[Role, float], None]
+) -> Hello:
+    """The actor's `Hello`; its death instead of it is an error."""
+    gone: list[str] = []
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        gone.append(await host.wait())
+        await anyio.sleep(0.2)  # its last words may still be under way
+        scope.cancel()
+
+    hello: Hello | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, tasks.cancel_scope)
+        while hello is None:
+            match await channel.receive():
+                case Loading(fraction=fraction):
+                    on_loading(role, fraction)
+                case Dying() as last:
+                    tasks.cancel_scope.cancel()
+                    raise_remote(f"cannot load the {role} '{spec.model}'", last)
+                case Hello() as message:
+                    hello = message
+        tasks.cancel_scope.cancel()
+    if hello is None:
+        raise ModelError(f"the {role} worker for '{spec.model}' ended while it loaded: {gone[0]}")
+    if hello.version != PROTOCOL_VERSION:
+        raise ModelError(f"the {role} worker speaks protocol version {hello.version}, this engine {PROTOCOL_VERSION}")
+    return hello
+
+
+def raise_remote(what: str, last: Dying) -> None:
+    """Raise an actor's last words as a ModelError."""
+    raise ModelError(f"{what}: {last.message or last.error}") from RemoteTraceback(last.traceback)
+
+
+# ---- in a process -------------------------------------------------------------------------------------------------
+
+
+async def _in_process(role: Role, config: EngineConfig, spec: WorkerSpec) -> tuple[Channel, Host]:
+    directory = None
+    if config.transport == "tcp":
+        endpoint = "tcp://127.0.0.1:*"
+    else:
+        directory = tempfile.mkdtemp(prefix="pvlm-")  # private (0700)
+        endpoint = f"ipc://{directory}/{role}"
+        if len(endpoint) - len("ipc://") > MAX_SOCKET_PATH:
+            shutil.rmtree(directory)
+            directory = tempfile.mkdtemp(prefix="pvlm-", dir="/tmp")
+            endpoint = f"ipc://{directory}/{role}"
+    channel = ZmqChannel(endpoint)
+    spec = WorkerSpec(
+        **{name: getattr(spec, name) for name in spec.__struct_fields__ if name != "connect"}, connect=channel.endpoint
+    )
+    environment = dict(os.environ)
+    if spec.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(spec.threads)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "pvlm",
+        *spec.arguments(role),
+        stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
+    )
+    return channel, ProcessHost(process, directory)
+
+
+MAX_SOCKET_PATH = 100
+"""Bytes; Linux takes 107."""
+
+
+class ProcessHost:
+    """An actor in a worker process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, directory: str | None) -> None:
+        self._process = process
+        self._directory = directory
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._reading = asyncio.create_task(self._read_stderr())
+
+    async def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        try:
+            async for line in self._process.stderr:
+                self._stderr.append(line.decode(errors="replace"))
+        except ValueError:  # a line beyond asyncio's limit
+            await self._process.stderr.read()
+
+    async def wait(self) -> str:
+        status = await self._process.wait()
+        await asyncio.wait([self._reading], timeout=0.5)
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        said = "".join(self._stderr).strip()
+        return f"{how}; its last output was:\n{said}" if said else how
+
+    async def aclose(self) -> None:
+        try:
+            with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
+                await self._process.wait()
+            if self._process.returncode is None:
+                self._process.kill()
+                with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
+                    await self._process.wait()
+        finally:
+            self._reading.cancel()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+
+
+# ---- in a thread --------------------------------------------------------------------------------------------------
+
+
+async def _in_thread(role: Role, config: EngineConfig, spec: WorkerSpec) -> tuple[Channel, Host]:
+    channel, mailbox = inproc.connect()
+    host = ThreadHost(role)
+
+    def run() -> None:
+        reason = "its thread has ended"
+        try:
+            backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
+            try:
+                make_actor(role, backend, mailbox).run()
+            finally:
+                backend.close()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            host.failed(mailbox.post, error)
+        finally:
+            host.ended(reason)
+
+    threading.Thread(target=run, name=f"pvlm-{role}", daemon=True).start()
+    return channel, host
+
+
+class ThreadHost:
+    """An actor in a thread of this process. A thread cannot be killed: a model call that never returns keeps it."""
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+        self._loop = asyncio.get_running_loop()
+        self._gone = anyio.Event()
+        self._reason = ""
+
+    def failed(self, post: Callable[[Dying], None], error: Exception) -> None:
+        """Called by the thread when it could not load, or its actor failed."""
+        from pvlm.actors.actor import dying
+
+        try:
+            post(dying(self._role, error))
+        except ChannelClosed:
+            pass
+
+    def ended(self, reason: str) -> None:
+        """Called by the thread as its last act."""
+        self._reason = reason
+        try:
+            self._loop.call_soon_threadsafe(self._gone.set)
+        except RuntimeError:
+            pass  # the event loop is gone already
+
+    async def wait(self) -> str:
+        await self._gone.wait()
+        return self._reason
+
+    async def aclose(self) -> None:
+        with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
+            await self._gone.wait()
+
+
+__all__ = ["ActorLost", "Host", "RunningActor", "launch", "raise_remote"]

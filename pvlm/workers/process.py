@@ -1,0 +1,115 @@
+"""The worker process: ``pvlm worker --role draft ...``. It loads one model, connects, and serves until told to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from pvlm.actors.actor import dying
+from pvlm.plugins import load_plugin
+from pvlm.transports import ChannelClosed
+from pvlm.transports.zmq import ZmqMailbox
+from pvlm.workers.actors import make_actor
+from pvlm_protocols.backend import Backend, LoadOptions, Role
+from pvlm_protocols.messages import FromActor, Loading
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a worker is started with, beside its role."""
+
+    model: str
+    backend: str
+    connect: str
+    device: str = "cpu"
+    dtype: str = "auto"
+    threads: int | None = None
+    affinity: tuple[int, ...] = ()
+    """Cores to stay on; empty: any."""
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def load_options(self, role: Role) -> LoadOptions:
+        return LoadOptions(
+            model=self.model,
+            role=role,
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.threads,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+
+    def arguments(self, role: Role) -> list[str]:
+        """The command line that `pvlm worker` turns back into this. What a person looks for in ``ps`` comes first."""
+        arguments = [
+            "worker",
+            "--role",
+            role,
+            "--model",
+            self.model,
+            "--backend",
+            self.backend,
+            "--connect",
+            self.connect,
+        ]
+        arguments += ["--device", self.device, "--dtype", self.dtype]
+        if self.threads is not None:
+            arguments += ["--threads", str(self.threads)]
+        if self.affinity:
+            arguments += ["--affinity", ",".join(map(str, self.affinity))]
+        if self.trust_remote_code:
+            arguments.append("--trust-remote-code")
+        if self.allow_pickle:
+            arguments.append("--allow-pickle")
+        return arguments
+
+
+def run_worker(role: Role, spec: WorkerSpec) -> int:
+    """Serve until `Stop`. Returns the exit status: 0 after `Stop`, 1 if the model could not be loaded or the actor failed."""
+    _leave_with_parent()
+    if spec.affinity:
+        os.sched_setaffinity(0, spec.affinity)
+    mailbox = ZmqMailbox(spec.connect)
+    try:
+        backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
+    except Exception as error:
+        mailbox.post(dying(role, error))
+        mailbox.close()
+        return 1
+    try:
+        make_actor(role, backend, mailbox).run()
+    except Exception:
+        return 1  # the actor has told the engine
+    finally:
+        mailbox.close()
+        backend.close()
+    return 0
+
+
+def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> Backend:
+    """Load a model, telling of the progress. Raises ModelError, CheckpointError."""
+
+    def on_progress(fraction: float) -> None:
+        try:
+            post(Loading(role=options.role, fraction=fraction))
+        except ChannelClosed:
+            pass
+
+    backend: Backend = load_plugin("pvlm.backends", name).load(options, on_progress)
+    return backend
+
+
+def _leave_with_parent() -> None:
+    """Exit when the parent dies: then, and only then, does standard input (its life-line pipe) end."""
+    lifeline = os.dup(sys.stdin.fileno())
+
+    def wait() -> None:
+        while os.read(lifeline, 4096):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()

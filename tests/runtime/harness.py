@@ -1,0 +1,144 @@
+"""Real sessions of both actors and a real coordinator, on toy models, under a scheduler that a test controls.
+
+Messages travel in order on each of the four ways; everything else, who works and whose message arrives when, is up to the
+``choose`` function, so that a property test can try any interleaving.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
+
+from pvlm.actors.actor import Actor
+from pvlm.actors.draft import DraftActor
+from pvlm.actors.target import TargetActor
+from pvlm.coordinator import Coordinator, DraftGone, Emit, Fail, ToDraftActor, ToTargetActor
+from pvlm.speculation.windows import FixedWindow, WindowPolicy
+from tests.support.toy import END_TOKEN, VOCABULARY, ToyBackend
+
+Choose = Callable[[Sequence[str]], str]
+
+
+class Mailbox:
+    """What an actor reads and posts, held back until the scheduler delivers it."""
+
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.incoming: deque[Any] = deque()
+        self.outgoing: deque[Any] = deque()
+
+    def take(self, timeout_s: float | None = None) -> Any:
+        return self.incoming.popleft() if self.incoming else None
+
+    def post(self, message: Any) -> None:
+        self.outgoing.append(message)
+
+    def close(self) -> None:
+        pass
+
+
+SCHEDULES = {
+    "ar": Schedule(alone=True),
+    "sd": Schedule(bonus=True, lead=1, overlap_prefill=False),
+    "parallel": Schedule(),
+    "no-prefill": Schedule(overlap_prefill=False),
+    "no-decode": Schedule(bonus=True, lead=1),
+}
+
+
+def sampling(**changes: Any) -> Sampling:
+    return Sampling(**{"max_tokens": 24, "vocab_limit": VOCABULARY, "end_token_ids": (END_TOKEN,), **changes})
+
+
+class Harness:
+    """One session from `Open` to its end."""
+
+    def __init__(
+        self,
+        *,
+        schedule: str = "parallel",
+        target: ToyBackend | None = None,
+        draft: ToyBackend | None = None,
+        policy: WindowPolicy | None = None,
+        window: Window | None = None,
+        session: int = 1,
+        sampling: Sampling = sampling(),
+        pruning: Pruning = Pruning(method="uv", ratio=0.5),
+    ) -> None:
+        self.boxes = {"target": Mailbox(), "draft": Mailbox()}
+        self.actors: dict[str, Actor] = {
+            "target": TargetActor(target or ToyBackend(), self.boxes["target"]),
+            "draft": DraftActor(draft or ToyBackend(noise=1.0), self.boxes["draft"]),
+        }
+        self.emitted: list[int] = []
+        self.failed: list[Fail] = []
+        self.draft_alive = True
+        opening = Open(
+            session=session,
+            question="?",
+            video=None,
+            sampling=sampling,
+            pruning=pruning,
+            schedule=SCHEDULES[schedule],
+            window=window or Window(gamma=4),
+        )
+        self.coordinator = Coordinator(
+            opening, policy or FixedWindow(4), None if SCHEDULES[schedule].alone else opening
+        )
+        self._carry_out(self.coordinator.start())
+
+    def moves(self) -> list[str]:
+        """What can happen next."""
+        moves = []
+        for role in ("target", "draft"):
+            if role == "draft" and not self.draft_alive:
+                continue
+            if self.boxes[role].outgoing:
+                moves.append(f"hear {role}")
+            if self.boxes[role].incoming or self.actors[role]._next_ready() is not None:
+                moves.append(f"run {role}")
+        return moves
+
+    def play(self, choose: Choose = lambda moves: moves[0], steps: int = 20_000) -> list[int]:
+        """Until the session is over; returns the tokens. A stand-still fails."""
+        for _ in range(steps):
+            if self.coordinator.done:
+                return self.emitted
+            moves = self.moves()
+            assert moves, f"everybody waits: {self.coordinator.__dict__}"
+            self.make(choose(moves))
+        raise AssertionError(f"no end after {steps} steps")
+
+    def make(self, move: str) -> None:
+        verb, role = move.split()
+        if verb == "hear":
+            self._carry_out(self.coordinator.handle(self.boxes[role].outgoing.popleft()))
+        else:
+            self._run(self.actors[role])
+
+    def lose_draft(self) -> None:
+        self.draft_alive = False
+        self._carry_out(self.coordinator.handle(DraftGone("killed")))
+
+    def deliver(self, event: Any) -> None:
+        self._carry_out(self.coordinator.handle(event))
+
+    def _run(self, actor: Actor) -> None:
+        """One turn of the actor's loop."""
+        actor.turn(0)
+
+    def _carry_out(self, commands: list[Any]) -> None:
+        for command in commands:
+            match command:
+                case ToTargetActor(message):
+                    self.boxes["target"].incoming.append(message)
+                case ToDraftActor(message):
+                    self.boxes["draft"].incoming.append(message)
+                case Emit(tokens):
+                    self.emitted.extend(tokens)
+                case Fail():
+                    self.failed.append(command)

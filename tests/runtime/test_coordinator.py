@@ -1,0 +1,185 @@
+"""The loop of draft, target and coordinator under every interleaving: the committed text is always the target's."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pvlm_protocols.messages import DraftWindow, Failed, Opened, Verdict, Window
+
+from pvlm.coordinator import Cancelled, DraftGone, State, TargetGone
+from pvlm.errors import InvalidTransition
+from pvlm.speculation.windows import AutoWindow, FixedWindow
+from tests.runtime.harness import SCHEDULES, Harness, sampling
+from tests.support.toy import ToyBackend
+
+noises = st.sampled_from([0.0, 0.5, 2.0])
+seeds = st.integers(0, 10_000)
+
+
+def any_order(rng: random.Random):
+    return lambda moves: rng.choice(moves)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), noise=noises, seed=seeds, gamma=st.integers(1, 7), wait=st.integers(0, 3))
+def test_any_interleaving_commits_the_targets_own_text(schedule, data, noise, seed, gamma, wait):
+    rng = random.Random(data.draw(seeds))
+    target = ToyBackend(seed=seed)
+    patience = data.draw(st.sampled_from([0.0, 1e9]))
+    harness = Harness(
+        schedule=schedule,
+        target=target,
+        draft=ToyBackend(noise=noise, seed=seed),
+        policy=FixedWindow(gamma, min(wait, gamma), patience),
+    )
+    assert harness.play(any_order(rng)) == target.greedy(24)
+    assert harness.coordinator.state is State.FINISHED
+    assert harness.coordinator.committed == harness.emitted
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, order=seeds, at=st.integers(0, 60), schedule=st.sampled_from(["parallel", "sd", "no-decode"]))
+def test_a_lost_draft_changes_nothing(seed, order, at, schedule):
+    rng = random.Random(order)
+    target = ToyBackend(seed=seed)
+    harness = Harness(schedule=schedule, target=target)
+    for _ in range(at):
+        if harness.coordinator.done or not harness.moves():
+            break
+        harness.make(rng.choice(harness.moves()))
+    harness.lose_draft()
+    assert harness.play(any_order(rng)) == target.greedy(24)
+    if harness.coordinator.counts.draft_lost:
+        assert harness.coordinator.counts.draft_lost == "killed"
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, order=seeds, gamma=st.integers(1, 6), schedule=st.sampled_from(["parallel", "sd"]))
+def test_gumbel_text_is_that_of_the_target_alone(seed, order, gamma, schedule):
+    settings_ = sampling(temperature=1.0, coupling="gumbel", seed=seed)
+    alone = Harness(schedule="ar", sampling=settings_).play()
+    together = Harness(schedule=schedule, sampling=settings_, policy=FixedWindow(gamma), session=7)
+    assert together.play(any_order(random.Random(order))) == alone
+
+
+@settings(max_examples=40, deadline=None)
+@given(order=seeds, seed=seeds, data=st.data())
+def test_repeated_late_and_forged_messages_are_dropped(order, seed, data):
+    """Duplicates of old windows and verdicts arrive at any time; a window of an old epoch may say anything."""
+    rng = random.Random(order)
+    target = ToyBackend(seed=seed)
+    harness = Harness(target=target)
+    heard: list = []
+    for _ in range(5000):
+        if harness.coordinator.done:
+            break
+        for role in ("target", "draft"):
+            heard += [m for m in list(harness.boxes[role].outgoing)[:1] if isinstance(m, DraftWindow | Verdict)]
+        if heard and rng.random() < 0.2:
+            late = rng.choice(heard)
+            coordinator = harness.coordinator
+            is_old = isinstance(late, DraftWindow) and (
+                late.epoch < coordinator.epoch or late.start != len(coordinator._line)
+            )
+            if is_old or (isinstance(late, Verdict) and late.start < len(coordinator.committed) and late.tokens):
+                harness.deliver(late)
+        harness.make(rng.choice(harness.moves()))
+    assert harness.emitted == target.greedy(24)
+
+
+def test_a_perfect_draft_is_never_rejected():
+    target = ToyBackend(seed=3)
+    harness = Harness(target=target, draft=ToyBackend(seed=3))
+    tokens = harness.play(any_order(random.Random(0)))
+    counts = harness.coordinator.counts
+    assert tokens == target.greedy(24)
+    assert counts.rejected_tokens == 0
+    assert counts.accepted_tokens == len(tokens)
+
+
+def test_the_first_token_of_a_window_needs_no_pass():
+    """With a perfect draft that is always in time, n tokens in windows of gamma take about n / gamma passes."""
+    harness = Harness(
+        target=ToyBackend(seed=5, end_logit=-100),
+        draft=ToyBackend(seed=5, end_logit=-100),
+        sampling=sampling(max_tokens=40, end_token_ids=()),
+        policy=FixedWindow(5),
+        window=Window(gamma=5),
+    )
+    draft_first = lambda moves: sorted(moves, key=lambda m: ("target" in m, "run" in m))[0]  # noqa: E731
+    assert len(harness.play(draft_first)) == 40
+    assert harness.coordinator.counts.target_passes <= 8
+
+
+def test_an_end_token_cuts_the_window_and_the_statistics():
+    target = ToyBackend(seed=11, end_logit=1.0)
+    harness = Harness(target=target, draft=ToyBackend(seed=11, end_logit=1.0), policy=FixedWindow(7))
+    tokens = harness.play()
+    assert tokens == target.greedy(24)
+    assert harness.coordinator.finish == ("stop" if tokens[-1] == 0 else "length")
+    counts = harness.coordinator.counts
+    assert counts.accepted_tokens <= len(tokens)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 9])
+def test_max_tokens_is_exact(schedule, max_tokens):
+    settings_ = sampling(max_tokens=max_tokens, end_token_ids=())
+    target = ToyBackend(seed=2)
+    harness = Harness(schedule=schedule, target=target, sampling=settings_)
+    assert harness.play() == target.greedy(max_tokens, end_tokens=())
+    assert harness.coordinator.finish == "length"
+
+
+def test_the_mask_reaches_the_draft_before_the_targets_prefill_is_done_only_if_prefill_is_parallel():
+    for schedule, expected in (("parallel", True), ("no-prefill", False)):
+        harness = Harness(schedule=schedule)
+        while not any(m.startswith("hear target") for m in harness.moves()) or not any(
+            type(m).__name__ == "PruneMask" for m in harness.boxes["target"].outgoing
+        ):
+            harness.make("run target")
+        outgoing = [type(m).__name__ for m in harness.boxes["target"].outgoing]
+        assert outgoing.index("PruneMask") < outgoing.index("PrefillDone")
+        while outgoing[0] != "PruneMask":
+            harness.make("hear target")
+            outgoing.pop(0)
+        harness.make("hear target")
+        got = any(type(m).__name__ == "PruneMask" for m in harness.boxes["draft"].incoming)
+        assert got is expected
+
+
+def test_a_failed_target_fails_the_session_and_a_failed_draft_does_not():
+    harness = Harness()
+    harness.deliver(Failed(session=1, role="draft", error="PromptError", message="too long", traceback=""))
+    assert harness.coordinator.counts.draft_lost == "PromptError: too long"
+    assert harness.play() == ToyBackend().greedy(24)
+    harness = Harness()
+    harness.deliver(Failed(session=1, role="target", error="PromptError", message="too long", traceback="tb"))
+    assert harness.failed[0].message == "too long"
+    assert harness.coordinator.state is State.FAILED
+
+
+def test_after_its_end_a_session_answers_nothing():
+    harness = Harness()
+    harness.play()
+    for event in (Cancelled(), DraftGone("x"), TargetGone("x"), Verdict(session=1, epoch=9, start=0, tokens=(1,), accepted=0)):
+        assert harness.coordinator.handle(event) == []
+    with pytest.raises(InvalidTransition, match="started twice"):
+        harness.coordinator.start()
+
+
+def test_auto_window_learns_from_what_is_measured():
+    harness = Harness(policy=AutoWindow(8), target=ToyBackend(seed=3), draft=ToyBackend(seed=3))
+    harness.play()
+    assert harness.coordinator.counts.windows
+    assert all(1 <= window <= 24 for window in harness.coordinator.counts.windows)
+
+
+def test_opened_counts_are_the_targets():
+    harness = Harness(schedule="ar")
+    harness.deliver(Opened(session=1, role="target", prompt_tokens=21, video_tokens=16, open_ms=1.0))
+    assert harness.coordinator.counts.video_tokens == 16

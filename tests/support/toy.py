@@ -1,0 +1,161 @@
+"""A backend without a network: logits are a fixed random function of the last tokens. For tests of the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from pvlm_protocols.backend import (
+    EarlyStates,
+    FrameDefaults,
+    LoadOptions,
+    ModelInfo,
+    Processor,
+    Prompt,
+    PromptError,
+    Session,
+)
+
+VOCABULARY = 12
+END_TOKEN = 0
+CONTEXT = 2
+
+
+class ToyBackend:
+    """``noise``: how far its logits are from those of the toy with noise 0 (the target). ``end_logit`` shifts the end token's.
+
+    ``calls`` records what was asked of its sessions.
+    """
+
+    def __init__(self, noise: float = 0.0, seed: int = 1, vocab_size: int = VOCABULARY, end_logit: float = -2.0) -> None:
+        self.noise = noise
+        self.seed = seed
+        self.end_logit = end_logit
+        self.calls: list[str] = []
+        self.open_sessions = 0
+        self._rows: dict[tuple[int, ...], torch.Tensor] = {}
+        self.info = ModelInfo(
+            name="toy",
+            family="toy",
+            vocab_size=vocab_size,
+            end_token_ids=(END_TOKEN,),
+            tokenizer_fingerprint="toy",
+            layers=4,
+            hidden_size=8,
+            max_positions=4096,
+            parameters=0,
+            dtype="float32",
+            device="cpu",
+        )
+
+    def row(self, prefix: Sequence[int]) -> torch.Tensor:
+        """Logits behind a prefix of answer tokens, float32 ``(vocab_size,)``."""
+        context = tuple(prefix[-CONTEXT:])
+        if context not in self._rows:
+            shared = np.random.default_rng([self.seed, len(context), *context])
+            row = shared.normal(size=VOCABULARY) * 2
+            row[END_TOKEN] += self.end_logit
+            if self.noise:
+                own = np.random.default_rng([self.seed + 1, len(context), *context])
+                row += own.normal(size=VOCABULARY) * self.noise
+            padded = np.full(self.info.vocab_size, 50.0)  # padding ids must never be chosen by a draft
+            padded[:VOCABULARY] = row
+            self._rows[context] = torch.tensor(padded, dtype=torch.float32)
+        return self._rows[context]
+
+    def greedy(self, max_tokens: int, end_tokens: Sequence[int] = (END_TOKEN,)) -> list[int]:
+        """The reference: plain greedy decoding."""
+        tokens: list[int] = []
+        while len(tokens) < max_tokens and not (tokens and tokens[-1] in end_tokens):
+            tokens.append(int(self.row(tokens)[:VOCABULARY].argmax()))
+        return tokens
+
+    def open(self, prompt: Prompt, capacity: int) -> Session:
+        return ToySession(self, prompt, capacity)
+
+    def close(self) -> None:
+        pass
+
+    @classmethod
+    def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
+        return ToyProcessor()
+
+    @classmethod
+    def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> ToyBackend:
+        """``options.model`` is the noise."""
+        return cls(noise=float(options.model))
+
+
+class ToySession:
+    def __init__(self, backend: ToyBackend, prompt: Prompt, capacity: int) -> None:
+        self._backend = backend
+        self._capacity = capacity
+        self._tokens: list[int] = []
+        self._open = True
+        self.video_tokens = 16 if prompt.frames is None else 4 * len(prompt.frames)
+        self.prompt_tokens = self.video_tokens + 5
+        backend.open_sessions += 1
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def prefill(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        for layer in range(1, self._backend.info.layers + 1):
+            if on_progress is not None:
+                on_progress()
+            if layer == early_layer and on_early_layer is not None:
+                self._backend.calls.append("early")
+                states = [torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (self.video_tokens, 3)]
+                on_early_layer(EarlyStates(layer, states[0], states[0].roll(1, 0), states[1], states[1].roll(1, 0)))
+        self._backend.calls.append(f"prefill {self.video_tokens if keep is None else int(keep.sum())}")
+        return self._backend.row(())
+
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+        assert self._open
+        assert tokens
+        if self.length + len(tokens) > self._capacity:
+            raise PromptError(f"the cache holds {self._capacity} answer tokens")
+        rows = []
+        for token in tokens:
+            self._tokens.append(token)
+            rows.append(self._backend.row(self._tokens))
+        self._backend.calls.append(f"extend {len(tokens)}")
+        return torch.stack(rows)
+
+    def truncate(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate {self.length} tokens to {length}")
+        del self._tokens[length:]
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._backend.open_sessions -= 1
+
+
+class ToyProcessor:
+    """Token 1 is "a", token 2 "b", and so on."""
+
+    frame_defaults = FrameDefaults(num_frames=8)
+    end_token_ids = (END_TOKEN,)
+    tokenizer_fingerprint = "toy"
+    ignored_generation_options = ()
+
+    def resize(self, frames: np.ndarray) -> np.ndarray:
+        return frames
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(ord("a") + token - 1) for token in tokens if token != END_TOKEN)
+
+    def tokens_as_text(self) -> Sequence[str]:
+        return ["<end>", *"abcdefghijk"]
