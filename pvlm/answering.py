@@ -71,8 +71,7 @@ class AnswerStream:
             runtime = await self._stack.enter_async_context(self._runtime_context)
             await self._start(runtime)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._stack.aclose()
+            await self._stack.aclose()  # no scope around it: a runtime of its own ends its task group in there
             raise
         return self
 
@@ -120,8 +119,7 @@ class AnswerStream:
             self._session.handle(Cancelled())
         self._received.close()
         await self._runtime.close(self._session)
-        with anyio.CancelScope(shield=True):
-            await self._stack.aclose()
+        await self._stack.aclose()
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self

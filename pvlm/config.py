@@ -24,8 +24,9 @@ BUNDLED = "bundled"
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an engine is set up. Everything has a default; the models default to the bundled pair.
 
-    ``target``, ``draft``: a checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``. ``draft`` "auto" is the
-    bundled draft beside the bundled target and none beside any other. ``draft_*`` options default to the target's.
+    ``target``, ``draft``: a checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``.
+    ``draft`` "auto" is the bundled draft beside the bundled target and none beside any other. ``draft_*`` options
+    default to the target's.
     """
 
     target: str = BUNDLED
@@ -35,7 +36,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     draft_backend: str | None = None
 
     method: MethodSetting = "auto"
-    """``parallel``; ``sd``: vanilla speculative decoding; ``ar``: the target alone; ``auto``: parallel if there is a draft."""
+    """``parallel``; ``sd``: vanilla speculative decoding; ``ar``: the target alone; ``auto``: parallel if there is a
+    draft.
+    """
     parallel_prefill: bool = True
     """Method parallel: the draft prefills while the target's later layers still run."""
     parallel_decode: bool = True
@@ -62,7 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """CPU threads of the target; None: one for each core of its affinity."""
     draft_threads: int | None = None
     affinity: tuple[int, ...] | None = None
-    """Cores of the target's process; None: the cores are shared out, at least one for each actor; (): leave them alone."""
+    """Cores of the target's process; None: the cores are shared out, at least one for each actor; (): leave them alone.
+    """
     draft_affinity: tuple[int, ...] | None = None
 
     trust_remote_code: bool = False
@@ -101,7 +105,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return "parallel" if self.draft_model else "ar"
         if self.method != "ar" and self.draft_model is None:
             raise ConfigError(
-                f"method '{self.method}' needs a draft for target '{self.target}': give one (draft=...), or use method='ar'"
+                f"method '{self.method}' needs a draft for '{self.target}': give one (draft=...), or use method='ar'"
             )
         return self.method
 

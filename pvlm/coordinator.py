@@ -3,10 +3,10 @@
 Draft and target never speak to each other; everything goes through here, so the committed text, the epochs and the
 statistics have one owner, and every interleaving can be replayed in a test.
 
-The rule that makes it lossless is short: *only the target's verdicts commit tokens*. What the draft wrote is a **line**, the
-committed prefix as of the last rollback and the draft's windows behind it. As long as the committed text agrees with the line, windows
-are forwarded and the draft is told how far it is confirmed. Where they part, the line is dead: the epoch is raised, and the draft is
-sent back to the committed text.
+The rule that makes it lossless is short: *only the target's verdicts commit tokens*. What the draft wrote is a
+**line**, the committed prefix as of the last rollback and the draft's windows behind it. As long as the committed
+text agrees with the line, windows are forwarded and the draft is told how far it is confirmed. Where they part, the
+line is dead: the epoch is raised, and the draft is sent back to the committed text.
 """
 
 from __future__ import annotations

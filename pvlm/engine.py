@@ -24,6 +24,10 @@ OnProgress = Callable[[str, float], None]
 """Called with what goes on (``"load target"``, ``"load draft"``, ``"prefill"``) and how far it has come, 0 to 1."""
 
 
+def _no_progress(what: str, fraction: float) -> None:
+    """Nobody watches."""
+
+
 class EngineState(Enum):
     """UNOPENED -> OPEN -> CLOSED."""
 
@@ -44,13 +48,14 @@ class Engine:
         async with Engine.create(target="llava-hf/llava-onevision-qwen2-7b-ov-hf", draft="...") as engine:
             answer = await engine.answer("clip.mp4", "What happens in the video?")
 
-    It runs on asyncio (not on trio). ``async with`` must be entered and left in the same task; answers may come from any.
+    It runs on asyncio (not on trio). ``async with`` must be entered and left in the same task; answers may come from
+    any.
     """
 
     def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
         """Use `create`."""
         self.config = config
-        self._on_progress: OnProgress = on_progress or (lambda what, fraction: None)
+        self._on_progress: OnProgress = on_progress or _no_progress
         self._state = EngineState.UNOPENED
         self._runtime: Runtime | None = None
 
@@ -110,7 +115,9 @@ class Engine:
             await runtime.__aexit__(kind, error, traceback)
 
     async def aclose(self) -> None:
-        """Close the engine; answers that are being written end with an error. May be called twice, and on an unopened engine."""
+        """Close the engine; answers that are being written end with an error. May be called twice, and on an unopened
+        engine.
+        """
         await self.__aexit__()
 
     # ---- answers --------------------------------------------------------------------------------------------------
@@ -118,8 +125,8 @@ class Engine:
     async def answer(self, video: VideoSource, question: str, **options: Any) -> Answer:
         """Answer a question about a video.
 
-        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images. ``options``: see `AnswerOptions`
-        (``max_new_tokens`` is another name of ``max_tokens``).
+        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images.
+        ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
         Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineStateError.
         """

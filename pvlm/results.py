@@ -13,10 +13,12 @@ FinishReason = Literal["stop", "length"]
 
 
 class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer took. Names ending in ``_s`` are seconds, in ``_ms`` milliseconds; null where nothing was measured.
+    """What an answer took. Names ending in ``_s`` are seconds, in ``_ms`` milliseconds; null where nothing was
+    measured.
 
-    ``acceptance_rate`` is accepted / (accepted + rejected) over drafted tokens that were *tested*: those behind a rejection were not.
-    ``mean_accepted_length`` is accepted tokens per rejection, across windows. ``windows`` holds the drafted tokens of each verified window.
+    ``acceptance_rate`` is accepted / (accepted + rejected) over drafted tokens that were *tested*: those behind a
+    rejection were not. ``mean_accepted_length`` is accepted tokens per rejection, across windows. ``windows`` holds
+    the drafted tokens of each verified window.
     """
 
     method: str

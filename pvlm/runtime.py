@@ -108,7 +108,9 @@ class Runtime:
                 )
 
     def window_policy(self, method: Method, window: WindowSetting) -> WindowPolicy:
-        """What chooses the windows under a method. One that learns is kept, for what it has learned holds for the next answer."""
+        """What chooses the windows under a method. One that learns is kept, for what it has learned holds for the
+        next answer.
+        """
         if window != "auto":
             return FixedWindow(window)
         return self._policies.setdefault(method, AutoWindow())

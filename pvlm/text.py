@@ -10,8 +10,8 @@ REPLACEMENT = "\ufffd"
 class TextStream:
     """Detokenises an answer token by token.
 
-    ``decode`` turns ids into text and shows an incomplete UTF-8 sequence at the end as U+FFFD. The text excludes the stop string
-    that ended it; `tokens` includes the token that completed it.
+    ``decode`` turns ids into text and shows an incomplete UTF-8 sequence at the end as U+FFFD. The text excludes the
+    stop string that ended it; `tokens` includes the token that completed it.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:

@@ -184,7 +184,8 @@ class Session(Protocol):
         ...
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append n >= 1 answer tokens; return float32 ``(n, vocab_size)``: row i predicts the token after ``tokens[i]``.
+        """Append n >= 1 answer tokens; return float32 ``(n, vocab_size)``: row i predicts the token after
+        ``tokens[i]``.
 
         The result may be a buffer that this session's next call overwrites. Raises PromptError if the cache is full.
         """

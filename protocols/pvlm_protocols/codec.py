@@ -1,7 +1,8 @@
 """Bytes <-> message: one frame for the message, further frames for its large arrays.
 
-Frame 0 is ``b"PVLM"``, one byte of protocol version, and the msgpack map. An array travels as ``[dtype, shape, where]``, where
-``where`` is its bytes, or the number of the frame that holds them if it is larger than `INLINE_BYTES`. Nothing is pickled.
+Frame 0 is ``b"PVLM"``, one byte of protocol version, and the msgpack map. An array travels as ``[dtype, shape,
+where]``, where ``where`` is its bytes, or the number of the frame that holds them if it is larger than
+`INLINE_BYTES`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def encode(message: Message) -> list[Buffer]:
 
 
 def _decoder(union: Any) -> Callable[[Sequence[Buffer]], Any]:
-    plain = msgspec.msgpack.Decoder(union, dec_hook=lambda kind, value: _array(value, ()))
+    plain = msgspec.msgpack.Decoder(union, dec_hook=lambda _, value: _array(value, ()))
 
     def decode(frames: Sequence[Buffer]) -> Any:
         if not 1 <= len(frames) <= MAX_FRAMES:
@@ -68,7 +69,7 @@ def _decoder(union: Any) -> Callable[[Sequence[Buffer]], Any]:
             raise ProtocolError(_header_problem(bytes(head[: len(_HEADER)])))
         decoder = plain
         if len(frames) > 1:
-            decoder = msgspec.msgpack.Decoder(union, dec_hook=lambda kind, value: _array(value, frames))
+            decoder = msgspec.msgpack.Decoder(union, dec_hook=lambda _, value: _array(value, frames))
         try:
             return decoder.decode(head[len(_HEADER) :])
         except (msgspec.DecodeError, RecursionError) as error:
@@ -80,7 +81,7 @@ def _decoder(union: Any) -> Callable[[Sequence[Buffer]], Any]:
 def _header_problem(header: bytes) -> str:
     if header[:4] != b"PVLM" or len(header) < 5:
         return f"not a pvlm message: it starts with {header!r}"
-    return f"protocol version {header[4]}, but this side speaks version {PROTOCOL_VERSION}: use the same pvlm on both sides"
+    return f"protocol version {header[4]}, but this side speaks {PROTOCOL_VERSION}: use the same pvlm on both sides"
 
 
 def _array(value: Any, frames: Sequence[Buffer]) -> np.ndarray:

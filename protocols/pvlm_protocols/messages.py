@@ -66,9 +66,9 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """How draft and target share the work.
 
-    ``alone``: no draft, the target decodes by itself. ``bonus``: after a fully accepted window the target draws one token
-    more (vanilla speculative decoding). ``lead``: how many windows the draft may be ahead of the committed text.
-    ``overlap_prefill``: publish the mask as soon as the early layers have run, not after the prefill.
+    ``alone``: no draft, the target decodes by itself. ``bonus``: after a fully accepted window the target draws one
+    token more (vanilla speculative decoding). ``lead``: how many windows the draft may be ahead of the committed
+    text. ``overlap_prefill``: publish the mask as soon as the early layers have run, not after the prefill.
     """
 
     alone: bool = False
@@ -128,8 +128,8 @@ class PruneMask(SessionMessage, frozen=True, kw_only=True):
 class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     """Tokens that continue the prefix of length ``start``, drafted in ``epoch``.
 
-    ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that the
-    tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
+    ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
+    the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
     ``draft_ms``: time spent on the tokens. Travels from the draft to the coordinator and on to the target.
     """
 
@@ -221,10 +221,10 @@ class PrefillDone(SessionMessage, frozen=True, kw_only=True):
 class Verdict(SessionMessage, frozen=True, kw_only=True):
     """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
 
-    The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target turned a
-    drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that the pass took in (0: a solo
-    step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one), ``idle_ms``: time
-    the target stood without work before it. ``finish``: why the answer ends here, if it does.
+    The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target
+    turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
+    the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
+    one), ``idle_ms``: time the target stood without work before it. ``finish``: why the answer ends here, if it does.
     """
 
     epoch: int

@@ -131,7 +131,8 @@ class Actor(ABC):
     def turn(self, timeout_s: float | None = None) -> None:
         """One turn of the loop: take in what has arrived, then do one unit of work for the session whose turn it is.
 
-        Without work to do it waits for a message, at most ``timeout_s`` (None: as long as no session runs out of patience).
+        Without work to do it waits for a message, at most ``timeout_s`` (None: as long as no session runs out of
+        patience).
         """
         if self._inbox or self._next_ready() is not None:
             timeout_s = 0
@@ -145,7 +146,7 @@ class Actor(ABC):
             self._guarded(session, session.work)
 
     def tick(self, session: ActorSession, fraction: float) -> None:
-        """Called by a session at least once a layer of its prefill. Raises SessionClosed if it is not wanted any more."""
+        """Called by a session at least once a layer of its prefill. Raises SessionClosed if it is no longer wanted."""
         self.progress += 1
         self._read(0)
         if any(isinstance(m, Stop) or (isinstance(m, Close) and m.session == session.id) for m in self._inbox):

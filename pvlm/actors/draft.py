@@ -105,7 +105,7 @@ class DraftSession(ActorSession):
         if mask.kept < mask.video_tokens:
             if mask.video_tokens != model.video_tokens:
                 raise PromptError(
-                    f"the prune mask speaks of {mask.video_tokens} video tokens, but the draft has {model.video_tokens}: "
+                    f"the prune mask is for {mask.video_tokens} video tokens, but the draft has {model.video_tokens}: "
                     "pruning needs a draft with the target's grid (or use --prune none)"
                 )
             keep = torch.from_numpy(unpack_mask(mask.bits, mask.video_tokens))

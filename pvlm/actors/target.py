@@ -38,8 +38,8 @@ class TargetActor(Actor):
 class TargetSession(ActorSession):
     """``committed`` is the answer so far. The cache covers it but for at most one *pending* token, its last.
 
-    - *holding* (``_logits`` is set): nothing is pending, and the logits of the next position are at hand. They settle the first
-      drafted token without a pass; without a drafted token, a step alone draws from them.
+    - *holding* (``_logits`` is set): nothing is pending, and the logits of the next position are at hand. They settle
+      the first drafted token without a pass; without a drafted token, a step alone draws from them.
     - *pending* (``_logits`` is None): a pass over ``[pending, x1 ... xk]`` settles the drafted tokens x1 to xk.
 
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
@@ -79,7 +79,7 @@ class TargetSession(ActorSession):
         if window.epoch > self.epoch:
             self.epoch = window.epoch
             self._queue.clear()
-        if window.start > len(self.committed) + len(self._queue):
+        if window.start > self._reach():
             return
         for index, drafted in enumerate(_unpack(window)):
             position = window.start + index
@@ -88,9 +88,12 @@ class TargetSession(ActorSession):
                     self.epoch = window.epoch + 1
                     self._queue.clear()
                     return
-            elif position == len(self.committed) + len(self._queue):
-                if position < self.opening.sampling.max_tokens:
-                    self._queue.append(drafted)
+            elif position == self._reach() and position < self.opening.sampling.max_tokens:
+                self._queue.append(drafted)
+
+    def _reach(self) -> int:
+        """Answer tokens that are committed or wait for their verdict."""
+        return len(self.committed) + len(self._queue)
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
@@ -276,7 +279,7 @@ class TargetSession(ActorSession):
 
 
 def _unpack(window: DraftWindow) -> list[Drafted]:
-    """The tokens of a window with their proposals. Raises InvalidProposal if there are more of one than of the other."""
+    """The tokens of a window with their proposals. Raises InvalidProposal if there are not as many of both."""
     if window.proposal_ids is None or window.proposal_probs is None:
         return [Drafted(token, None) for token in window.tokens]
     proposals = unstack_proposals(window.proposal_ids, window.proposal_probs)

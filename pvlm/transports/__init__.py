@@ -1,8 +1,8 @@
 """How messages get from the engine to an actor and back: one contract, two ways.
 
-The two ends differ, because their hosts do. The engine lives on an event loop: its end, `Channel`, never blocks. An actor
-is a thread (or a process) that runs a model: its end, `Mailbox`, is read between two tokens without an event loop, so that
-neither a message nor a token pays for a thread switch.
+The two ends differ, because their hosts do. The engine lives on an event loop: its end, `Channel`, never blocks. An
+actor is a thread (or a process) that runs a model: its end, `Mailbox`, is read between two tokens without an event
+loop, so that neither a message nor a token pays for a thread switch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Channel and mailbox within one process: a queue towards the actor's thread, a memory stream towards the event loop."""
+"""Channel and mailbox within one process: a queue to the actor's thread, a memory stream to the event loop."""
 
 from __future__ import annotations
 

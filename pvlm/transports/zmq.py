@@ -23,7 +23,7 @@ class ZmqChannel:
     """The engine's end; see `pvlm.transports.Channel`. It binds, the worker connects."""
 
     def __init__(self, endpoint: str) -> None:
-        """``endpoint``: ``ipc://PATH`` or ``tcp://127.0.0.1:*``. Raises OSError (zmq.ZMQError) if it cannot be bound."""
+        """``endpoint``: ``ipc://PATH`` or ``tcp://127.0.0.1:*``. Raises zmq.ZMQError if it cannot be bound."""
         self.dropped = 0
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)

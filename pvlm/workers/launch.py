@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
-import anyio.abc
+import msgspec
 import structlog
 
-from pvlm.config import EngineConfig
-from pvlm.errors import ActorLost, ModelError, RemoteTraceback
+from pvlm.config import EngineConfig, Transport
+from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.zmq import ZmqChannel
 from pvlm.workers.actors import make_actor
@@ -72,7 +72,10 @@ async def launch(
 
     Raises ModelError if that fails or takes more than ``config.start_timeout_s``; the worker's traceback is its cause.
     """
-    channel, host = await (_in_thread if config.transport == "inproc" else _in_process)(role, config, spec)
+    if config.transport == "inproc":
+        channel, host = await _in_thread(role, spec)
+    else:
+        channel, host = await _in_process(role, config.transport, spec)
     try:
         with anyio.fail_after(config.start_timeout_s):
             hello = await _greeting(role, spec, channel, host, on_loading)
@@ -128,9 +131,9 @@ def raise_remote(what: str, last: Dying) -> None:
 # ---- in a process -------------------------------------------------------------------------------------------------
 
 
-async def _in_process(role: Role, config: EngineConfig, spec: WorkerSpec) -> tuple[Channel, Host]:
+async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Host]:
     directory = None
-    if config.transport == "tcp":
+    if transport == "tcp":
         endpoint = "tcp://127.0.0.1:*"
     else:
         directory = tempfile.mkdtemp(prefix="pvlm-")  # private (0700)
@@ -140,9 +143,7 @@ async def _in_process(role: Role, config: EngineConfig, spec: WorkerSpec) -> tup
             directory = tempfile.mkdtemp(prefix="pvlm-", dir="/tmp")
             endpoint = f"ipc://{directory}/{role}"
     channel = ZmqChannel(endpoint)
-    spec = WorkerSpec(
-        **{name: getattr(spec, name) for name in spec.__struct_fields__ if name != "connect"}, connect=channel.endpoint
-    )
+    spec = msgspec.structs.replace(spec, connect=channel.endpoint)
     environment = dict(os.environ)
     if spec.threads is not None:
         environment["OMP_NUM_THREADS"] = str(spec.threads)
@@ -207,7 +208,7 @@ class ProcessHost:
 # ---- in a thread --------------------------------------------------------------------------------------------------
 
 
-async def _in_thread(role: Role, config: EngineConfig, spec: WorkerSpec) -> tuple[Channel, Host]:
+async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host]:
     channel, mailbox = inproc.connect()
     host = ThreadHost(role)
 
@@ -262,6 +263,3 @@ class ThreadHost:
     async def aclose(self) -> None:
         with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
             await self._gone.wait()
-
-
-__all__ = ["ActorLost", "Host", "RunningActor", "launch", "raise_remote"]

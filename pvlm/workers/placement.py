@@ -11,7 +11,8 @@ from pvlm_protocols.backend import Role
 
 
 def share_cores(cores: Sequence[int], role: Role, *, alone: bool) -> tuple[int, ...]:
-    """The cores of an actor: the target alone has all; else the draft has a quarter, at least one, and the target the rest.
+    """The cores of an actor: the target alone has all; else the draft has a quarter, at least one, and the target the
+    rest.
 
     Both on one core, if there is only one.
     """
@@ -24,8 +25,8 @@ def share_cores(cores: Sequence[int], role: Role, *, alone: bool) -> tuple[int, 
 def worker_spec(config: EngineConfig, role: Role, model: str, backend: str, *, alone: bool) -> WorkerSpec:
     """What the worker of a role is started with. ``alone``: there is no draft.
 
-    Actors on a CPU get cores and as many threads; in one process (transport inproc), where both are the host application's, only threads
-    that were asked for.
+    Actors on a CPU get cores and as many threads; in one process (transport inproc), where both are the host
+    application's, only threads that were asked for.
     """
     is_draft = role == "draft"
     device = (config.draft_device if is_draft else None) or config.device

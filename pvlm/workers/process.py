@@ -69,7 +69,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def run_worker(role: Role, spec: WorkerSpec) -> int:
-    """Serve until `Stop`. Returns the exit status: 0 after `Stop`, 1 if the model could not be loaded or the actor failed."""
+    """Serve until `Stop`. Returns the exit status: 0 after `Stop`, 1 if the model could not be loaded or the actor
+    failed.
+    """
     _leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)

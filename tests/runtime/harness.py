@@ -1,7 +1,7 @@
 """Real sessions of both actors and a real coordinator, on toy models, under a scheduler that a test controls.
 
-Messages travel in order on each of the four ways; everything else, who works and whose message arrives when, is up to the
-``choose`` function, so that a property test can try any interleaving.
+Messages travel in order on each of the four ways; everything else, who works and whose message arrives when, is up to
+the ``choose`` function, so that a property test can try any interleaving.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
-
 from pvlm.actors.actor import Actor
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.target import TargetActor
 from pvlm.coordinator import Coordinator, DraftGone, Emit, Fail, ToDraftActor, ToTargetActor
 from pvlm.speculation.windows import FixedWindow, WindowPolicy
+from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
 from tests.support.toy import END_TOKEN, VOCABULARY, ToyBackend
 
 Choose = Callable[[Sequence[str]], str]
@@ -54,6 +53,10 @@ def sampling(**changes: Any) -> Sampling:
     return Sampling(**{"max_tokens": 24, "vocab_limit": VOCABULARY, "end_token_ids": (END_TOKEN,), **changes})
 
 
+SAMPLING = sampling()
+PRUNING = Pruning(method="uv", ratio=0.5)
+
+
 class Harness:
     """One session from `Open` to its end."""
 
@@ -66,8 +69,8 @@ class Harness:
         policy: WindowPolicy | None = None,
         window: Window | None = None,
         session: int = 1,
-        sampling: Sampling = sampling(),
-        pruning: Pruning = Pruning(method="uv", ratio=0.5),
+        sampling: Sampling = SAMPLING,
+        pruning: Pruning = PRUNING,
     ) -> None:
         self.boxes = {"target": Mailbox(), "draft": Mailbox()}
         self.actors: dict[str, Actor] = {

@@ -7,11 +7,11 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pvlm_protocols.messages import DraftWindow, Failed, Opened, Verdict, Window
 
 from pvlm.coordinator import Cancelled, DraftGone, State, TargetGone
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
+from pvlm_protocols.messages import DraftWindow, Failed, Opened, Verdict, Window
 from tests.runtime.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import ToyBackend
 
@@ -166,7 +166,12 @@ def test_a_failed_target_fails_the_session_and_a_failed_draft_does_not():
 def test_after_its_end_a_session_answers_nothing():
     harness = Harness()
     harness.play()
-    for event in (Cancelled(), DraftGone("x"), TargetGone("x"), Verdict(session=1, epoch=9, start=0, tokens=(1,), accepted=0)):
+    for event in (
+        Cancelled(),
+        DraftGone("x"),
+        TargetGone("x"),
+        Verdict(session=1, epoch=9, start=0, tokens=(1,), accepted=0),
+    ):
         assert harness.coordinator.handle(event) == []
     with pytest.raises(InvalidTransition, match="started twice"):
         harness.coordinator.start()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+
 from pvlm_protocols.backend import (
     EarlyStates,
     FrameDefaults,
@@ -28,7 +29,9 @@ class ToyBackend:
     ``calls`` records what was asked of its sessions.
     """
 
-    def __init__(self, noise: float = 0.0, seed: int = 1, vocab_size: int = VOCABULARY, end_logit: float = -2.0) -> None:
+    def __init__(
+        self, noise: float = 0.0, seed: int = 1, vocab_size: int = VOCABULARY, end_logit: float = -2.0
+    ) -> None:
         self.noise = noise
         self.seed = seed
         self.end_logit = end_logit

@@ -1,0 +1,134 @@
+"""``pvlm demo``: one question about a bundled clip, and the figures that go with the answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from statistics import median
+
+import anyio
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pvlm.cli.console import ProgressDisplay, figures, quiet_logs
+from pvlm.cli.options import add_engine_options, engine_settings
+from pvlm.engine import Engine
+from pvlm.results import Answer, median_or_none
+
+
+class BundledClip(msgspec.Struct, frozen=True):
+    """A clip that comes with pvlm: its file beside ``clips.json``, a question, and the true answer."""
+
+    file: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Answers of one way of decoding, in the order in which they were measured."""
+
+    name: str
+    answers: list[Answer]
+
+    @property
+    def decode_s(self) -> float:
+        return median(answer.stats.decode_s for answer in self.answers)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("demo", help="answer a question about a bundled clip, and show how fast and why")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measure each method N times (default: 5)")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def bundled_clips() -> list[BundledClip]:
+    """The clips that come with pvlm; the first is the demo's."""
+    return msgspec.json.decode(
+        (files("pvlm") / "bundled" / "clips" / "clips.json").read_bytes(), type=list[BundledClip]
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    quiet_logs(False)
+    clip = bundled_clips()[0]
+    with as_file(files("pvlm") / "bundled" / "clips" / clip.file) as path:
+        anyio.run(_demonstrate, options, clip, path)
+    return 0
+
+
+async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Path) -> None:
+    console = Console(highlight=False)
+    settings = engine_settings(options)
+    console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}\n[bold]answer[/]    ", end="")
+    with ProgressDisplay() as progress:
+        async with Engine.create(on_progress=progress.update, **settings) as engine:
+            async with engine.stream(path, clip.question) as chunks:
+                async for chunk in chunks:
+                    sys.stdout.write(chunk.text)
+                    sys.stdout.flush()
+            sys.stdout.write("\n\n")
+            ours = Measured(engine.config.resolved_method(), [])
+            plain = Measured("plain decoding, the same target on the same cores", [])
+            for _ in range(max(1, options.rounds)):
+                ours.answers.append(await engine.answer(path, clip.question))
+                plain.answers.append(await engine.answer(path, clip.question, method="ar"))
+        async with Engine.create(**{**settings, "method": "ar"}) as engine:
+            alone = Measured("plain decoding, the target alone on all cores", [])
+            for _ in range(max(1, options.rounds)):
+                alone.answers.append(await engine.answer(path, clip.question))
+    answer = chunks.answer
+    truth = "the true answer" if answer.text == clip.answer else f"the true answer would be: {clip.answer}"
+    console.print(f"That is {truth}.\n")
+    if any(answer.from_draft):
+        console.print(
+            Text("Who wrote it: ") + Text("drafted and accepted", "green") + ", " + Text("the target's own", "bold red")
+        )
+        console.print(_who_wrote(answer))
+        console.print()
+    console.print(figures(answer.stats))
+    console.print()
+    console.print(_speeds([ours, plain, alone]))
+
+
+def _who_wrote(answer: Answer) -> Text:
+    """One cell for each token, a row for each 60: what the draft had right, and where the target stepped in."""
+    text = Text()
+    for index, drafted in enumerate(answer.from_draft):
+        text.append("■" if drafted else "▲", "green" if drafted else "bold red")
+        if index % 60 == 59:
+            text.append("\n")
+    return text
+
+
+def _speeds(measured: list[Measured]) -> Table:
+    """Medians side by side; the ratios are against the first row."""
+    table = Table(
+        title=f"Measured in this run (medians of {len(measured[0].answers)})",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in ("", "prefill", "decode", "tokens a second", "passes", "first row is faster by"):
+        table.add_column(column, justify="left" if not column else "right")
+    ours = measured[0]
+    for way in measured:
+        stats = [answer.stats for answer in way.answers]
+        speed = median_or_none([s.tokens_per_second for s in stats if s.tokens_per_second])
+        same = all(answer.tokens == ours.answers[0].tokens for answer in way.answers)
+        table.add_row(
+            way.name,
+            f"{median(s.prefill_s for s in stats):.3f} s",
+            f"{way.decode_s:.3f} s",
+            f"{speed:.0f}" if speed else "–",
+            f"{median(s.target_passes for s in stats):.0f}",
+            ("" if way is ours else f"{way.decode_s / ours.decode_s:.2f}× in decoding")
+            + ("" if same else ", other tokens!"),
+        )
+    return table
