@@ -4,25 +4,30 @@
 
     answer = await Engine.create().answer("clip.mp4", "What happens in the video?")
 
-Importing it is cheap: torch is imported by the workers, not here (but for the transport ``inproc``).
+Names are imported when they are used, for the processes that decode a video import this package too. Torch is imported
+by the workers, not here (but for the transport ``inproc``).
 """
 
-from pvlm.config import AnswerOptions, EngineConfig
-from pvlm.engine import Engine, EngineState
-from pvlm.errors import (
-    ActorLost,
-    ConfigError,
-    EngineStateError,
-    ModelError,
-    ModelMismatch,
-    OptionError,
-    PromptError,
-    PvlmError,
-    RemoteTraceback,
-    TargetLost,
-    VideoError,
-)
-from pvlm.results import Answer, AnswerStats, Chunk
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pvlm.config import AnswerOptions, EngineConfig
+    from pvlm.engine import Engine, EngineState
+    from pvlm.errors import (
+        ActorLost,
+        ConfigError,
+        EngineStateError,
+        ModelError,
+        ModelMismatch,
+        OptionError,
+        PromptError,
+        PvlmError,
+        RemoteTraceback,
+        TargetLost,
+        VideoError,
+    )
+    from pvlm.results import Answer, AnswerStats, Chunk
 
 __version__ = "0.1.0"
 
@@ -46,3 +51,24 @@ __all__ = [
     "TargetLost",
     "VideoError",
 ]
+
+_HOMES = {
+    "AnswerOptions": "config",
+    "EngineConfig": "config",
+    "Engine": "engine",
+    "EngineState": "engine",
+    "Answer": "results",
+    "AnswerStats": "results",
+    "Chunk": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: the public names, from their modules (errors is the home of those not listed)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pvlm' has no attribute '{name}'")
+    return getattr(import_module(f"pvlm.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

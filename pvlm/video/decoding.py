@@ -1,0 +1,135 @@
+"""The process that decodes one video: ``python -m pvlm.video.decoding REQUEST``; started by `pvlm.video.process`.
+
+REQUEST is a JSON object (`Request`). The frames go to file descriptor ``frames_fd`` as raw bytes, in order; a JSON
+object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Standard input is a life-line: at its
+end this process exits. An alarm ends it, too, should it hang in native code that never lets Python run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pvlm.errors import OptionError, VideoError
+from pvlm.video.containers import check_file
+from pvlm.video.readers import VideoReader, load_reader
+from pvlm.video.request import Reply, Request
+from pvlm.video.sampling import at_rate, consecutive, frame_range, uniform
+
+_BATCH_BYTES = 64 << 20
+_ALARM_MARGIN_S = 10
+
+
+def main(argument: str) -> None:
+    request: Request = json.loads(argument)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's business
+    signal.alarm(min(int(request["timeout_s"]) + _ALARM_MARGIN_S, 1 << 30))
+    threading.Thread(target=_watch_life_line, daemon=True).start()
+    reply = answer(request)
+    with open(request["reply_fd"], "w", encoding="ascii") as file:
+        json.dump(reply, file)
+    sys.stderr.flush()
+    os._exit(0)  # a decoder's destructors may hang
+
+
+def answer(request: Request) -> Reply:
+    """Decode; never raises."""
+    try:
+        return _decode(request)
+    except VideoError as error:
+        return Reply(error="video", reason=error.reason)
+    except OptionError as error:
+        return Reply(error="option", reason=str(error))
+    except ModuleNotFoundError as error:
+        reason = f"the reader {request['reader']!r} needs the package {error.name!r}, which is not installed"
+        return Reply(error="failure", reason=f"{reason} (pip install {error.name})", traceback=traceback.format_exc())
+    except MemoryError:
+        return Reply(error="failure", reason="decoding ran out of memory", traceback=traceback.format_exc())
+    except Exception as error:
+        reason = f"the reader {request['reader']!r} failed: {type(error).__name__}: {error}"
+        return Reply(error="failure", reason=reason, traceback=traceback.format_exc())
+
+
+def _decode(request: Request) -> Reply:
+    reader_class = load_reader(request["reader"])
+    check_file(request["path"], request["name"])
+    reader: VideoReader = reader_class(os.path.abspath(request["path"]))
+    if reader.num_frames < 1:
+        raise VideoError(request["name"], "it has no frames")
+    indices, times = _select(request, reader)
+    shape = _write_frames(request, reader, indices)
+    reader.finish()
+    return Reply(
+        shape=shape,
+        indices=indices,
+        timestamps_s=() if times is None else tuple(float(times[index]) for index in indices),
+        source=(reader.fps, reader.num_frames),
+    )
+
+
+def _select(request: Request, reader: VideoReader) -> tuple[tuple[int, ...], Sequence[float] | None]:
+    """Indices of the frames to take, and the times of all frames in seconds, if known."""
+    frames, fps, times = reader.num_frames, reader.fps, reader.timestamps
+    if times is None and fps:
+        times = [index / fps for index in range(frames)]
+    first, last = 0, frames - 1
+    if times is None:
+        if request["fps"] is not None or request["start"] is not None or request["end"] is not None:
+            raise VideoError(request["name"], "the times of its frames are unknown; leave out fps, start and end")
+    elif request["start"] is not None or request["end"] is not None:
+        frame_s = 1 / fps if fps else 0.0
+        first, last = frame_range(times, times[-1] + frame_s, request["start"], request["end"])
+    if request["fps"] is not None and times is not None:
+        return at_rate(times, first, last, request["fps"]), times
+    choose = consecutive if request["consecutive"] else uniform
+    return choose(first, last, request["num_frames"]), times
+
+
+def _write_frames(request: Request, reader: VideoReader, indices: Sequence[int]) -> tuple[int, ...]:
+    """Decode in batches of bounded size, the first being one frame, from which the sizes are known."""
+    shape: tuple[int, ...] = ()
+    position, batch = 0, 1
+    with open(request["frames_fd"], "wb", closefd=False) as file:
+        while position < len(indices):
+            part = indices[position : position + batch]
+            frames = np.ascontiguousarray(reader.read(part))
+            if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != len(part) or frames.shape[3] != 3:
+                raise TypeError(f"read gave {frames.dtype} {frames.shape} for {len(part)} frames")
+            if not shape:
+                shape = (len(indices), *frames.shape[1:])
+                _check_size(shape, request["max_bytes"])
+                batch = max(1, _BATCH_BYTES // frames.nbytes)
+            elif frames.shape[1:] != shape[1:]:
+                raise VideoError(request["name"], f"the size of its frames changes from {shape} to {frames.shape}")
+            file.write(frames.data)
+            position += len(part)
+    return shape
+
+
+def _check_size(shape: tuple[int, ...], max_bytes: int) -> None:
+    frames, height, width, _ = shape
+    needed = frames * height * width * 3
+    if needed > max_bytes:
+        raise OptionError(
+            f"{frames} frames of {width}x{height} need {needed / 2**30:.1f} GiB, more than the limit of "
+            f"{max_bytes / 2**30:.1f} GiB; ask for at most {max_bytes // (height * width * 3)} frames"
+        )
+
+
+def _watch_life_line() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    _arguments: list[Any] = sys.argv[1:]
+    main(*_arguments)

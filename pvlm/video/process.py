@@ -1,0 +1,158 @@
+"""Running `pvlm.video.decoding` as a process that is killed when it takes too long or is no longer wanted.
+
+Frames come back through an anonymous file in memory that both processes have open, so they are not copied, and nothing
+is left behind, whoever dies. POSIX only.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+import numpy as np
+
+from pvlm.errors import OptionError, RemoteTraceback, VideoError
+from pvlm.video.anonymous import anonymous_file, read_all, write_all
+from pvlm.video.request import Reply, Request
+
+_CLEAN_UP_S = 5.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Frames, uint8 ``(T, H, W, 3)``, and what is known about them; see `pvlm.video.Video`."""
+
+    frames: np.ndarray
+    indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    source_fps: float | None
+    source_frames: int
+
+
+async def decode(
+    source: str | bytes | bytearray | memoryview,
+    name: str,
+    *,
+    reader: str,
+    num_frames: int,
+    consecutive: bool,
+    fps: float | None,
+    start: float | None,
+    end: float | None,
+    max_bytes: int,
+    timeout_s: float,
+) -> Decoded:
+    """Decode in a process of its own. ``source``: a path, or the bytes of an encoded video.
+
+    Raises VideoError, and OptionError for a request that this video cannot satisfy. When cancelled, the process is
+    killed and reaped before the cancellation goes on.
+    """
+    with ExitStack() as files:
+        frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
+        fds = [frames_fd, reply_fd]
+        if not isinstance(source, str):
+            video_fd = files.enter_context(anonymous_file())
+            fds.append(video_fd)
+            await anyio.to_thread.run_sync(write_all, video_fd, source)
+            source = f"/dev/fd/{video_fd}"
+        request = Request(
+            path=source,
+            name=name,
+            reader=reader,
+            num_frames=num_frames,
+            consecutive=consecutive,
+            fps=fps,
+            start=start,
+            end=end,
+            max_bytes=max_bytes,
+            timeout_s=timeout_s,
+            frames_fd=frames_fd,
+            reply_fd=reply_fd,
+        )
+        status = await _run(request, fds, log_fd)
+        if status is None:
+            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (timeout_s), so it was stopped")
+        log = read_all(log_fd).decode(errors="replace").strip()[-4000:]
+        text = read_all(reply_fd, 1 << 30)
+        if status != 0 or not text:
+            cause = RemoteTraceback(log) if log else None
+            raise VideoError(name, f"the decoder process {_ending(status)}") from cause
+        reply: Reply = json.loads(text)
+        if "error" in reply:
+            raise _error(name, reply)
+        return Decoded(
+            frames=_map_frames(frames_fd, tuple(reply["shape"]), name),
+            indices=tuple(reply["indices"]),
+            timestamps_s=tuple(reply["timestamps_s"]),
+            source_fps=reply["source"][0],
+            source_frames=reply["source"][1],
+        )
+
+
+async def _run(request: Request, fds: list[int], log_fd: int) -> int | None:
+    """Exit status of the process; None if it had to be killed because of the time limit."""
+    command = [sys.executable, "-m", "pvlm.video.decoding", json.dumps(request)]
+    with anyio.CancelScope(shield=True):  # starting takes milliseconds, and must not be left half done
+        try:
+            process = await anyio.open_process(
+                command, stdin=subprocess.PIPE, stdout=log_fd, stderr=log_fd, env=_environment(), pass_fds=fds
+            )
+        except OSError as error:
+            raise VideoError(request["name"], f"the decoder process cannot be started: {error}") from error
+    try:
+        with anyio.move_on_after(request["timeout_s"]):
+            return await process.wait()
+        return None
+    finally:
+        await _end(process)
+
+
+async def _end(process: anyio.abc.Process) -> None:
+    with anyio.move_on_after(_CLEAN_UP_S, shield=True):
+        if process.returncode is None:
+            try:
+                process.kill()
+            except ProcessLookupError:
+                pass
+        await process.wait()
+        await process.aclose()
+
+
+def _environment() -> dict[str, str]:
+    """The child imports from where we do, and not from whatever directory is the current one."""
+    places = [os.path.abspath(place) if place else os.getcwd() for place in sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+
+
+def _map_frames(fd: int, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """The frames in place: the mapping lives as long as the array and costs no copy. The array is writable."""
+    size = int(np.prod(shape, dtype=np.int64))
+    if size < 1 or os.fstat(fd).st_size != size:
+        raise VideoError(name, f"the decoder gave {os.fstat(fd).st_size} bytes for frames of {size} bytes")
+    return np.frombuffer(mmap.mmap(fd, size), np.uint8).reshape(shape)
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status} and no result"
+    try:
+        return f"was ended by signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:
+        return f"was ended by signal {-status}"
+
+
+def _error(name: str, reply: Reply) -> Exception:
+    if reply["error"] == "option":
+        return OptionError(reply["reason"])
+    error = VideoError(name, reply["reason"])
+    if "traceback" in reply:
+        error.__cause__ = RemoteTraceback(reply["traceback"])
+    return error

@@ -1,0 +1,68 @@
+"""What a video reader is, and finding one by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from pvlm.errors import OptionError
+
+ENTRY_POINT_GROUP = "pvlm.video_readers"
+
+_OWN = {"decord": "pvlm.video.decord_reader:DecordReader"}
+"""Our own readers, so that they are found in a source tree that is not installed, too."""
+
+
+class VideoReader(Protocol):
+    """A plug-in that decodes video files, registered under ``pvlm.video_readers`` as a class.
+
+    The class is called with the path of a regular file, in a process that exists for this one file: a reader may
+    block, crash and leak. Everything it raises reaches the caller as a VideoError; one that it raises itself
+    is passed on as it is.
+    """
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames `read` can give."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Average frames a second; None if unknown."""
+        ...
+
+    @property
+    def timestamps(self) -> Sequence[float] | None:
+        """When each frame begins, in seconds from the first, ascending; None if unknown."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """The frames at ascending ``indices``: uint8 ``(len(indices), H, W, 3)`` RGB, upright.
+
+        Called several times with ascending parts of what is wanted, so that memory stays bounded.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Called once after the last `read`. Raises VideoError if the frames read may have been the wrong ones."""
+        ...
+
+
+def load_reader(name: str) -> type[Any]:
+    """The reader class of an entry point's name, or of an import path ``module:Class``.
+
+    Raises OptionError for an unknown name, and whatever importing the class raises.
+    """
+    target = name if ":" in name else _OWN.get(name)
+    if target is None:
+        points = metadata.entry_points(group=ENTRY_POINT_GROUP)
+        if name not in points.names:
+            known = ", ".join(sorted({*points.names, *_OWN}))
+            raise OptionError(f"there is no video reader {name!r}; installed: {known}")
+        return cast("type[Any]", points[name].load())
+    module, _, attribute = target.partition(":")
+    return cast("type[Any]", getattr(importlib.import_module(module), attribute))

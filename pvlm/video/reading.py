@@ -1,0 +1,141 @@
+"""Reading a video from whatever the caller has."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+import numpy as np
+
+from pvlm.errors import OptionError, VideoError
+from pvlm.video.arrays import as_frames
+from pvlm.video.process import decode
+from pvlm.video.sampling import consecutive, uniform
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from pvlm_protocols.backend import FrameDefaults
+
+    VideoSource: TypeAlias = (
+        str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | torch.Tensor | list[Image]
+    )
+
+MAX_BYTES = 8 << 30
+"""Decoded frames may not need more than this, before they are resized."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames of a video.
+
+    ``frames``: uint8 ``(T, H, W, 3)`` RGB. ``indices``: their numbers in the source, ascending. ``timestamps_s``: when
+    each begins, in seconds from the start of the video; empty if unknown, as for arrays. ``source_fps``: average
+    frames a second of the source, None if unknown. ``source_frames``: how many frames the source has.
+    """
+
+    frames: np.ndarray
+    indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    source_fps: float | None
+    source_frames: int
+
+
+async def read_video(
+    source: VideoSource,
+    *,
+    num_frames: int | None,
+    fps: float | None,
+    start: float | None,
+    end: float | None,
+    defaults: FrameDefaults,
+    reader: str = "decord",
+    timeout_s: float = 120,
+    max_bytes: int = MAX_BYTES,
+) -> Video:
+    """Read frames of a video; `pvlm.video.sampling` says which.
+
+    ``source``: a path, the bytes of an encoded video, a uint8 ``(T, H, W, 3)`` array or tensor (not copied if all of
+    its frames are taken), or a list of PIL images.
+    ``num_frames``: that many frames, uniformly; ``fps``: frames a second; neither: what ``defaults`` say. ``start`` and
+    ``end``, in seconds, restrict the part of the video. ``reader``: name of a plug-in (`VideoReader`).
+    ``timeout_s``: how long decoding may take. ``max_bytes``: how much memory the frames may take.
+
+    Files are decoded in a process of their own, which is killed when the time is up or the caller is cancelled.
+
+    Raises OptionError for options that cannot be, by themselves or for this video, and VideoError for a source that is
+    no video, or a damaged one.
+    """
+    _check_options(num_frames, fps, start, end, timeout_s)
+    count = defaults.num_frames if num_frames is None else int(num_frames)
+    every = defaults.consecutive and num_frames is None
+    if isinstance(source, list | tuple):
+        frames = await anyio.to_thread.run_sync(as_frames, source)
+    else:
+        frames = as_frames(source)
+    if frames is not None:
+        for option, value in (("fps", fps), ("start", start), ("end", end)):
+            if value is not None:
+                raise OptionError(f"{option}={value!r} needs a file: frames in memory have no times; use num_frames")
+        indices = (consecutive if every else uniform)(0, len(frames) - 1, count)
+        chosen = frames if len(indices) == len(frames) else frames[list(indices)]
+        return Video(chosen, indices, (), None, len(frames))
+    encoded, name = _encoded(source)
+    decoded = await decode(
+        encoded,
+        name,
+        reader=reader,
+        num_frames=count,
+        consecutive=every,
+        fps=None if fps is None else float(fps),
+        start=None if start is None else float(start),
+        end=None if end is None else float(end),
+        max_bytes=max_bytes,
+        timeout_s=timeout_s,
+    )
+    return Video(decoded.frames, decoded.indices, decoded.timestamps_s, decoded.source_fps, decoded.source_frames)
+
+
+def _encoded(source: object) -> tuple[str | bytes | bytearray | memoryview, str]:
+    """A path or bytes, and what errors call it."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        size = memoryview(source).nbytes
+        if size == 0:
+            raise VideoError("<0 bytes>", "it is empty")
+        return source, f"<{size} bytes>"
+    if isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        if not path or "\0" in path:
+            raise VideoError(path, "the path is empty or has a null character in it")
+        return path, path
+    raise OptionError(
+        f"a video is a path, bytes, a uint8 array (T, H, W, 3) or a list of PIL images, not a {type(source).__name__}"
+    )
+
+
+def _check_options(
+    num_frames: int | None, fps: float | None, start: float | None, end: float | None, timeout_s: float
+) -> None:
+    if num_frames is not None and fps is not None:
+        raise OptionError(f"num_frames={num_frames!r} and fps={fps!r} exclude each other; give one of them")
+    if num_frames is not None and (
+        not isinstance(num_frames, numbers.Integral) or isinstance(num_frames, bool) or num_frames < 1
+    ):
+        raise OptionError(f"num_frames must be a whole number of at least 1, not {num_frames!r}")
+    for name, value in (("fps", fps), ("timeout_s", timeout_s)):
+        if value is not None and not (_is_number(value) and value > 0):
+            raise OptionError(f"{name} must be a positive number, not {value!r}")
+    for name, value in (("start", start), ("end", end)):
+        if value is not None and not (_is_number(value) and value >= 0):
+            raise OptionError(f"{name} must be a time in seconds, 0 or later, not {value!r}")
+    if end is not None and end <= (start or 0):
+        raise OptionError(f"end={end!r} must be later than start={start or 0!r} (seconds)")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Read
+from PIL import Image
+
+from pvlm.errors import OptionError, VideoError
+from pvlm_protocols.backend import FrameDefaults
+
+pytestmark = pytest.mark.anyio
+
+ARRAY = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * np.ones((1, 4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_frames": 3, "fps": 1.0}, "num_frames=3 and fps=1.0 exclude each other"),
+        ({"num_frames": 0}, "num_frames must be .*, not 0"),
+        ({"num_frames": -2}, "not -2"),
+        ({"num_frames": 2.5}, "whole number .* not 2.5"),
+        ({"num_frames": True}, "not True"),
+        ({"num_frames": "8"}, "not '8'"),
+        ({"fps": 0}, "fps must be a positive number, not 0"),
+        ({"fps": float("nan")}, "fps .* not nan"),
+        ({"fps": float("inf")}, "fps .* not inf"),
+        ({"start": -1.0}, "start must be a time in seconds, 0 or later, not -1.0"),
+        ({"start": float("nan")}, "start .* not nan"),
+        ({"start": "1"}, "start .* not '1'"),
+        ({"start": 2.0, "end": 2.0}, "end=2.0 must be later than start=2.0"),
+        ({"end": 0}, "end=0 must be later than start=0"),
+        ({"timeout_s": 0}, "timeout_s must be a positive number, not 0"),
+    ],
+)
+async def test_options_that_cannot_be(read: Read, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        await read("never-opened.mp4", **options)
+
+
+@pytest.mark.parametrize("source", [None, 5, 3.0, {"frames": 1}])
+async def test_sources_that_cannot_be(read: Read, source: object) -> None:
+    with pytest.raises(OptionError, match=f"not a {type(source).__name__}"):
+        await read(source)
+
+
+async def test_array(read: Read) -> None:
+    video = await read(ARRAY, num_frames=3)
+    assert video.indices == (0, 10, 19)
+    assert video.frames[:, 0, 0, 0].tolist() == [0, 10, 19]
+    assert (video.timestamps_s, video.source_fps, video.source_frames) == ((), None, 20)
+    assert (await read(ARRAY)).indices == (0, 3, 5, 8, 11, 14, 16, 19)
+    whole = await read(ARRAY, defaults=FrameDefaults(num_frames=32, consecutive=True))
+    assert whole.indices == tuple(range(20))
+
+
+async def test_tensor(read: Read) -> None:
+    torch = pytest.importorskip("torch")
+    video = await read(torch.from_numpy(ARRAY), num_frames=2)
+    assert video.frames[:, 0, 0, 0].tolist() == [0, 19]
+    with pytest.raises(VideoError, match=r"uint8, not torch.float32; scale"):
+        await read(torch.zeros(2, 4, 4, 3))
+
+
+async def test_images(read: Read) -> None:
+    images = [Image.new("L", (6, 4), color) for color in range(5)]
+    video = await read(images, num_frames=5)
+    assert video.frames.shape == (5, 4, 6, 3)
+    assert video.frames[:, 0, 0, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (ARRAY.astype(np.float32), "must be uint8, not float32; scale"),
+        (ARRAY[0], r"shape \(4, 6, 3\).*must have the shape \(T, H, W, 3\)"),
+        (ARRAY.transpose(0, 3, 1, 2), "transpose it: the channels are last"),
+        (ARRAY[..., :1], r"must have the shape \(T, H, W, 3\)"),
+        (ARRAY[:0], "no frames"),
+        (ARRAY[:, :0], "no pixels"),
+        ([], "no frames"),
+        ([Image.new("RGB", (6, 4)), Image.new("RGB", (4, 6))], "image 1 is 4x6 and image 0 is 6x4; resize"),
+        ([Image.new("RGB", (6, 4)), ARRAY[0]], "item 1 is a ndarray"),
+        (b"", "empty"),
+        ("", "empty"),
+        ("a\0b", "null"),
+    ],
+)
+async def test_sources_with_the_wrong_content(read: Read, source: Any, says: str) -> None:
+    with pytest.raises(VideoError, match=says):
+        await read(source)
+
+
+@pytest.mark.parametrize("options", [{"fps": 2}, {"start": 0.0}, {"end": 1.0}])
+async def test_frames_in_memory_have_no_times(read: Read, options: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match="have no times; use num_frames"):
+        await read(ARRAY, **options)
+
+
+def test_importing_the_room_imports_no_decoder_and_no_torch() -> None:
+    code = "import sys, pvlm.video; print([name for name in ('torch', 'decord', 'PIL', 'av') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
