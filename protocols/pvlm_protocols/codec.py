@@ -41,7 +41,7 @@ def encode(message: Message) -> list[Buffer]:
             raise ProtocolError(f"cannot encode a {type(value).__name__}")
         if value.dtype.name not in DTYPES:
             raise ProtocolError(f"arrays of {value.dtype.name} do not travel, only {', '.join(DTYPES)}")
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value, order="C")
         if value.nbytes > MAX_ARRAY_BYTES:
             raise ProtocolError(f"an array of {value.nbytes} bytes exceeds the limit of {MAX_ARRAY_BYTES}")
         if value.nbytes <= INLINE_BYTES:
@@ -49,7 +49,10 @@ def encode(message: Message) -> list[Buffer]:
         frames.append(value.reshape(-1).view(np.uint8).data)
         return [value.dtype.name, value.shape, len(frames) - 1]
 
-    body = msgspec.msgpack.Encoder(enc_hook=array).encode(message)
+    try:
+        body = msgspec.msgpack.Encoder(enc_hook=array).encode(message)
+    except OverflowError as error:
+        raise ProtocolError(f"a number is too large to travel: {error}") from error
     if len(body) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(body)} bytes exceeds the limit of {MAX_MESSAGE_BYTES}")
     frames[0] = _HEADER + body
@@ -72,7 +75,7 @@ def _decoder(union: Any) -> Callable[[Sequence[Buffer]], Any]:
             decoder = msgspec.msgpack.Decoder(union, dec_hook=lambda _, value: _array(value, frames))
         try:
             return decoder.decode(head[len(_HEADER) :])
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"not a message of this protocol: {error}") from error
 
     return decode
