@@ -1,0 +1,93 @@
+"""One prompt in a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from .processing import PreparedPrompt
+from .session import AfterLayer, CachedSession
+
+
+class HuggingFaceSession(CachedSession):
+    """A cache of its own in a shared model; runs the vision tower when made.
+
+    Positions are always given, and the cache always is too: without a cache transformers takes the gaps that pruning
+    leaves in the positions for borders between packed sequences.
+    """
+
+    def __init__(self, model: Any, prompt: PreparedPrompt, capacity: int) -> None:
+        vocab_size = model.get_output_embeddings().weight.shape[0]
+        super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers)
+        self._model = model
+        self._device = model.device
+        self._embeddings: torch.Tensor | None = self._embed(prompt)
+        self._cache: DynamicCache | None = None
+
+    @torch.no_grad()
+    def _embed(self, prompt: PreparedPrompt) -> torch.Tensor:
+        """``(1, P, hidden_size)``: the decoder's input."""
+        embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
+        if prompt.pixels is not None:
+            pixels = torch.from_numpy(prompt.pixels).to(self._device, self._model.dtype)
+            start, stop = prompt.placeholders
+            embeddings[start:stop] = self._model.get_video_features(pixels[None]).pooler_output[0]
+        return embeddings[None]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _prefill(
+        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+    ) -> torch.Tensor:
+        assert self._embeddings is not None  # dropped only when the prefill is done
+        embeddings = self._embeddings
+        if kept is not None:
+            embeddings = embeddings[:, torch.from_numpy(kept).to(self._device)]
+        self._cache = DynamicCache(config=self._model.config.get_text_config())
+        with _after_each_layer(self._model.get_decoder().layers, after_layer):
+            logits = self._run(torch.from_numpy(positions).to(self._device), inputs_embeds=embeddings, logits_to_keep=1)
+        self._embeddings = None
+        return logits[0]
+
+    @torch.no_grad()
+    def _extend(self, tokens: Sequence[int], row: int, position: int) -> torch.Tensor:
+        ids = torch.tensor([*tokens], device=self._device)[None]
+        return self._run(torch.arange(position, position + len(tokens), device=self._device), input_ids=ids)
+
+    def _run(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        output = self._model(position_ids=positions[None], past_key_values=self._cache, use_cache=True, **inputs)
+        return output.logits[0].float()  # type: ignore[no-any-return]
+
+    def _truncate(self, count: int) -> None:
+        assert self._cache is not None  # a session with answer tokens has one
+        self._cache.crop(-count)  # negative: so many rows less
+
+    def _close(self) -> None:
+        self._cache = self._embeddings = None
+
+
+@contextmanager
+def _after_each_layer(layers: Sequence[torch.nn.Module], after_layer: AfterLayer) -> Iterator[None]:
+    """Call ``after_layer`` between decoder layers for the passes inside the block."""
+
+    def before_first(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        after_layer(0, (inputs[0] if inputs else named["hidden_states"])[0])
+
+    def after(layer: int) -> Callable[[torch.nn.Module, Any, Any], None]:
+        def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+            after_layer(layer, (output[0] if isinstance(output, tuple) else output)[0])
+
+        return hook
+
+    handles = [layers[0].register_forward_pre_hook(before_first, with_kwargs=True)]
+    handles += [layer.register_forward_hook(after(number)) for number, layer in enumerate(layers, 1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,57 @@
+"""Checks and choices that every plug-in over torch makes when it loads a model or opens a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from pvlm_protocols.backend import BackendError, LoadOptions, PromptError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(options: LoadOptions) -> torch.device:
+    """The device of ``options``; also sets this process's number of threads, where one is asked for.
+
+    Raises:
+        BackendError: there is no such device.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that CUDA was compiled in
+        raise BackendError(f"device {options.device!r} cannot be used: {error}") from error
+    return device
+
+
+def choose_dtype(options: LoadOptions, device: torch.device, checkpoint_dtype: str) -> torch.dtype:
+    """The dtype of ``options``; for ``auto``, float32 on the CPU and the checkpoint's own elsewhere.
+
+    Raises:
+        BackendError: there is no such dtype.
+    """
+    name = options.dtype
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else checkpoint_dtype
+    if name not in _DTYPES:
+        raise BackendError(f"dtype {name!r} is not supported; supported: auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def check_extra_options(options: LoadOptions, known: Collection[str] = ()) -> None:
+    """Raise BackendError for an option that the plug-in does not know."""
+    if unknown := sorted(set(options.extra) - set(known)):
+        raise BackendError(f"unknown backend option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
+
+
+def check_positions(prompt_tokens: int, capacity: int, max_positions: int) -> None:
+    """Raise PromptError where prompt and answer exceed the model's positions."""
+    if prompt_tokens + capacity > max_positions:
+        raise PromptError(
+            f"the prompt takes {prompt_tokens} tokens and {capacity} are reserved for the answer: "
+            f"{prompt_tokens + capacity} exceed the model's {max_positions} positions; "
+            "sample fewer frames or lower max_tokens"
+        )

@@ -1,0 +1,54 @@
+"""A prompt as a model takes it, and how a cache's rows map to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Span = tuple[int, int]
+"""First index, and the index behind the last."""
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """Ids and pixels of one prompt.
+
+    ``ids``: int64 ``(P,)``, one id for each token of the unpruned prompt; those of ``placeholders`` are replaced by the
+    vision tower's output. ``pixels``: float32 ``(T, 3, H, W)``, normalised, or None for a question about no video.
+    ``video``: the prunable tokens among the placeholders. ``question``: the tokens of the question's own text.
+    """
+
+    ids: NDArray[np.int64]
+    pixels: NDArray[np.float32] | None
+    placeholders: Span
+    video: Span
+    question: Span
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def video_tokens(self) -> int:
+        """m, the number of prunable tokens."""
+        return self.video[1] - self.video[0]
+
+    def kept_rows(self, keep: torch.Tensor) -> NDArray[np.int64]:
+        """Indices of the prompt's tokens that stay when only the video tokens of ``keep``, bool ``(m,)``, do.
+
+        Raises:
+            ValueError: ``keep`` has another shape or dtype.
+        """
+        mask = keep.detach().cpu().numpy()
+        if mask.dtype != np.bool_ or mask.shape != (self.video_tokens,):
+            raise ValueError(
+                f"keep must be bool of shape ({self.video_tokens},), one for each video token, "
+                f"not {mask.dtype} of shape {mask.shape}"
+            )
+        start, stop = self.video
+        return np.concatenate([np.arange(start), start + np.flatnonzero(mask), np.arange(stop, len(self))])

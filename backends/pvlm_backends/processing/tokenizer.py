@@ -1,0 +1,76 @@
+"""A checkpoint's tokenizer, by the `tokenizers` library alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from pvlm_protocols.backend import CheckpointError
+
+# What decides which ids a text gets. Left out: how ids are joined to text again, and the post-processor,
+# truncation and padding, none of which is used here.
+_FINGERPRINTED = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+
+class TextTokenizer:
+    """Text to ids and back.
+
+    Args:
+        folder: a folder that holds tokenizer.json.
+
+    Raises:
+        CheckpointError: tokenizer.json is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} holds no tokenizer.json; save the checkpoint's tokenizer with transformers to make one"
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def __len__(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of ``text``, special tokens recognised and none added, and each id's span of characters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of ``tokens``, special tokens and unknown ids left out; incomplete UTF-8 reads as U+FFFD."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of each special token."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    @cached_property
+    def tokens_as_text(self) -> tuple[str, ...]:
+        """The vocabulary by id, in the tokenizer's own spelling; an id without a token is empty."""
+        table = [""] * len(self)
+        for text, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            table[index] = text
+        return tuple(table)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides which ids a text gets; the width of the model's logits is no part of it."""
+        # Through the library and back, so that two spellings of one tokenizer.json (merges as pairs or as
+        # text, key order) have one fingerprint.
+        described = json.loads(self._tokenizer.to_str())
+        decisive = json.dumps({key: described[key] for key in _FINGERPRINTED}, sort_keys=True)
+        return hashlib.sha256(decisive.encode()).hexdigest()

@@ -1,0 +1,189 @@
+"""What every session does whatever computes its model: lengths, positions, checks, and the early-layer tap."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pvlm_protocols.backend import BackendError, EarlyStates, PromptError
+
+from .processing import PreparedPrompt
+
+AfterLayer = Callable[[int, torch.Tensor], None]
+"""Called with a layer's number (0: the decoder's input) and its output, ``(tokens, hidden_size)``."""
+
+
+class CachedSession(ABC):
+    """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate` and `_close`.
+
+    Row ``r`` of the cache holds the r-th token that was *kept*; its position is its place in the unpruned
+    prompt, or with compact positions ``r`` itself. Answer token ``i`` follows the prompt in both countings.
+
+    Args:
+        prompt: the prepared prompt.
+        capacity: answer tokens to make room for.
+        vocab_size: width of a logits row.
+        layers: number of decoder layers.
+    """
+
+    def __init__(self, prompt: PreparedPrompt, capacity: int, vocab_size: int, layers: int) -> None:
+        self._prompt = prompt
+        self._capacity = capacity
+        self._vocab_size = vocab_size
+        self._layers = layers
+        self._length = 0
+        self._prompt_rows = 0  # 0 until the prefill is done
+        self._first_position = 0  # of the answer
+        self._closed = False
+
+    @property
+    def video_tokens(self) -> int:
+        """m: prunable video tokens of the prompt."""
+        return self._prompt.video_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the unpruned prompt."""
+        return len(self._prompt)
+
+    @property
+    def length(self) -> int:
+        """Answer tokens in the cache."""
+        return self._length
+
+    def prefill(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """Run the prompt once; float32 ``(vocab_size,)``, the last position's logits.
+
+        What a callback raises ends the prefill and passes through; the prefill may then be started again.
+
+        Args:
+            keep: bool ``(m,)``, the video tokens to keep; None keeps all.
+            compact_positions: number the kept tokens without gaps.
+            early_layer: 1 to the number of layers; needed with ``on_early_layer``.
+            on_early_layer: called between two layers. Not together with ``keep``.
+            on_progress: called before the first layer and after each.
+
+        Raises:
+            ValueError: an argument is out of range.
+            BackendError: the session is closed, or prefilled already.
+        """
+        self._check_open()
+        if self._prompt_rows:
+            raise BackendError("this session's prompt is in its cache already; open another session")
+        if on_early_layer is not None and (early_layer is None or not 1 <= early_layer <= self._layers):
+            raise ValueError(f"early_layer is {early_layer}; it must be between 1 and {self._layers}")
+        if on_early_layer is not None and keep is not None:
+            raise ValueError("early states are of the whole prompt: give either keep or on_early_layer")
+
+        tap = _EarlyTap(self._prompt, early_layer, on_early_layer) if on_early_layer is not None else None
+
+        def after_layer(layer: int, hidden: torch.Tensor) -> None:
+            if tap is not None:
+                tap(layer, hidden)
+            if on_progress is not None:
+                on_progress()
+
+        kept = None if keep is None else self._prompt.kept_rows(keep)
+        rows = len(self._prompt) if kept is None else len(kept)
+        # Pruning leaves gaps in the kept tokens' positions, or none when they are numbered anew.
+        positions = np.arange(rows) if kept is None or compact_positions else kept
+        logits = self._prefill(kept, positions, after_layer)
+        self._prompt_rows = rows
+        self._first_position = rows if compact_positions else len(self._prompt)
+        return logits
+
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Append n >= 1 answer tokens; float32 ``(n, vocab_size)``, row i predicting what follows ``tokens[i]``.
+
+        Raises:
+            PromptError: the cache is full.
+            ValueError: no tokens, or an id outside the vocabulary.
+            BackendError: the session is closed or not prefilled.
+        """
+        self._check_open()
+        if not self._prompt_rows:
+            raise BackendError("this session's cache is empty: prefill comes before extend")
+        count = len(tokens)
+        if not count or min(tokens) < 0 or max(tokens) >= self._vocab_size:
+            raise ValueError(f"tokens must be one or more ids below {self._vocab_size}, not {list(tokens)}")
+        if self._length + count > self._capacity:
+            raise PromptError(
+                f"the cache is full: {self._length} answer tokens and {count} more exceed the {self._capacity} reserved"
+            )
+        logits = self._extend(tokens, self._prompt_rows + self._length, self._first_position + self._length)
+        self._length += count
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` answer tokens. Raises ValueError unless ``0 <= length <= self.length``."""
+        self._check_open()
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot truncate to {length} answer tokens: the cache holds {self._length}")
+        if length < self._length:
+            self._truncate(self._length - length)
+            self._length = length
+
+    def close(self) -> None:
+        """Free the cache. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("this session is closed")
+
+    @abstractmethod
+    def _prefill(
+        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+    ) -> torch.Tensor:
+        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, into an empty cache."""
+
+    @abstractmethod
+    def _extend(self, tokens: Sequence[int], row: int, position: int) -> torch.Tensor:
+        """Run ``tokens`` into the cache from ``row`` on, at consecutive positions."""
+
+    @abstractmethod
+    def _truncate(self, count: int) -> None:
+        """Forget the last ``count`` rows."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Drop the cache."""
+
+
+class _EarlyTap:
+    """Copies two layers' states of video and question out of a prefill, and hands them on."""
+
+    def __init__(self, prompt: PreparedPrompt, layer: int | None, deliver: Callable[[EarlyStates], None]) -> None:
+        self._prompt = prompt
+        self._layer = layer
+        self._deliver = deliver
+        self._first: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, layer: int, hidden: torch.Tensor) -> None:
+        if layer == 0:
+            self._first = self._copy(hidden)
+        elif layer == self._layer and self._first is not None:
+            video, question = self._copy(hidden)
+            self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question))
+            self._first = None
+
+    @torch.inference_mode(False)
+    def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Copied, because later layers overwrite the residual stream; outside inference mode, so that the
+        # receiver may do with it what it likes.
+        video, question = self._prompt.video, self._prompt.question
+        return hidden[video[0] : video[1]].clone(), hidden[question[0] : question[1]].clone()

@@ -1,0 +1,106 @@
+"""The ``torch`` plug-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
+
+if TYPE_CHECKING:
+    from ..processing import LlavaOnevisionProcessor
+    from .decoder import Decoder
+    from .session import TorchSession
+    from .vision import VideoEncoder
+
+
+class TorchBackend:
+    """LLaVA-OneVision in plain torch; made by `load`."""
+
+    def __init__(
+        self, info: ModelInfo, processor: LlavaOnevisionProcessor, decoder: Decoder, encoder: VideoEncoder
+    ) -> None:
+        self._info = info
+        self._processor = processor
+        self._decoder: Decoder | None = decoder
+        self._encoder: VideoEncoder | None = encoder
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the runtime must know about the model."""
+        return self._info
+
+    def open(self, prompt: Prompt, capacity: int) -> TorchSession:
+        """Build the prompt and run the vision tower.
+
+        Raises:
+            PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
+            BackendError: the backend is closed.
+        """
+        import torch
+
+        from ..loading import check_positions
+        from .session import TorchSession
+
+        if self._decoder is None or self._encoder is None:
+            raise BackendError("this backend is closed")
+        prepared = self._processor.prepare(prompt)
+        check_positions(len(prepared), capacity, self._info.max_positions)
+        video = None
+        if prepared.pixels is not None:
+            decoder = self._decoder
+            with torch.inference_mode():
+                video = self._encoder.encode(torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype))
+        return TorchSession(self._decoder, prepared, video, capacity)
+
+    def close(self) -> None:
+        """Free the model, once its sessions are closed too."""
+        self._decoder = self._encoder = None
+
+    @classmethod
+    def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
+        """The text and frame half of a checkpoint; no code of the checkpoint is ever run. Raises CheckpointError."""
+        from ..processing import load_processor
+
+        return load_processor(model)
+
+    @classmethod
+    def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> TorchBackend:
+        """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
+        import torch
+
+        from ..loading import check_extra_options, choose_device, choose_dtype
+        from ..processing import LlavaOnevisionProcessor
+        from ..processing.files import locate_checkpoint, read_settings
+        from .checkpoint import Checkpoint
+        from .config import ModelConfig
+        from .decoder import Decoder
+        from .vision import VideoEncoder
+
+        check_extra_options(options)
+        device = choose_device(options)
+        folder = locate_checkpoint(options.model)
+        settings = read_settings(folder, "config.json")
+        config = ModelConfig.from_settings(folder, settings)
+        dtype = choose_dtype(options, device, config.dtype)
+        processor = LlavaOnevisionProcessor(folder, settings)
+        with torch.inference_mode():
+            weights = Checkpoint(folder, dtype, device, on_progress)
+            decoder = Decoder(config.text, weights, dtype, device)
+            encoder = VideoEncoder(config, weights)
+        if on_progress is not None:
+            on_progress(1.0)
+        info = ModelInfo(
+            name=options.model,
+            family="llava_onevision",
+            vocab_size=config.text.vocab_size,
+            end_token_ids=processor.end_token_ids,
+            tokenizer_fingerprint=processor.tokenizer_fingerprint,
+            layers=config.text.layers,
+            hidden_size=config.text.hidden_size,
+            max_positions=config.text.max_positions,
+            parameters=weights.parameters,
+            dtype=str(dtype).removeprefix("torch."),
+            device=str(device),
+        )
+        return cls(info, processor, decoder, encoder)

@@ -1,0 +1,68 @@
+"""One prompt in the raw-torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..processing import PreparedPrompt
+from ..session import AfterLayer, CachedSession
+from .cache import KeyValueCache
+from .decoder import Decoder
+
+
+class TorchSession(CachedSession):
+    """A cache of its own in a shared decoder.
+
+    Args:
+        decoder: the model.
+        prompt: the prepared prompt.
+        video: ``(placeholders, hidden_size)``, the vision tower's output, or None without a video.
+        capacity: answer tokens to make room for.
+    """
+
+    def __init__(self, decoder: Decoder, prompt: PreparedPrompt, video: torch.Tensor | None, capacity: int) -> None:
+        super().__init__(prompt, capacity, decoder.config.vocab_size, decoder.config.layers)
+        self._decoder = decoder
+        self._video = video
+        self._cache: KeyValueCache | None = None
+        self._rotations: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def _prefill(
+        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+    ) -> torch.Tensor:
+        decoder = self._decoder
+        hidden = decoder.embed(torch.from_numpy(self._prompt.ids).to(decoder.device))
+        if self._video is not None:
+            start, stop = self._prompt.placeholders
+            hidden[start:stop] = self._video
+        if kept is not None:
+            hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
+        rows = len(positions)
+        # Made here and not when the session is opened: only now is it known how many rows pruning leaves.
+        self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.device)
+        last = len(self._prompt) + self._capacity
+        self._rotations = decoder.rotations(torch.arange(last, device=decoder.device))
+        rotation = self._rotations[torch.from_numpy(positions).to(decoder.device)]
+        hidden = decoder.forward(hidden, rotation, self._cache, 0, after_layer)
+        self._video = None
+        return decoder.logits(hidden[-1:])[0]
+
+    @torch.inference_mode()
+    def _extend(self, tokens: Sequence[int], row: int, position: int) -> torch.Tensor:
+        assert self._cache is not None  # the prefill made both
+        assert self._rotations is not None
+        decoder = self._decoder
+        hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
+        rotation = self._rotations[position : position + len(tokens)]
+        return decoder.logits(decoder.forward(hidden, rotation, self._cache, row))
+
+    def _truncate(self, count: int) -> None:
+        """Nothing to do: rows behind the length are overwritten before they are read."""
+
+    def _close(self) -> None:
+        self._cache = self._rotations = self._video = None

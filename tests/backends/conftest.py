@@ -1,0 +1,138 @@
+"""Checkpoints that the tests of the backends share: the bundled pair, and small random ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+from pvlm_backends.hf import HuggingFaceBackend
+from pvlm_backends.torch import TorchBackend
+from pvlm_protocols.backend import Backend, LoadOptions
+
+BUNDLED = Path(__file__).parents[2] / "pvlm" / "bundled"
+BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "hf": HuggingFaceBackend}
+IMAGE_SIZE = 70  # a grid of 5 x 5 patches: odd, so that pooling rounds up
+
+RANDOM_CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied": {"tied": False},
+    "sharded": {"tied": False, "max_shard_size": "100KB"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "several-layers": {"vision_feature_layer": [-2, -1]},
+    "ungrouped": {"kv_heads": 4},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_checkpoint(
+    folder: Path,
+    *,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "1GB",
+    vision_feature_layer: int | list[int] = -1,
+    kv_heads: int = 2,
+) -> Path:
+    """A tiny model with random weights, saved by transformers, with the bundled tokenizer."""
+    shutil.copytree(BUNDLED / "target", folder, ignore=shutil.ignore_patterns("model*", "config.json"))
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        edit_settings(folder / name, size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    config = LlavaOnevisionConfig(
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": 768,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": tied,
+            "eos_token_id": 2,
+            "bos_token_id": None,
+        },
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        image_token_index=3,
+        video_token_index=4,
+        vision_feature_layer=vision_feature_layer,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    model = LlavaOnevisionForConditionalGeneration(config)
+    for weight in model.parameters():
+        if weight.ndim == 1:  # biases are zero and norms one in a fresh model, which would hide mistakes
+            weight.data += 0.1 * torch.randn_like(weight)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def edit_settings(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    settings = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+def rename_weights(folder: Path, rename: Callable[[str], str]) -> None:
+    """Give the weights of a checkpoint in one file other names."""
+    path = folder / "model.safetensors"
+    save_file({rename(name): weight for name, weight in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint's folder by name: ``target``, ``draft`` or one of RANDOM_CHECKPOINTS. Not to be changed."""
+    made: dict[str, Path] = {"target": BUNDLED / "target", "draft": BUNDLED / "draft"}
+
+    def find(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("checkpoints") / name
+            made[name] = random_checkpoint(folder, **RANDOM_CHECKPOINTS[name])
+        return made[name]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def load_backend(checkpoints: Callable[[str], Path]) -> Callable[[str, str], Backend]:
+    """A loaded backend by its own name and its checkpoint's, each loaded once."""
+    loaded: dict[tuple[str, str], Backend] = {}
+
+    def load(backend: str, checkpoint: str) -> Backend:
+        if (backend, checkpoint) not in loaded:
+            options = LoadOptions(str(checkpoints(checkpoint)), dtype="float32")
+            loaded[backend, checkpoint] = BACKENDS[backend].load(options)
+        return loaded[backend, checkpoint]
+
+    return load
+
+
+def random_frames(count: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)

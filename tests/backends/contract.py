@@ -1,0 +1,230 @@
+"""What every backend must do, whatever model it runs.
+
+A plug-in's own tests subclass `BackendContract` and define two fixtures::
+
+    class TestMyBackend(BackendContract):
+        @pytest.fixture
+        def backend(self): return MyBackend.load(LoadOptions("path/to/checkpoint"))
+
+        @pytest.fixture
+        def prompt(self): ...  # a Prompt with frames, as the backend's processor resizes them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from pvlm_protocols.backend import Backend, BackendError, EarlyStates, Prompt, PromptError, Session
+
+CAPACITY = 12
+TOKENS = [11, 7, 29, 3, 17, 5]
+TOLERANCE = 1e-4
+"""Between passes of different shapes over the same tokens, in float32."""
+
+
+class _Cancelled(Exception):
+    pass
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> None:
+    torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+class BackendContract:
+    """Inherit, and define the fixtures ``backend`` and ``prompt``."""
+
+    @pytest.fixture
+    def session(self, backend: Backend, prompt: Prompt) -> Session:
+        return backend.open(prompt, CAPACITY)
+
+    def test_it_describes_itself(self, backend: Backend) -> None:
+        info = backend.info
+        assert info.vocab_size > max(info.end_token_ids) >= 0
+        assert info.tokenizer_fingerprint
+        assert min(info.layers, info.hidden_size, info.max_positions, info.parameters) > 0
+        assert (info.dtype, info.device) == ("float32", "cpu")
+
+    def test_prefill_gives_the_last_position_s_logits(self, backend: Backend, session: Session) -> None:
+        assert 0 < session.video_tokens < session.prompt_tokens
+        logits = session.prefill()
+        assert logits.shape == (backend.info.vocab_size,)
+        assert logits.dtype == torch.float32
+        assert logits.isfinite().all()
+        assert session.length == 0
+
+    def test_extend_gives_a_row_for_each_token(self, backend: Backend, session: Session) -> None:
+        session.prefill()
+        logits = session.extend(TOKENS)
+        assert logits.shape == (len(TOKENS), backend.info.vocab_size)
+        assert logits.dtype == torch.float32
+        assert session.length == len(TOKENS)
+
+    def test_one_by_one_or_all_at_once(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        session.prefill()
+        together = session.extend(TOKENS).clone()
+        other = backend.open(prompt, CAPACITY)
+        other.prefill()
+        close(torch.cat([other.extend([token]).clone() for token in TOKENS]), together)
+
+    def test_truncate_is_the_whole_of_rollback(self, session: Session) -> None:
+        session.prefill()
+        before = session.extend(TOKENS).clone()
+        session.truncate(2)
+        assert session.length == 2
+        session.extend([30, 31])  # another answer
+        session.truncate(2)
+        close(session.extend(TOKENS[2:]), before[2:])
+        session.truncate(0)
+        close(session.extend(TOKENS), before)
+
+    def test_truncate_takes_no_length_that_is_not_there(self, session: Session) -> None:
+        session.prefill()
+        session.extend(TOKENS[:3])
+        for length in (-1, 4):
+            with pytest.raises(ValueError, match=str(length)):
+                session.truncate(length)
+        session.truncate(3)
+        assert session.length == 3
+
+    def test_logits_may_be_written_to(self, session: Session) -> None:
+        session.prefill().div_(2)
+        session.extend(TOKENS).div_(2)
+
+    def test_interleaved_sessions_do_not_disturb_each_other(self, backend: Backend, prompt: Prompt) -> None:
+        prompts = [prompt, dataclasses.replace(prompt, question="And then, what else?")]
+
+        def run(session: Session) -> list[torch.Tensor]:
+            return [session.prefill().clone(), *(session.extend([token]).clone() for token in TOKENS)]
+
+        alone = [run(backend.open(prompt, CAPACITY)) for prompt in prompts]
+        assert not torch.allclose(alone[0][0], alone[1][0])
+        sessions = [backend.open(prompt, CAPACITY) for prompt in prompts]
+        mixed = [[session.prefill().clone()] for session in sessions]
+        for token in TOKENS:
+            for session, rows in zip(sessions, mixed, strict=True):
+                rows.append(session.extend([token]).clone())
+        for left, right in zip(alone, mixed, strict=True):
+            close(torch.cat([row.flatten() for row in right]), torch.cat([row.flatten() for row in left]))
+
+    def test_keeping_every_token_is_not_pruning(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        everything = torch.ones(session.video_tokens, dtype=torch.bool)
+        whole = session.prefill().clone()
+        for compact in (False, True):
+            close(backend.open(prompt, CAPACITY).prefill(everything, compact_positions=compact), whole)
+
+    def test_pruning_leaves_the_answer_s_lengths_alone(self, session: Session) -> None:
+        keep = torch.zeros(session.video_tokens, dtype=torch.bool)
+        keep[::3] = True
+        prompt_tokens = session.prompt_tokens
+        session.prefill(keep)
+        before = session.extend(TOKENS).clone()
+        assert (session.length, session.prompt_tokens) == (len(TOKENS), prompt_tokens)
+        session.truncate(1)
+        close(session.extend(TOKENS[1:]), before[1:])
+
+    def test_a_mask_of_another_shape_is_refused(self, session: Session) -> None:
+        for keep in (torch.ones(session.video_tokens + 1, dtype=torch.bool), torch.ones(session.video_tokens)):
+            with pytest.raises(ValueError, match=str(session.video_tokens)):
+                session.prefill(keep)
+
+    def test_early_states_come_between_two_layers(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        untapped = backend.open(prompt, CAPACITY).prefill().clone()
+        events: list[str] = []
+        states: list[EarlyStates] = []
+
+        def on_early_layer(found: EarlyStates) -> None:
+            states.append(found)
+            events.append("early")
+
+        logits = session.prefill(
+            early_layer=1, on_early_layer=on_early_layer, on_progress=lambda: events.append("progress")
+        ).clone()
+        assert events.count("early") == 1
+        after = events[events.index("early") :]
+        assert after.count("progress") >= backend.info.layers - 1
+        assert events.count("progress") >= backend.info.layers
+        found = states[0]
+        assert found.layer == 1
+        for video, question in ((found.video_first, found.question_first), (found.video_last, found.question_last)):
+            assert video.shape == (session.video_tokens, backend.info.hidden_size)
+            assert question.ndim == 2
+            assert 0 < len(question) < session.prompt_tokens - session.video_tokens
+            assert question.shape[1] == backend.info.hidden_size
+        close(logits, untapped)
+
+    def test_early_states_belong_to_their_receiver(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        def spoil(states: EarlyStates) -> None:
+            for tensor in (states.video_first, states.video_last, states.question_first, states.question_last):
+                tensor.zero_()
+
+        untapped = backend.open(prompt, CAPACITY).prefill().clone()
+        logits = session.prefill(early_layer=1, on_early_layer=spoil)
+        close(logits, untapped)
+
+    def test_an_early_layer_that_is_none_is_refused(self, backend: Backend, session: Session) -> None:
+        for layer in (None, 0, backend.info.layers + 1):
+            with pytest.raises(ValueError, match="early_layer"):
+                session.prefill(early_layer=layer, on_early_layer=lambda _: None)
+
+    @pytest.mark.parametrize("where", ["progress", "early"])
+    def test_a_cancelled_prefill_leaves_everything_usable(
+        self, backend: Backend, prompt: Prompt, session: Session, where: str
+    ) -> None:
+        def cancel(*_: object) -> None:
+            raise _Cancelled
+
+        expected = backend.open(prompt, CAPACITY).prefill().clone()
+        arguments: dict[str, Any] = {
+            "progress": {"on_progress": cancel},
+            "early": {"early_layer": 1, "on_early_layer": cancel},
+        }[where]
+        with pytest.raises(_Cancelled):
+            session.prefill(**arguments)
+        close(backend.open(prompt, CAPACITY).prefill(), expected)
+        close(session.prefill(), expected)
+
+    def test_a_question_about_no_video(self, backend: Backend) -> None:
+        session = backend.open(Prompt("What color is the sky?"), CAPACITY)
+        assert session.video_tokens == 0
+        states: list[EarlyStates] = []
+        assert session.prefill(early_layer=1, on_early_layer=states.append).isfinite().all()
+        assert states[0].video_last.shape == (0, backend.info.hidden_size)
+        session.extend(TOKENS)
+
+    def test_a_full_cache_says_so(self, session: Session) -> None:
+        session.prefill()
+        session.extend([TOKENS[0]] * CAPACITY)
+        with pytest.raises(PromptError, match=str(CAPACITY)):
+            session.extend([1])
+        session.truncate(CAPACITY - 1)
+        session.extend([1])
+
+    def test_a_prompt_beyond_the_positions_is_refused_with_the_numbers(self, backend: Backend, prompt: Prompt) -> None:
+        longest = backend.info.max_positions - backend.open(prompt, 1).prompt_tokens
+        backend.open(prompt, longest)
+        with pytest.raises(PromptError) as refused:
+            backend.open(prompt, longest + 1)
+        for number in (backend.info.max_positions, longest + 1, backend.info.max_positions - longest):
+            assert str(number) in str(refused.value)
+
+    def test_bad_tokens_are_refused(self, backend: Backend, session: Session) -> None:
+        session.prefill()
+        for tokens in ([], [-1], [backend.info.vocab_size]):
+            with pytest.raises(ValueError, match="tokens"):
+                session.extend(tokens)
+        assert session.length == 0
+
+    def test_misuse_is_an_error_of_the_backend(self, session: Session) -> None:
+        with pytest.raises(BackendError):
+            session.extend([1])
+        session.prefill()
+        with pytest.raises(BackendError):
+            session.prefill()
+        session.close()
+        session.close()
+        with pytest.raises(BackendError):
+            session.extend([1])

@@ -1,0 +1,143 @@
+"""Both backends against transformers' own forward pass and its `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, Session
+
+from .conftest import BACKENDS, RANDOM_CHECKPOINTS, random_frames
+from .reference import Reference
+
+QUESTION = "What happens first in the video?"
+ANSWER = [11, 7, 29, 300, 17, 5, 42, 600]
+FIND = Callable[[str], Path]
+LOAD = Callable[[str, str], Backend]
+
+
+@pytest.fixture(scope="module")
+def references(checkpoints: FIND) -> Callable[[str], Reference]:
+    return cache(lambda name: Reference(checkpoints(name)))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def open_session(backend: Backend, reference: Reference, capacity: int = 32) -> tuple[Session, Prompt]:
+    side = reference.model.config.vision_config.image_size
+    prompt = Prompt(QUESTION, random_frames(3, side, side))
+    return backend.open(prompt, capacity), prompt
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> None:
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("checkpoint", ["target", "draft", *RANDOM_CHECKPOINTS])
+def test_logits(load_backend: LOAD, references: Callable[[str], Reference], backend_name: str, checkpoint: str) -> None:
+    reference = references(checkpoint)
+    session, prompt = open_session(load_backend(backend_name, checkpoint), reference)
+    expected = reference.logits(QUESTION, prompt.frames, ANSWER)
+    close(session.prefill(), expected[0])
+    close(session.extend(ANSWER[:1]), expected[1:2])
+    close(session.extend(ANSWER[1:6]), expected[2:7])
+    session.truncate(3)
+    close(session.extend(ANSWER[3:]), expected[4:])
+
+
+@pytest.mark.parametrize("compact_positions", [False, True])
+@pytest.mark.parametrize("checkpoint", ["target", "draft", "untied"])
+def test_logits_with_pruning(
+    load_backend: LOAD,
+    references: Callable[[str], Reference],
+    backend_name: str,
+    checkpoint: str,
+    compact_positions: bool,
+) -> None:
+    reference = references(checkpoint)
+    session, prompt = open_session(load_backend(backend_name, checkpoint), reference)
+    keep = torch.rand(session.video_tokens, generator=torch.Generator().manual_seed(1)) < 0.2
+    expected = reference.logits(QUESTION, prompt.frames, ANSWER, keep, compact_positions)
+    unpruned = reference.logits(QUESTION, prompt.frames, ANSWER)
+    assert not torch.allclose(expected, unpruned, atol=1e-2)
+    close(session.prefill(keep, compact_positions=compact_positions), expected[0])
+    close(session.extend(ANSWER[:2]), expected[1:3])
+    session.truncate(1)
+    close(session.extend(ANSWER[1:]), expected[2:])
+
+
+def test_pruning_everything(load_backend: LOAD, references: Callable[[str], Reference], backend_name: str) -> None:
+    reference = references("tied")
+    session, prompt = open_session(load_backend(backend_name, "tied"), reference)
+    keep = torch.zeros(session.video_tokens, dtype=torch.bool)
+    close(session.prefill(keep), reference.logits(QUESTION, prompt.frames, [], keep)[0])
+
+
+def test_a_question_about_no_video(
+    load_backend: LOAD, references: Callable[[str], Reference], backend_name: str
+) -> None:
+    session = load_backend(backend_name, "target").open(Prompt(QUESTION), 16)
+    expected = references("target").logits(QUESTION, None, ANSWER)
+    close(session.prefill(), expected[0])
+    close(session.extend(ANSWER), expected[1:])
+
+
+@pytest.mark.parametrize("early_layer", [1, 2])
+@pytest.mark.parametrize("checkpoint", ["target", "tied"])
+def test_early_states(
+    load_backend: LOAD,
+    references: Callable[[str], Reference],
+    backend_name: str,
+    checkpoint: str,
+    early_layer: int,
+) -> None:
+    reference = references(checkpoint)
+    session, prompt = open_session(load_backend(backend_name, checkpoint), reference)
+    assert prompt.frames is not None
+    found: list[EarlyStates] = []
+    session.prefill(early_layer=early_layer, on_early_layer=found.append)
+    states = reference.hidden_states(QUESTION, prompt.frames)
+    ids = torch.tensor(reference.ids(QUESTION, len(prompt.frames)))
+    video = (ids == reference.model.config.video_token_id).nonzero()[:-1, 0]
+    text = reference.tokenizer(QUESTION)["input_ids"]
+    start = next(i for i in range(len(ids)) if ids[i : i + len(text)].tolist() == text)
+    question = slice(start, start + len(text))
+    close(found[0].video_first, states[0][video])
+    close(found[0].question_first, states[0][question])
+    close(found[0].video_last, states[early_layer][video])
+    close(found[0].question_last, states[early_layer][question])
+
+
+@pytest.mark.parametrize("checkpoint", ["target", "draft"])
+def test_greedy_text_is_that_of_generate(
+    load_backend: LOAD, references: Callable[[str], Reference], backend_name: str, checkpoint: str
+) -> None:
+    reference, backend = references(checkpoint), load_backend(backend_name, checkpoint)
+    session, prompt = open_session(backend, reference)
+    assert prompt.frames is not None
+    end = backend.info.end_token_ids
+    answer = [int(session.prefill().argmax())]
+    while answer[-1] not in end and len(answer) < 24:
+        answer.append(int(session.extend(answer[-1:])[0].argmax()))
+    assert answer == reference.generate(QUESTION, prompt.frames, 24, end)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near(
+    load_backend: LOAD, checkpoints: FIND, references: Callable[[str], Reference], backend_name: str, dtype: str
+) -> None:
+    backend = BACKENDS[backend_name].load(LoadOptions(str(checkpoints("target")), dtype=dtype))
+    assert backend.info.dtype == dtype
+    session, prompt = open_session(backend, references("target"))
+    expected = references("target").logits(QUESTION, prompt.frames, ANSWER)
+    found = torch.cat([session.prefill()[None].clone(), session.extend(ANSWER)])
+    assert found.dtype == torch.float32
+    distance = (found - expected).norm() / expected.norm()
+    assert distance < (0.05 if dtype == "bfloat16" else 0.01)

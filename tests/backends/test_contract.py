@@ -1,0 +1,67 @@
+"""Both backends keep the contract."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Processor, Prompt
+
+from .conftest import BACKENDS, IMAGE_SIZE, random_frames
+from .contract import BackendContract
+
+
+@pytest.fixture(params=["tied", "untied"])
+def checkpoint(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def prompt() -> Prompt:
+    return Prompt("What happens first in the video?", random_frames(3, IMAGE_SIZE, IMAGE_SIZE))
+
+
+class TestTorch(BackendContract):
+    @pytest.fixture
+    def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
+        return load_backend("torch", checkpoint)
+
+
+class TestHuggingFace(BackendContract):
+    @pytest.fixture
+    def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
+        return load_backend("hf", checkpoint)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_closed_backend_opens_nothing(name: str, prompt: Prompt, checkpoints: Callable[[str], object]) -> None:
+    fractions: list[float] = []
+    backend = BACKENDS[name].load(LoadOptions(str(checkpoints("tied"))), fractions.append)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.open(prompt, 1)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_its_processor_keeps_the_interface(name: str, checkpoints: Callable[[str], object]) -> None:
+    assert isinstance(BACKENDS[name].processor(str(checkpoints("tied"))), Processor)
+
+
+@pytest.mark.parametrize("module", ["torch:TorchBackend", "hf:HuggingFaceBackend"])
+def test_a_backend_s_class_and_its_processor_import_nothing_heavy(
+    module: str, checkpoints: Callable[[str], object]
+) -> None:
+    name, class_name = module.split(":")
+    script = (
+        f"import sys; from pvlm_backends.{name} import {class_name} as backend; "
+        f"backend.processor({str(checkpoints('tied'))!r}); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
