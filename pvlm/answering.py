@@ -23,7 +23,7 @@ from pvlm.runtime import LiveSession, Runtime
 from pvlm.speculation.settings import resolve_coupling
 from pvlm.speculation.windows import WindowPolicy
 from pvlm.text import TextStream
-from pvlm.video import read_video
+from pvlm.video import check_source, read_video
 from pvlm_protocols.backend import Processor
 from pvlm_protocols.messages import Open, Pruning, Sampling, VideoFrames, Window
 
@@ -66,6 +66,7 @@ class AnswerStream:
 
     async def __aenter__(self) -> Self:
         self._started_s = time.perf_counter()
+        check_source(self._source)  # before any model is loaded
         await self._stack.__aenter__()
         try:
             runtime = await self._stack.enter_async_context(self._runtime_context)
@@ -195,6 +196,8 @@ class AnswerStream:
             acceptance_rate=stats.acceptance_rate and round(stats.acceptance_rate, 3),
             target_passes=stats.target_passes,
         )
+        if stats.draft_lost:
+            self._log.warning("answered_without_draft", reason=stats.draft_lost)
         self._chunks.close()
 
     def _fail(self, failed: Fail) -> None:

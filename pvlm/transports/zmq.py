@@ -57,10 +57,16 @@ class ZmqChannel:
                 raise ChannelClosed
             try:
                 frames = await self._socket.recv_multipart()
-            except zmq.ZMQError as error:
+            except zmq.ZMQError:
                 if self._socket.closed:
                     raise ChannelClosed from None
-                raise error
+                raise
+            except asyncio.CancelledError:
+                # A socket that is closed cancels what waits on it, which is no cancellation of the task.
+                task = asyncio.current_task()
+                if self._socket.closed and task is not None and not task.cancelling():
+                    raise ChannelClosed from None
+                raise
             try:
                 return decode_from_actor(frames)
             except ProtocolError as error:

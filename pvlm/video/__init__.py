@@ -5,6 +5,6 @@ damaged file can neither crash nor block the caller; the formula for the frame i
 """
 
 from pvlm.video.readers import ENTRY_POINT_GROUP, VideoReader
-from pvlm.video.reading import Video, read_video
+from pvlm.video.reading import Video, check_source, read_video
 
-__all__ = ["ENTRY_POINT_GROUP", "Video", "VideoReader", "read_video"]
+__all__ = ["ENTRY_POINT_GROUP", "Video", "VideoReader", "check_source", "read_video"]

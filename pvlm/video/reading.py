@@ -101,6 +101,15 @@ async def read_video(
     return Video(decoded.frames, decoded.indices, decoded.timestamps_s, decoded.source_fps, decoded.source_frames)
 
 
+def check_source(source: VideoSource) -> None:
+    """Raise what `read_video` would raise for something that cannot be a video, without decoding it."""
+    if isinstance(source, list | tuple) or as_frames(source) is not None:
+        return
+    encoded, name = _encoded(source)
+    if isinstance(encoded, str) and not os.path.exists(encoded):
+        raise VideoError(name, "there is no such file")
+
+
 def _encoded(source: object) -> tuple[str | bytes | bytearray | memoryview, str]:
     """A path or bytes, and what errors call it."""
     if isinstance(source, bytes | bytearray | memoryview):
