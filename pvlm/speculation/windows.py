@@ -1,0 +1,151 @@
+"""Choosing the window while decoding. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+from pvlm.speculation.estimates import Estimates
+from pvlm.speculation.theory import best_vanilla_window, best_window, cycle_ms
+
+START_GAMMA = 4
+"""Window before both models have been timed."""
+
+_TIMING_CHANGE = 0.05
+"""Relative change of a time that makes earlier choices void."""
+
+_STEPS_PER_OCTAVE = 8
+"""Grid of beta: 1 - beta in steps of 9%, so that a choice is made once for each step and then looked up."""
+
+
+class WindowChoice(NamedTuple):
+    """``gamma`` tokens a window; after a rejection the target waits for ``wait`` (k) drafted tokens before its next
+    pass.
+
+    ``patience_ms``: how long that wait may last before stepping alone would have been as good (0 where ``wait`` is 0).
+    ``speedup``: predicted against plain decoding, None before there are measurements; below 1 a draft does not pay.
+    """
+
+    gamma: int
+    wait: int = 0
+    patience_ms: float = 0.0
+    speedup: float | None = None
+
+
+class WindowPolicy(Protocol):
+    """Learns from what happened in a session and says how wide the next window should be."""
+
+    def observe_pass(self, n_tokens: int, ms: float) -> None:
+        """The target took ``ms`` for a pass over ``n_tokens`` new tokens."""
+        ...
+
+    def observe_draft(self, ms_per_token: float) -> None:
+        """The draft took this long for each token of a window."""
+        ...
+
+    def observe_tested(self, accepted: int, rejected: int) -> None:
+        """Drafted tokens that were tested, in this order; none that stood behind a rejection."""
+        ...
+
+    def choice(self) -> WindowChoice: ...
+
+
+class FixedWindow:
+    """Always ``n`` tokens. With ``wait`` the target waits at most ``patience_ms`` for them (by default as long as it
+    takes)."""
+
+    def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf) -> None:
+        if n < 1 or not 0 <= wait <= n:
+            raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
+        self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0)
+
+    def observe_pass(self, n_tokens: int, ms: float) -> None:
+        pass
+
+    def observe_draft(self, ms_per_token: float) -> None:
+        pass
+
+    def observe_tested(self, accepted: int, rejected: int) -> None:
+        pass
+
+    def choice(self) -> WindowChoice:
+        return self._choice
+
+
+class AutoWindow:
+    """The window that `best_window` finds for the running estimates, anew when they have moved materially.
+
+    ``gamma_max``: the largest window. ``wait_max``: the most tokens to wait for (None: as many as the window has; 0:
+    never wait). ``whole_windows``: drafted tokens reach the target a window at a time, as against one by one.
+    ``vanilla``: draft and target take turns (plain speculative decoding), so `best_vanilla_window` chooses.
+    """
+
+    def __init__(
+        self,
+        gamma_max: int = 16,
+        *,
+        wait_max: int | None = None,
+        whole_windows: bool = True,
+        vanilla: bool = False,
+    ) -> None:
+        if gamma_max < 1:
+            raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
+        self.estimates = Estimates()
+        self._gamma_max = gamma_max
+        self._wait_max = wait_max
+        self._whole_windows = whole_windows
+        self._vanilla = vanilla
+        self._retime = True
+        self._medians: dict[int, float] = {}
+        self._draft_ms = 0.0
+        self._pass_ms: tuple[float, ...] = ()
+        self._made: dict[int, WindowChoice] = {}
+
+    def observe_pass(self, n_tokens: int, ms: float) -> None:
+        self.estimates.observe_pass(n_tokens, ms)
+        median, known = self.estimates.passes.median(n_tokens), self._medians.get(n_tokens)
+        self._retime |= known is None or _differ(median, known)
+
+    def observe_draft(self, ms_per_token: float) -> None:
+        self.estimates.observe_draft(ms_per_token)
+        self._retime |= _differ(self.estimates.draft.value, self._draft_ms)
+
+    def observe_tested(self, accepted: int, rejected: int) -> None:
+        self.estimates.observe_tested(accepted, rejected)
+
+    def choice(self) -> WindowChoice:
+        """Looked up by beta, and computed once for each step of beta's grid, until a time has moved materially."""
+        if not self.estimates.timed:
+            return WindowChoice(min(START_GAMMA, self._gamma_max))
+        if self._retime:
+            self._retime = False
+            self._medians = self.estimates.passes.medians()
+            self._draft_ms = self.estimates.draft.value
+            curve = self.estimates.passes.curve()
+            self._pass_ms = tuple(curve(n) for n in range(1, self._gamma_max + 2))
+            self._made.clear()
+        step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
+        if step not in self._made:
+            self._made[step] = self._best(1 - 2 ** (-step / _STEPS_PER_OCTAVE))
+        return self._made[step]
+
+    def _best(self, beta: float) -> WindowChoice:
+        def pass_ms(n: int) -> float:
+            return self._pass_ms[n - 1]
+
+        draft_ms, whole = self._draft_ms, self._whole_windows
+        if self._vanilla:
+            vanilla = best_vanilla_window(beta, pass_ms, draft_ms, self._gamma_max)
+            return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
+        gamma, k, speedup = best_window(beta, pass_ms, draft_ms, self._gamma_max, self._wait_max, whole_windows=whole)
+        patience_ms = 0.0
+        if k > 0:
+            alone_ms = cycle_ms(gamma, 0, beta, pass_ms, draft_ms, whole_windows=whole)
+            waiting_ms = cycle_ms(gamma, k, beta, pass_ms, draft_ms, whole_windows=whole)
+            patience_ms = max(0.0, alone_ms - waiting_ms + k * draft_ms)
+        return WindowChoice(gamma, k, patience_ms, speedup)
+
+
+def _differ(ms: float, known: float) -> bool:
+    """Whether a time has moved by more than `_TIMING_CHANGE`."""
+    return abs(ms - known) > _TIMING_CHANGE * known

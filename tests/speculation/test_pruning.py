@@ -1,0 +1,196 @@
+"""Masks and pruners; UV-Prune against the paper's double sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from pvlm.errors import ConfigError
+from pvlm.speculation.masks import kept_count, pack_mask, unpack_mask
+from pvlm.speculation.pruning import (
+    NonePruner,
+    RandomPruner,
+    UniformPruner,
+    UVPruner,
+    default_early_layer,
+    load_pruner,
+    visual_text_gain,
+)
+from pvlm_protocols.backend import EarlyStates
+
+
+def layered_states(m: int, n: int, layers: int, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(m * 1000 + n)
+    return (
+        torch.randn(layers + 1, m, width, generator=generator),
+        torch.randn(layers + 1, n, width, generator=generator),
+    )
+
+
+def ends(video: torch.Tensor, question: torch.Tensor) -> EarlyStates:
+    return EarlyStates(len(video) - 1, video[0], video[-1], question[0], question[-1])
+
+
+@pytest.mark.parametrize(("m", "n", "layers"), [(30, 5, 4), (7, 1, 1), (50, 12, 9)])
+def test_two_products_are_the_papers_double_sum(m: int, n: int, layers: int) -> None:
+    """``sum over j, l of cos(V_i(l), X_j(l)) - cos(V_i(l-1), X_j(l-1))``, term by term."""
+    video, question = layered_states(m, n, layers)
+    naive = torch.zeros(m, dtype=torch.float64)
+    for i in range(m):
+        for j in range(n):
+            for layer in range(1, layers + 1):
+                for at, sign in ((layer, 1), (layer - 1, -1)):
+                    v, x = video[at, i].double(), question[at, j].double()
+                    naive[i] += sign * (v @ x) / (v.norm() * x.norm())
+    gain = visual_text_gain(ends(video, question))
+    assert gain.dtype == torch.float32
+    assert torch.allclose(gain.double(), naive, atol=1e-5)
+    keep = m // 3 + 1
+    mask = UVPruner().select(m, keep, ends(video, question), seed=0)
+    assert set(mask.nonzero()[:, 0].tolist()) == set(naive.topk(keep).indices.tolist())
+
+
+def test_uv_keeps_what_came_closer_to_the_question() -> None:
+    """Not what is close: token 0 is close from the start, token 1 comes closer."""
+    question = torch.tensor([[1.0, 0.0]])
+    first, last = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.1], [1.0, 1.0]])
+    states = EarlyStates(3, first, last, question, question)
+    assert UVPruner().select(2, 1, states, 0).tolist() == [False, True]
+
+
+def test_uv_scale_of_a_state_does_not_count() -> None:
+    video, question = layered_states(20, 4, 3)
+    states = ends(video, question)
+    scaled = EarlyStates(
+        3, states.video_first * 7, states.video_last * 1e3, states.question_first, states.question_last
+    )
+    assert torch.equal(UVPruner().select(20, 6, states, 0), UVPruner().select(20, 6, scaled, 0))
+
+
+def test_uv_ties_go_to_the_lowest_index_and_half_precision_is_widened() -> None:
+    same = torch.ones(1000, 8, dtype=torch.bfloat16)
+    question = torch.randn(3, 8, dtype=torch.float32).to(torch.bfloat16)
+    mask = UVPruner().select(1000, 10, EarlyStates(1, same, same, question, question), 0)
+    assert mask.nonzero()[:, 0].tolist() == list(range(10))
+
+
+def test_uv_survives_states_that_overflowed() -> None:
+    video, question = layered_states(6, 2, 1)
+    video[1, 2] = torch.inf
+    mask = UVPruner().select(6, 5, ends(video, question), 0)
+    assert mask.tolist() == [True, True, False, True, True, True]
+
+
+def test_uv_without_a_question_is_even() -> None:
+    video, question = layered_states(10, 2, 1)
+    states = ends(video, question[:, :0])
+    assert torch.equal(UVPruner().select(10, 4, states, 0), UniformPruner().select(10, 4, None, 0))
+
+
+def test_uv_refuses_states_of_another_prompt() -> None:
+    video, question = layered_states(10, 2, 1)
+    with pytest.raises(ValueError, match="10 and 10 video tokens, not 11"):
+        UVPruner().select(11, 4, ends(video, question), 0)
+    with pytest.raises(ValueError, match="early states"):
+        UVPruner().select(10, 4, None, 0)
+
+
+@given(m=st.integers(1, 300), data=st.data())
+def test_every_pruner_keeps_what_it_is_told(m: int, data: st.DataObject) -> None:
+    keep = data.draw(st.integers(1, m))
+    states = ends(*layered_states(m, 3, 1, width=4))
+    for pruner in (UVPruner(), UniformPruner(), RandomPruner()):
+        mask = pruner.select(m, keep, states if pruner.needs_states else None, seed=3)
+        assert mask.dtype == torch.bool
+        assert mask.shape == (m,)
+        assert int(mask.sum()) == keep
+    gaps = UniformPruner().select(m, keep, None, 0).nonzero()[:, 0].diff()
+    assert len(gaps) == 0 or int(gaps.max() - gaps.min()) <= 1
+    assert NonePruner().select(m, keep, None, 0).all()
+
+
+def test_random_is_seeded_and_fair() -> None:
+    masks = torch.stack([RandomPruner().select(40, 10, None, seed) for seed in range(400)])
+    assert torch.equal(masks[7], RandomPruner().select(40, 10, None, 7))
+    assert len({tuple(mask.tolist()) for mask in masks}) == 400
+    frequency = masks.double().mean(dim=0)
+    assert pytest.approx(float(frequency.mean())) == 0.25
+    assert float((frequency - 0.25).abs().max()) < 5 * (0.25 * 0.75 / 400) ** 0.5
+    assert RandomPruner().select(12, 4, None, 1).nonzero()[:, 0].tolist() == FROZEN_RANDOM
+
+
+FROZEN_RANDOM = [0, 1, 6, 9]
+
+
+@pytest.mark.parametrize("pruner", [UniformPruner(), RandomPruner()])
+def test_counts_that_cannot_be(pruner: Any) -> None:
+    for m, keep in [(5, 6), (5, 0), (5, -1)]:
+        with pytest.raises(ValueError, match="cannot keep"):
+            pruner.select(m, keep, None, 0)
+    assert pruner.select(0, 0, None, 0).shape == (0,)
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+
+def test_built_in_pruners_by_name() -> None:
+    for name, kind in [("uv", UVPruner), ("uniform", UniformPruner), ("random", RandomPruner), ("none", NonePruner)]:
+        pruner = load_pruner(name)
+        assert type(pruner) is kind
+        assert pruner.name == name
+
+
+def test_an_unknown_pruner_names_the_known() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of none, random"
+    ):
+        load_pruner("uvv")
+
+
+# ---- masks --------------------------------------------------------------------------------------------------------
+
+
+@given(mask=arrays.arrays(np.bool_, st.integers(0, 100)))
+def test_masks_round_trip(mask: np.ndarray) -> None:
+    bits = pack_mask(mask)
+    assert len(bits) == (len(mask) + 7) // 8
+    unpacked = unpack_mask(bits, len(mask))
+    assert unpacked.dtype == np.bool_
+    assert (unpacked == mask).all()
+    assert torch.equal(torch.from_numpy(unpacked), torch.tensor(mask.tolist(), dtype=torch.bool))
+
+
+def test_bits_of_a_mask_are_frozen() -> None:
+    assert pack_mask(np.array([1, 0, 0, 0, 0, 0, 0, 1, 1], np.bool_)) == b"\x81\x80"
+
+
+@pytest.mark.parametrize(("bits", "m"), [(b"\xff", 9), (b"\xff\xff", 8), (b"", 1), (b"\x01", 7), (b"", -1)])
+def test_bits_that_are_no_mask(bits: bytes, m: int) -> None:
+    with pytest.raises(ValueError, match="video tokens"):
+        unpack_mask(bits, m)
+
+
+@pytest.mark.parametrize(
+    ("m", "ratio", "kept"),
+    [(25088, 0.9, 2509), (25088, 0.0, 25088), (10, 0.9, 1), (5, 0.5, 3), (15, 0.9, 2), (3, 0.99, 1), (0, 0.5, 0)],
+)
+def test_kept_count(m: int, ratio: float, kept: int) -> None:
+    assert kept_count(m, ratio) == kept
+
+
+def test_ratios_that_cannot_be() -> None:
+    for ratio in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="ratio"):
+            kept_count(10, ratio)
+
+
+def test_early_layers() -> None:
+    assert [default_early_layer(layers) for layers in (1, 2, 6, 24, 28, 64, 80)] == [1, 1, 2, 6, 7, 16, 20]
+    with pytest.raises(ValueError, match="at least 1 layer"):
+        default_early_layer(0)

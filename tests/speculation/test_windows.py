@@ -1,0 +1,259 @@
+"""Running estimates, and the window that follows from them."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvlm.speculation.estimates import HISTORY, AcceptanceEstimate, Estimates, PassTimeEstimate, RunningMedian
+from pvlm.speculation.theory import best_window, cycle_ms, loop_speedup
+from pvlm.speculation.windows import START_GAMMA, AutoWindow, FixedWindow, WindowChoice, WindowPolicy
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60))
+def test_running_median(values: list[float]) -> None:
+    median = RunningMedian()
+    for value in values:
+        median.add(value)
+    assert median.value == statistics.median(values[-HISTORY:])
+    assert median.count == min(len(values), HISTORY)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.floats(0, 1e3)), min_size=1, max_size=60),
+)
+def test_pass_times_never_fall_with_n(passes: list[tuple[int, float]]) -> None:
+    estimate = PassTimeEstimate()
+    for n, ms in passes:
+        estimate.observe(n, ms)
+    points = estimate.points()
+    assert set(points) == {n for n, _ in passes}
+    times = [points[n] for n in sorted(points)]
+    assert times == sorted(times)
+    curve = [estimate.curve()(n) for n in range(1, 20)]
+    assert all(after >= before * (1 - 1e-12) for before, after in pairwise(curve))
+
+
+def test_a_slow_outlier_at_a_rare_n_yields() -> None:
+    estimate = PassTimeEstimate()
+    estimate.observe(2, 500.0)  # The first pass warms up.
+    for _ in range(14):
+        estimate.observe(1, 10.0)
+        estimate.observe(5, 12.0)
+    points = estimate.points()
+    assert points[1] == 10.0
+    assert points[2] == points[5] < 50
+
+
+def acceptance_after(betas: list[tuple[float, int]], seed: int) -> float:
+    """The estimate after so many tested tokens at each beta, told in verdicts of windows of 4."""
+    generator = random.Random(seed)
+    estimate = AcceptanceEstimate()
+    for beta, tokens in betas:
+        tested = 0
+        while tested < tokens:
+            accepted = 0
+            while accepted < 4 and generator.random() < beta:
+                accepted += 1
+            estimate.observe(accepted, int(accepted < 4))
+            tested += min(4, accepted + 1)
+    return estimate.value
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.8, 0.95])
+def test_acceptance_is_unbiased_over_tested_tokens(beta: float) -> None:
+    estimates = [acceptance_after([(beta, 400)], seed) for seed in range(200)]
+    assert statistics.mean(estimates) == pytest.approx(beta, abs=0.02)
+    assert statistics.stdev(estimates) < 0.08
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.4), (0.3, 0.9)])
+def test_a_change_is_followed_within_64_tokens(before: float, after: float) -> None:
+    estimates = [acceptance_after([(before, 300), (after, 64)], seed) for seed in range(200)]
+    assert statistics.mean(estimates) == pytest.approx(after, abs=0.15 * abs(after - before))
+
+
+def test_counting_untested_tokens_would_be_seen() -> None:
+    """beta = 0.8, gamma = 5: with the tokens behind a rejection counted as rejected, 0.54 instead of 0.8."""
+    generator = random.Random(1)
+    estimate, wrong = AcceptanceEstimate(half_life=400), AcceptanceEstimate(half_life=400)
+    for _ in range(3000):
+        accepted = next((i for i in range(5) if generator.random() >= 0.8), 5)
+        estimate.observe(accepted, int(accepted < 5))
+        wrong.observe(accepted, 5 - accepted)
+    assert estimate.value == pytest.approx(0.8, abs=0.04)
+    assert wrong.value == pytest.approx(0.54, abs=0.06)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), max_size=40))
+def test_a_verdict_counts_as_its_tokens_one_by_one(verdicts: list[tuple[int, int]]) -> None:
+    together, single = AcceptanceEstimate(), AcceptanceEstimate()
+    for accepted, rejected in verdicts:
+        together.observe(accepted, rejected)
+        for _ in range(accepted):
+            single.observe(1, 0)
+        for _ in range(rejected):
+            single.observe(0, 1)
+    assert together.value == pytest.approx(single.value, rel=1e-9)
+    assert 0 < together.value <= 1
+
+
+def test_measurements_that_cannot_be() -> None:
+    estimates = Estimates()
+    with pytest.raises(ValueError, match="0 tokens"):
+        estimates.observe_pass(0, 1.0)
+    with pytest.raises(ValueError, match="-1"):
+        estimates.observe_draft(-1.0)
+    with pytest.raises(ValueError, match="nan"):
+        estimates.observe_pass(1, math.nan)
+    with pytest.raises(ValueError, match="-2 accepted"):
+        estimates.observe_tested(-2, 0)
+    assert not estimates.timed
+    estimates.observe_pass(1, 0.0)  # A coarse clock.
+    estimates.observe_draft(0.0)
+    assert estimates.timed
+
+
+# ---- policies -----------------------------------------------------------------------------------------------------
+
+
+def test_a_fixed_window_stays() -> None:
+    policy: WindowPolicy = FixedWindow(5)
+    policy.observe_pass(1, 10.0)
+    policy.observe_draft(10.0)
+    policy.observe_tested(0, 1)
+    assert policy.choice() == WindowChoice(5, 0, 0.0)
+    assert FixedWindow(5, wait=2).choice() == WindowChoice(5, 2, math.inf)
+    for n, wait in ((0, 0), (3, 4), (3, -1)):
+        with pytest.raises(ValueError, match="window of"):
+            FixedWindow(n, wait)
+
+
+def test_before_measurements_a_modest_window() -> None:
+    policy: WindowPolicy = AutoWindow()
+    assert policy.choice() == WindowChoice(START_GAMMA)
+    assert AutoWindow(2).choice() == WindowChoice(2)
+    policy.observe_tested(0, 1)
+    policy.observe_pass(1, 10.0)
+    assert policy.choice() == WindowChoice(START_GAMMA)
+    with pytest.raises(ValueError, match="gamma_max"):
+        AutoWindow(0)
+
+
+def fed(policy: AutoWindow, beta: float, target_ms: float, draft_ms: float, verdicts: int = 60) -> WindowChoice:
+    """A policy after some verdicts of a loop with these properties."""
+    generator = random.Random(3)
+    for _ in range(verdicts):
+        gamma = policy.choice().gamma
+        accepted = next((i for i in range(gamma) if generator.random() >= beta), gamma)
+        policy.observe_pass(generator.choice([1, gamma]), target_ms * generator.uniform(0.98, 1.02))
+        policy.observe_draft(draft_ms * generator.uniform(0.98, 1.02))
+        policy.observe_tested(accepted, int(accepted < gamma))
+    return policy.choice()
+
+
+@pytest.mark.parametrize(("beta", "target_ms", "draft_ms"), [(0.87, 90.0, 10.0), (0.5, 90.0, 10.0), (0.8, 20.0, 10.0)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_choice_is_nearly_the_best(beta: float, target_ms: float, draft_ms: float, whole: bool) -> None:
+    choice = fed(AutoWindow(16, whole_windows=whole), beta, target_ms, draft_ms)
+    best = best_window(beta, target_ms, draft_ms, 16, whole_windows=whole)
+    chosen = loop_speedup(choice.gamma, choice.wait, beta, target_ms, draft_ms, whole_windows=whole)
+    assert chosen > 0.96 * best.speedup
+    assert choice.speedup == pytest.approx(best.speedup, rel=0.3)
+
+
+def test_the_window_follows_acceptance() -> None:
+    policy = AutoWindow(16)
+    hopeful = fed(policy, 0.97, 100.0, 10.0)
+    doubtful = fed(policy, 0.2, 100.0, 10.0)
+    assert hopeful.gamma >= 8
+    assert doubtful.gamma < hopeful.gamma or doubtful.wait > 0
+    assert doubtful.speedup is not None
+    assert hopeful.speedup is not None
+    assert doubtful.speedup < hopeful.speedup / 2
+
+
+def test_the_window_follows_the_models_times() -> None:
+    """After a target, then a draft, has become another (a longer cache, a busy machine)."""
+    policy = AutoWindow(16)
+    assert fed(policy, 0.9, 100.0, 10.0).gamma >= 7
+    assert fed(policy, 0.9, 30.0, 10.0).gamma <= 4
+    assert fed(policy, 0.9, 30.0, 3.0).gamma >= 7
+
+
+def test_a_draft_as_slow_as_the_target_does_not_pay() -> None:
+    choice = fed(AutoWindow(16), 0.5, 10.0, 20.0)
+    assert choice.speedup is not None
+    assert choice.speedup < 1
+
+
+def test_patience_is_where_waiting_stops_to_pay() -> None:
+    """A wait as long as the patience costs as much per cycle as stepping alone."""
+    policy = AutoWindow(16, whole_windows=False)
+    gamma, k, patience_ms, _ = fed(policy, 0.87, 90.0, 10.0)
+    assert k > 0
+    beta, draft_ms = policy.estimates.acceptance.value, policy.estimates.draft.value
+    curve = policy.estimates.passes.curve()
+    waited = cycle_ms(gamma, k, beta, curve, draft_ms) - k * draft_ms + patience_ms
+    assert waited == pytest.approx(cycle_ms(gamma, 0, beta, curve, draft_ms), rel=0.05)
+    assert k * draft_ms < patience_ms < 3 * k * draft_ms + 90
+    assert fed(AutoWindow(16, wait_max=0), 0.87, 90.0, 10.0)[1:3] == (0, 0.0)
+
+
+def test_vanilla_windows_are_shorter() -> None:
+    assert fed(AutoWindow(16, vanilla=True), 0.8, 50.0, 10.0).gamma < 7
+    assert fed(AutoWindow(16, vanilla=True), 0.8, 50.0, 10.0).wait == 0
+
+
+def test_a_choice_is_computed_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise is 50 microseconds on average; a count of computations does not depend on the machine."""
+    from pvlm.speculation import windows
+
+    computed = 0
+
+    def counting(*arguments: object, **options: object) -> object:
+        nonlocal computed
+        computed += 1
+        return best_window(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(windows, "best_window", counting)
+    policy = AutoWindow(16)
+    fed(policy, 0.8, 90.0, 10.0, verdicts=600)
+    assert 0 < computed < 60
+    before = computed
+    for _ in range(100):
+        policy.choice()
+    assert computed == before
+
+
+def test_a_choice_is_cheap() -> None:
+    """Ten times the promise, for slow and busy machines."""
+    policy = AutoWindow(16)
+    fed(policy, 0.8, 90.0, 10.0)
+    spent = 0.0
+    generator = random.Random(4)
+    for _ in range(400):
+        policy.observe_pass(8, generator.uniform(88, 92))
+        policy.observe_draft(generator.uniform(9.9, 10.1))
+        policy.observe_tested(4, generator.random() < 0.7)
+        started = time.perf_counter()
+        policy.choice()
+        spent += time.perf_counter() - started
+    assert spent / 400 < 500e-6
+
+
+def test_the_engines_half_does_not_import_torch() -> None:
+    modules = "settings", "masks", "theory", "estimates", "windows"
+    code = (
+        f"import sys\nfor name in {modules}: __import__('pvlm.speculation.' + name)\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
