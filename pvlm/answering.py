@@ -18,6 +18,7 @@ import structlog
 from pvlm.config import AnswerOptions, Method
 from pvlm.coordinator import Cancelled, Command, Coordinator, Emit, Fail, Finish, PrefillFinished, Progress
 from pvlm.errors import EngineStateError, ModelError, OptionError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.plugins import plugin_names
 from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none
 from pvlm.runtime import LiveSession, Runtime
 from pvlm.speculation.settings import resolve_coupling
@@ -286,6 +287,8 @@ def opening(
     prune = options.prune or config.prune
     if prune == "auto":
         prune = "uv" if method == "parallel" else "none"
+    if prune not in (known := plugin_names("pvlm.pruners")):
+        raise OptionError(f"there is no pruner '{prune}': use one of {', '.join(known)}")
     ratio = config.prune_ratio if options.prune_ratio is None else options.prune_ratio
     choice = policy.choice()
     return Open(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from pvlm.errors import ConfigError, OptionError
+from pvlm.speculation.settings import DistributionSettings
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
@@ -142,14 +142,7 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens is {self.max_tokens}: it must be at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise OptionError(f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number")
-        if self.top_k < 0:
-            raise OptionError(f"top_k is {self.top_k}: it must be 0 (off) or positive")
-        if not 0 < self.top_p <= 1:
-            raise OptionError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (off)")
-        if not 0 <= self.min_p <= 1:
-            raise OptionError(f"min_p is {self.min_p}: it must be from 0 (off) to 1")
+        DistributionSettings(self.temperature, self.top_k, self.top_p, self.min_p)  # checks them
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise OptionError(f"seed is {self.seed}: it must be from 0 to 2**63 - 1")
         if self.prune_ratio is not None and not 0 <= self.prune_ratio < 1:

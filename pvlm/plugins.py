@@ -6,28 +6,26 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from pvlm.errors import ModelError
+from pvlm.errors import ConfigError
 
 
 @cache
 def load_plugin(group: str, name: str) -> Any:
     """The class registered as ``name`` in ``group``. Nothing else of the group is imported.
 
-    Raises ModelError if there is none (with the known names), if two packages claim the name, or if its import fails.
+    Raises ConfigError if there is none (with the known names), or if two packages claim the name, and ImportError where
+    the class cannot be imported.
     """
     found = {(point.name, point.value): point for point in entry_points(group=group, name=name)}
     if not found:
-        raise ModelError(f"no plug-in '{name}' in group {group}: known are {', '.join(plugin_names(group)) or 'none'}")
+        raise ConfigError(f"there is no plug-in '{name}' in group {group}: use one of {', '.join(plugin_names(group))}")
     if len(found) > 1:
         claims = ", ".join(sorted(value for _, value in found))
-        raise ModelError(
+        raise ConfigError(
             f"plug-in '{name}' in group {group} is claimed more than once ({claims}): uninstall one of the packages"
         )
     (point,) = found.values()
-    try:
-        return point.load()
-    except ImportError as error:
-        raise ModelError(f"plug-in '{name}' ({point.value}) cannot be imported: {error}") from error
+    return point.load()
 
 
 def plugin_names(group: str) -> list[str]:

@@ -12,7 +12,7 @@ import structlog
 
 from pvlm.config import BUNDLED, EngineConfig, Method, WindowSetting, bundled
 from pvlm.coordinator import Command, Coordinator, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
-from pvlm.errors import ModelError, ModelMismatch, RemoteTraceback, TargetLost
+from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
 from pvlm.plugins import load_plugin
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.transports import ChannelClosed, ChannelFull
@@ -113,7 +113,7 @@ class Runtime:
         """
         if window != "auto":
             return FixedWindow(window)
-        return self._policies.setdefault(method, AutoWindow())
+        return self._policies.setdefault(method, AutoWindow(vanilla=self.schedule(method).bonus))
 
     def open(self, coordinator: Coordinator, on_command: Callable[[Command], None]) -> LiveSession:
         """Start a session. ``on_command`` gets what is not for an actor, at once. Raises TargetLost."""
@@ -165,11 +165,13 @@ class Runtime:
         return self.config.backend if role == "target" else self.config.draft_backend or self.config.backend
 
     async def _processor(self, role: Role) -> Processor:
-        backend: type[Backend] = load_plugin("pvlm.backends", self._backend(role))
         try:
+            backend: type[Backend] = load_plugin("pvlm.backends", self._backend(role))
             return await anyio.to_thread.run_sync(
                 lambda: backend.processor(self._model(role), trust_remote_code=self.config.trust_remote_code)
             )
+        except ConfigError:
+            raise
         except Exception as error:
             raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
             found = "ok"
             try:
                 load_plugin(group, name)
-            except PvlmError as error:
+            except (ImportError, PvlmError) as error:
                 found, healthy = str(error), False
             table.add_row(f"{group}: {name}", found)
     console.print(table)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pvlm.errors import OptionError, VideoError
+from pvlm.errors import ConfigError, OptionError, VideoError
 from pvlm.video.containers import check_file
 from pvlm.video.readers import VideoReader, load_reader
 from pvlm.video.request import Reply, Request
@@ -46,7 +46,7 @@ def answer(request: Request) -> Reply:
         return _decode(request)
     except VideoError as error:
         return Reply(error="video", reason=error.reason)
-    except OptionError as error:
+    except (ConfigError, OptionError) as error:
         return Reply(error="option", reason=str(error))
     except ModuleNotFoundError as error:
         reason = f"the reader {request['reader']!r} needs the package {error.name!r}, which is not installed"

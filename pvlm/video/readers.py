@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from pvlm.errors import OptionError
+from pvlm.plugins import load_plugin
 
 ENTRY_POINT_GROUP = "pvlm.video_readers"
-
-_OWN = {"decord": "pvlm.video.decord_reader:DecordReader"}
-"""Our own readers, so that they are found in a source tree that is not installed, too."""
 
 
 class VideoReader(Protocol):
@@ -55,14 +51,9 @@ class VideoReader(Protocol):
 def load_reader(name: str) -> type[Any]:
     """The reader class of an entry point's name, or of an import path ``module:Class``.
 
-    Raises OptionError for an unknown name, and whatever importing the class raises.
+    Raises ConfigError for an unknown name, and whatever importing the class raises.
     """
-    target = name if ":" in name else _OWN.get(name)
-    if target is None:
-        points = metadata.entry_points(group=ENTRY_POINT_GROUP)
-        if name not in points.names:
-            known = ", ".join(sorted({*points.names, *_OWN}))
-            raise OptionError(f"there is no video reader {name!r}; installed: {known}")
-        return cast("type[Any]", points[name].load())
-    module, _, attribute = target.partition(":")
+    if ":" not in name:
+        return cast("type[Any]", load_plugin(ENTRY_POINT_GROUP, name))
+    module, _, attribute = name.partition(":")
     return cast("type[Any]", getattr(importlib.import_module(module), attribute))
