@@ -98,6 +98,8 @@ class AnswerStream:
         self._video_s = time.perf_counter() - reading_s
         self._text = TextStream(runtime.target_processor.decode, options.stop_strings)
         self._chunks, self._received = anyio.create_memory_object_stream[Chunk](math.inf)
+        self._stack.callback(self._chunks.close)
+        self._stack.callback(self._received.close)
         self._opened_s = time.perf_counter()
         policy = runtime.window_policy(self._method, options.window or config.window)
         self._opening = opening(runtime, self._method, self._question, frames, options, policy)

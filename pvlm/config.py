@@ -78,7 +78,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decode_timeout_s: float = 120.0
     """How long reading a video may take."""
     draft_restarts: int = 3
-    """How often a lost draft is started again."""
+    """How often, while the engine is open, a lost draft is started again."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.prune_ratio < 1:

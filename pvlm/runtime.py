@@ -48,6 +48,7 @@ class Runtime:
         self._policies: dict[Method, WindowPolicy] = {}
         self._last_words: dict[Role, Dying] = {}
         self._target_lost = ""
+        self._restarts = 0
 
     async def __aenter__(self) -> Runtime:
         await self._tasks.__aenter__()
@@ -71,10 +72,15 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        for session in list(self._sessions.values()):
+            for role in self._roles():
+                session.lost(role, "the engine was closed")
         with anyio.CancelScope(shield=True):
             await self._stop_actors()
         self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(kind, error, traceback)
+        # The caller's error goes its own way: given to the task group, it would come back in an exception group.
+        await self._tasks.__aexit__(None, None, None)
+        return None
 
     # ---- sessions -------------------------------------------------------------------------------------------------
 
@@ -235,16 +241,18 @@ class Runtime:
     async def _restart_draft(self) -> None:
         """Start the draft again for the answers to come."""
         pause = RESTART_PAUSE_S
-        for attempt in range(1, self.config.draft_restarts + 1):
+        while self._restarts < self.config.draft_restarts:
+            self._restarts += 1
             await anyio.sleep(pause)
             try:
                 await self._launch("draft")
             except ModelError as error:
-                log.warning("draft_restart_failed", attempt=attempt, error=str(error))
+                log.warning("draft_restart_failed", attempt=self._restarts, error=str(error))
                 pause *= 2
             else:
-                log.info("draft_restarted", attempt=attempt)
+                log.info("draft_restarted", attempt=self._restarts)
                 return
+        log.error("draft_given_up", restarts=self._restarts)
 
     async def _stop_actors(self) -> None:
         actors, self._actors = list(self._actors.values()), {}

@@ -24,25 +24,27 @@ class TextStream:
         self._held = ""
         self._context = 0  # tokens from here are decoded, so that a tokenizer that joins with spaces sees its context
         self._read = 0  # tokens up to here are in `text` or `_held`
+        self._shown = 0  # and so many characters of the text from `_context` on
 
     def push(self, token: int) -> str:
         """Take one token; return the text that it releases (often none). Nothing may be pushed after `stopped`."""
         self.tokens.append(token)
-        before = self._decode(self.tokens[self._context : self._read])
-        after = self._decode(self.tokens[self._context :])
-        if after.endswith(REPLACEMENT):
-            return ""
-        self._held += after[len(before) :]
-        self._context, self._read = self._read, len(self.tokens)
+        text = self._decode(self.tokens[self._context :])
+        whole = text.rstrip(REPLACEMENT)
+        self._held += whole[self._shown :]
+        self._shown = max(self._shown, len(whole))
+        if len(whole) == len(text):
+            self._context, self._read = self._read, len(self.tokens)
+            self._shown = len(self._decode(self.tokens[self._context :]))
         return self._release()
 
     def flush(self) -> str:
         """The answer is over: release what was held back."""
         if self.stopped:
             return ""
-        rest = self._decode(self.tokens[self._context :])[len(self._decode(self.tokens[self._context : self._read])) :]
-        self._read = len(self.tokens)
-        self._held += rest
+        self._held += self._decode(self.tokens[self._context :])[self._shown :]
+        self._context = self._read = len(self.tokens)
+        self._shown = 0
         at = self._first_stop()
         return self._give(len(self._held) if at is None else at)
 

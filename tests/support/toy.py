@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,14 +26,23 @@ CONTEXT = 2
 
 
 class ToyBackend:
-    """``noise``: how far its logits are from those of the toy with noise 0 (the target). ``end_logit`` shifts the end token's.
+    """``noise``: how far its logits are from those of the toy with noise 0 (the target).
 
-    ``calls`` records what was asked of its sessions.
+    ``end_logit`` shifts the end token's. ``calls`` records what was asked of its sessions. ``pass_ms`` is how long a
+    pass sleeps, and a layer of the prefill. ``loaded`` holds what `load` has made in this process, by role.
     """
 
+    loaded: ClassVar[dict[str, ToyBackend]] = {}
+
     def __init__(
-        self, noise: float = 0.0, seed: int = 1, vocab_size: int = VOCABULARY, end_logit: float = -2.0
+        self,
+        noise: float = 0.0,
+        seed: int = 1,
+        vocab_size: int = VOCABULARY,
+        end_logit: float = -2.0,
+        pass_ms: float = 0.0,
     ) -> None:
+        self.pass_ms = pass_ms
         self.noise = noise
         self.seed = seed
         self.end_logit = end_logit
@@ -86,8 +97,10 @@ class ToyBackend:
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> ToyBackend:
-        """``options.model`` is the noise."""
-        return cls(noise=float(options.model))
+        """``options.model`` is the noise and the time of a pass in ms, such as ``0.5@2``."""
+        noise, _, pass_ms = options.model.partition("@")
+        cls.loaded[options.role] = backend = cls(noise=float(noise), pass_ms=float(pass_ms or 0))
+        return backend
 
 
 class ToySession:
@@ -114,6 +127,7 @@ class ToySession:
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         for layer in range(1, self._backend.info.layers + 1):
+            time.sleep(self._backend.pass_ms / 1000)
             if on_progress is not None:
                 on_progress()
             if layer == early_layer and on_early_layer is not None:
@@ -128,6 +142,7 @@ class ToySession:
         assert tokens
         if self.length + len(tokens) > self._capacity:
             raise PromptError(f"the cache holds {self._capacity} answer tokens")
+        time.sleep(self._backend.pass_ms / 1000)
         rows = []
         for token in tokens:
             self._tokens.append(token)

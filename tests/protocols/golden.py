@@ -1,0 +1,192 @@
+"""The encoded bytes of `samples.SAMPLES`, behind the header: msgpack, one field a line.
+
+They change only together with `PROTOCOL_VERSION`: an old worker and a new engine must refuse each other, not guess.
+"""
+
+# fmt: off
+GOLDEN: dict[str, bytes] = {
+    "Open": (
+        b"\x89\xa4type\xa4Open"
+        b"\xa7session\x07"
+        b"\xa8question\xb3Wo ist der W\xc3\xbcrfel?"
+        b"\xa5video\x82"
+        b"\xa6pixels\x93\xa5uint8\x94\x02\x01\x02\x03\xc4\x0c\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b"
+        b"\xactimestamps_s\x92\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+        b"\xa8sampling\x89"
+        b"\xaamax_tokens\x09"
+        b"\xabtemperature\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+        b"\xa5top_k\x03"
+        b"\xa5top_p\xcb?\xe8\x00\x00\x00\x00\x00\x00"
+        b"\xa5min_p\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+        b"\xa4seed\xcf@\x00\x00\x00\x00\x00\x00\x00"
+        b"\xa8coupling\xa6gumbel"
+        b"\xabvocab_limit\xcd\x03\x00"
+        b"\xadend_token_ids\x92\x02\x00"
+        b"\xa7pruning\x85"
+        b"\xa6method\xa7uniform"
+        b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+        b"\xabearly_layer\x03"
+        b"\xb1compact_positions\xc3"
+        b"\xa4seed\x04"
+        b"\xa8schedule\x84"
+        b"\xa5alone\xc3"
+        b"\xa5bonus\xc3"
+        b"\xa4lead\x01"
+        b"\xafoverlap_prefill\xc2"
+        b"\xa6window\x83"
+        b"\xa5gamma\x05"
+        b"\xa4wait\x02"
+        b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa9committed\x92\x0b\x0c"
+    ),
+    "Close": (
+        b"\x82\xa4type\xa5Close"
+        b"\xa7session\x07"
+    ),
+    "PruneMask": (
+        b"\x87\xa4type\xa9PruneMask"
+        b"\xa7session\x07"
+        b"\xa4bits\xc4\x02\xa0\x01"
+        b"\xacvideo_tokens\x10"
+        b"\xa4kept\x03"
+        b"\xa6method\xa2uv"
+        b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+    ),
+    "DraftWindow": (
+        b"\x88\xa4type\xabDraftWindow"
+        b"\xa7session\x07"
+        b"\xa5epoch\x01"
+        b"\xa5start\x02"
+        b"\xa6tokens\x92\x05\xcd\x01,"
+        b"\xacproposal_ids\x93\xa5int32\x92\x02\x02"
+        b"\xc4\x10\x05\x00\x00\x00\xff\xff\xff\xff,\x01\x00\x00\x05\x00\x00\x00"
+        b"\xaeproposal_probs\x93\xa7float32\x92\x02\x02"
+        b"\xc4\x10\x00\x00\x80?\x00\x00\x00\x00\x00\x00@?\x00\x00\x80>"
+        b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+    ),
+    "Step": (
+        b"\x84\xa4type\xa4Step"
+        b"\xa7session\x07"
+        b"\xa5epoch\x01"
+        b"\xa5count\xff"
+    ),
+    "Rollback": (
+        b"\x86\xa4type\xa8Rollback"
+        b"\xa7session\x07"
+        b"\xa5epoch\x02"
+        b"\xa4keep\x03"
+        b"\xa6tokens\x92\x05\x06"
+        b"\xa6window\x83"
+        b"\xa5gamma\x05"
+        b"\xa4wait\x02"
+        b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+    ),
+    "Advance": (
+        b"\x85\xa4type\xa7Advance"
+        b"\xa7session\x07"
+        b"\xa5epoch\x02"
+        b"\xa6length\x05"
+        b"\xa6window\x83"
+        b"\xa5gamma\x05"
+        b"\xa4wait\x02"
+        b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+    ),
+    "SetWindow": (
+        b"\x83\xa4type\xa9SetWindow"
+        b"\xa7session\x07"
+        b"\xa6window\x83"
+        b"\xa5gamma\x05"
+        b"\xa4wait\x02"
+        b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+    ),
+    "Ping": (
+        b"\x82\xa4type\xa4Ping"
+        b"\xa5nonce\x03"
+    ),
+    "Stop": b"\x81\xa4type\xa4Stop",
+    "Hello": (
+        b"\x85\xa4type\xa5Hello"
+        b"\xa7version\x01"
+        b"\xa4role\xa5draft"
+        b"\xa4info\x8b"
+        b"\xa4name\xa1m"
+        b"\xa6family\xa1f"
+        b"\xaavocab_size\xcd\x03\x00"
+        b"\xadend_token_ids\x91\x02"
+        b"\xb5tokenizer_fingerprint\xa1t"
+        b"\xa6layers\x02"
+        b"\xabhidden_size\xcc\x80"
+        b"\xadmax_positions\xcd@\x00"
+        b"\xaaparameters\xcd\x03\xe8"
+        b"\xa5dtype\xa7float32"
+        b"\xa6device\xa3cpu"
+        b"\xa3pidc"
+    ),
+    "Loading": (
+        b"\x83\xa4type\xa7Loading"
+        b"\xa4role\xa6target"
+        b"\xa8fraction\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+    ),
+    "Opened": (
+        b"\x86\xa4type\xa6Opened"
+        b"\xa7session\x07"
+        b"\xa4role\xa6target"
+        b"\xadprompt_tokens\x15"
+        b"\xacvideo_tokens\x10"
+        b"\xa7open_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+    ),
+    "PrefillProgress": (
+        b"\x84\xa4type\xafPrefillProgress"
+        b"\xa7session\x07"
+        b"\xa4role\xa5draft"
+        b"\xa8fraction\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+    ),
+    "PrefillDone": (
+        b"\x85\xa4type\xabPrefillDone"
+        b"\xa7session\x07"
+        b"\xa4role\xa6target"
+        b"\xadprompt_tokens\x15"
+        b"\xaaprefill_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+    ),
+    "Verdict": (
+        b"\x8c\xa4type\xa7Verdict"
+        b"\xa7session\x07"
+        b"\xa5epoch\x01"
+        b"\xa5start\x02"
+        b"\xa6tokens\x92\x05\x06"
+        b"\xa8accepted\x01"
+        b"\xa8rejected\xc3"
+        b"\xa6window\x04"
+        b"\xabpass_tokens\x05"
+        b"\xa7pass_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa7idle_ms\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+        b"\xa6finish\xa4stop"
+    ),
+    "Closed": (
+        b"\x83\xa4type\xa6Closed"
+        b"\xa7session\x07"
+        b"\xa4role\xa5draft"
+    ),
+    "Failed": (
+        b"\x86\xa4type\xa6Failed"
+        b"\xa7session\x07"
+        b"\xa4role\xa6target"
+        b"\xa5error\xabPromptError"
+        b"\xa7message\xa8too long"
+        b"\xa9traceback\xa9Traceback"
+    ),
+    "Dying": (
+        b"\x85\xa4type\xa5Dying"
+        b"\xa4role\xa5draft"
+        b"\xa5error\xafCheckpointError"
+        b"\xa7message\xacno such file"
+        b"\xa9traceback\xa9Traceback"
+    ),
+    "Pong": (
+        b"\x84\xa4type\xa4Pong"
+        b"\xa5nonce\x03"
+        b"\xa4role\xa5draft"
+        b"\xa8progress\x11"
+    ),
+}
+# fmt: on

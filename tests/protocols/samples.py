@@ -1,0 +1,140 @@
+"""One message of every type, with every field away from its default, and how to compare messages that hold arrays."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import msgspec
+import numpy as np
+
+from pvlm_protocols.backend import ModelInfo
+from pvlm_protocols.messages import (
+    Advance,
+    Close,
+    Closed,
+    DraftWindow,
+    Dying,
+    Failed,
+    FromActor,
+    Hello,
+    Loading,
+    Message,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    PrefillDone,
+    PrefillProgress,
+    PruneMask,
+    Pruning,
+    Rollback,
+    Sampling,
+    Schedule,
+    SetWindow,
+    Step,
+    Stop,
+    ToActor,
+    Verdict,
+    VideoFrames,
+    Window,
+)
+
+TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
+FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)
+ALL_TYPES = tuple(dict.fromkeys(TO_ACTOR + FROM_ACTOR))
+
+_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5)
+
+SAMPLES: tuple[Message, ...] = (
+    Open(
+        session=7,
+        question="Wo ist der Würfel?",
+        video=VideoFrames(pixels=np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3), timestamps_s=(0.0, 0.25)),
+        sampling=Sampling(
+            max_tokens=9,
+            temperature=0.5,
+            top_k=3,
+            top_p=0.75,
+            min_p=0.25,
+            seed=2**62,
+            coupling="gumbel",
+            vocab_limit=768,
+            end_token_ids=(2, 0),
+        ),
+        pruning=Pruning(method="uniform", ratio=0.5, early_layer=3, compact_positions=True, seed=4),
+        schedule=Schedule(alone=True, bonus=True, lead=1, overlap_prefill=False),
+        window=_WINDOW,
+        committed=(11, 12),
+    ),
+    Close(session=7),
+    PruneMask(session=7, bits=b"\xa0\x01", video_tokens=16, kept=3, method="uv", ratio=0.5),
+    DraftWindow(
+        session=7,
+        epoch=1,
+        start=2,
+        tokens=(5, 300),
+        proposal_ids=np.array([[5, -1], [300, 5]], np.int32),
+        proposal_probs=np.array([[1.0, 0.0], [0.75, 0.25]], np.float32),
+        draft_ms=0.5,
+    ),
+    Step(session=7, epoch=1, count=-1),
+    Rollback(session=7, epoch=2, keep=3, tokens=(5, 6), window=_WINDOW),
+    Advance(session=7, epoch=2, length=5, window=_WINDOW),
+    SetWindow(session=7, window=_WINDOW),
+    Ping(nonce=3),
+    Stop(),
+    Hello(
+        version=1,
+        role="draft",
+        info=ModelInfo(
+            name="m",
+            family="f",
+            vocab_size=768,
+            end_token_ids=(2,),
+            tokenizer_fingerprint="t",
+            layers=2,
+            hidden_size=128,
+            max_positions=16384,
+            parameters=1000,
+            dtype="float32",
+            device="cpu",
+        ),
+        pid=99,
+    ),
+    Loading(role="target", fraction=0.5),
+    Opened(session=7, role="target", prompt_tokens=21, video_tokens=16, open_ms=0.5),
+    PrefillProgress(session=7, role="draft", fraction=0.25),
+    PrefillDone(session=7, role="target", prompt_tokens=21, prefill_ms=1.5),
+    Verdict(
+        session=7,
+        epoch=1,
+        start=2,
+        tokens=(5, 6),
+        accepted=1,
+        rejected=True,
+        window=4,
+        pass_tokens=5,
+        pass_ms=1.5,
+        idle_ms=0.25,
+        finish="stop",
+    ),
+    Closed(session=7, role="draft"),
+    Failed(session=7, role="target", error="PromptError", message="too long", traceback="Traceback"),
+    Dying(role="draft", error="CheckpointError", message="no such file", traceback="Traceback"),
+    Pong(nonce=3, role="draft", progress=17),
+)
+
+
+def plain(value: Any) -> Any:
+    """A message as tuples and dicts that can be compared, arrays as dtype, shape and bytes."""
+    match value:
+        case msgspec.Struct():
+            return type(value).__name__, {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        case np.ndarray():
+            return value.dtype.name, value.shape, value.tobytes()
+        case tuple():
+            return tuple(plain(item) for item in value)
+        case float() if value != value:
+            return "nan"
+        case _:
+            return value

@@ -1,0 +1,34 @@
+"""The toy models as an installed plug-in named ``toy``, for engines and for their worker processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TARGET = "0"
+DRAFT = "1.0"
+
+
+@contextmanager
+def toy_plugin(folder: Path) -> Iterator[None]:
+    """Install it into ``folder``, which is on the path of this process and of processes that it starts."""
+    info = folder / "pvlm_toy-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pvlm-toy\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[pvlm.backends]\ntoy = tests.support.toy:ToyBackend\n")
+    before = os.environ.get("PYTHONPATH")
+    places = [str(folder), str(ROOT)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*places, *([before] if before else [])])
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
