@@ -78,6 +78,7 @@ class AnswerStream:
         return self
 
     async def _start(self, runtime: Runtime) -> None:
+        runtime.check_target()
         config, options = runtime.config, self._options
         self._method = resolve_method(runtime, options)
         reading_s = time.perf_counter()
@@ -101,6 +102,7 @@ class AnswerStream:
         self._stack.callback(self._chunks.close)
         self._stack.callback(self._received.close)
         self._opened_s = time.perf_counter()
+        runtime.check_target()  # it may have been lost meanwhile
         policy = runtime.window_policy(self._method, options.window or config.window)
         self._opening = opening(runtime, self._method, self._question, frames, options, policy)
         draft = None
@@ -317,6 +319,7 @@ def opening(
             compact_positions=config.compact_positions,
             seed=options.seed or 0,
         ),
-        schedule=runtime.schedule(method),
+        # While a lost draft is away, the target must not wait for it.
+        schedule=runtime.schedule(method if runtime.has_draft else "ar"),
         window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, ModelInfo, Processor, Prompt
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .processing import LlavaOnevisionProcessor
 
 _EXTRA_OPTIONS = ("attn_implementation",)
+_LOADING = Lock()
+"""transformers patches torch while it loads: of two models at once (transport inproc) one may lose its tied weights."""
 
 
 class HuggingFaceBackend:
@@ -104,22 +107,23 @@ def _load_model(folder: Path, options: LoadOptions, dtype: torch.dtype) -> Any:
             f"{folder} holds weights as pickle only, which can run any code when loaded; convert them to "
             "safetensors, or set allow_pickle if you trust their source"
         )
-    with_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=None if options.allow_pickle else True,
-            trust_remote_code=options.trust_remote_code,
-            output_loading_info=True,
-            **options.extra,
-        )
-    except Exception as error:  # whatever the loader meets: OSError, SafetensorError, RuntimeError, ValueError, ...
-        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-    finally:
-        if with_bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    with _LOADING:
+        with_bar = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=None if options.allow_pickle else True,
+                trust_remote_code=options.trust_remote_code,
+                output_loading_info=True,
+                **options.extra,
+            )
+        except Exception as error:  # whatever the loader meets: OSError, SafetensorError, RuntimeError, ValueError, ...
+            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+        finally:
+            if with_bar:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     # transformers would go on with random weights in their place.
     model, report = loaded
     if report["missing_keys"]:

@@ -147,17 +147,24 @@ async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tup
     environment = dict(os.environ)
     if spec.threads is not None:
         environment["OMP_NUM_THREADS"] = str(spec.threads)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "pvlm",
-        *spec.arguments(role),
-        stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "pvlm",
+            *spec.arguments(role),
+            stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
+        )
+    except BaseException:  # cancelled, for one: asyncio has ended the process then
+        with anyio.CancelScope(shield=True):
+            await channel.aclose()
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     return channel, ProcessHost(process, directory)
 
 

@@ -54,7 +54,7 @@ async def events_of(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
 
 async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await anyio.sleep(0.01)
 
 

@@ -1,0 +1,71 @@
+"""Models that cannot be loaded: a ModelError that says what is wrong where, caused by the worker's traceback."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pvlm import Engine, ModelError, RemoteTraceback
+from pvlm.config import bundled
+from tests.workers.conftest import children, pending_tasks
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
+
+
+async def failed(**settings: object) -> ModelError:
+    """The error of opening an engine; nothing runs afterwards."""
+    tasks = pending_tasks()
+    with pytest.raises(ModelError) as caught:
+        async with Engine.create(**settings):
+            raise AssertionError
+    assert children() == []
+    assert pending_tasks() == tasks
+    return caught.value
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+async def test_a_path_that_is_not_there(role: str) -> None:
+    error = await failed(**{"target": bundled("target"), "draft": bundled("draft"), role: "/no/such/model"})
+    assert f"cannot load the {role} '/no/such/model'" in str(error)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A checkpoint whose text half is whole, so that only the worker can find the damage."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(bundled("draft"), folder)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    return folder
+
+
+@pytest.mark.parametrize("where", ["ipc", "inproc"])
+async def test_damaged_weights_have_the_remote_traceback_as_their_cause(damaged: Path, where: str) -> None:
+    error = await failed(target=str(damaged), transport=where)
+    assert f"cannot load the target '{damaged}'" in str(error)
+    assert "model.safetensors" in str(error)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "Traceback (most recent call last)" in str(error.__cause__)
+    assert "CheckpointError" in str(error.__cause__)
+
+
+async def test_a_damaged_draft_does_not_leave_the_target_running(damaged: Path) -> None:
+    error = await failed(target=bundled("target"), draft=str(damaged))
+    assert f"cannot load the draft '{damaged}'" in str(error)
+    assert isinstance(error.__cause__, RemoteTraceback)
+
+
+async def test_weights_that_are_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    shutil.copytree(bundled("draft"), folder)
+    (folder / "model.safetensors").unlink()
+    error = await failed(target=str(folder))
+    assert str(folder) in str(error)
+
+
+async def test_a_device_that_is_not_there() -> None:
+    error = await failed(target=bundled("draft"), device="cuda:77")
+    assert "cuda" in str(error)

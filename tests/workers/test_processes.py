@@ -1,0 +1,131 @@
+"""Models in worker processes: how they are seen, and that nothing of them is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pvlm import Engine, ModelError, PvlmError
+from pvlm.config import bundled
+from tests.workers.conftest import FRAMES, LONG, children, pending_tasks, until, workers
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
+
+
+def private_directories() -> list[Path]:
+    return sorted(Path(tempfile.gettempdir()).glob("pvlm-*"))
+
+
+async def test_workers_show_what_they_are_and_leave_nothing(transport: str) -> None:
+    """Two processes that a person can tell apart in ``ps``; over ipc a directory that is nobody else's."""
+    tasks = pending_tasks()
+    engine = Engine.create(transport=transport)
+    async with engine:
+        found = workers()
+        assert set(found) == {"target", "draft"}
+        for role, process in found.items():
+            line = " ".join(process.cmdline())
+            assert f"pvlm worker --role {role} --model " in line
+            assert f"/{role} --backend torch --connect {transport}://" in line
+            assert process.ppid() == os.getpid()
+        directories = private_directories()
+        assert len(directories) == (2 if transport == "ipc" else 0)
+        for directory in directories:
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        answer = await engine.answer(FRAMES, "What happens?", max_tokens=5, ignore_eos=True)
+        assert len(answer.tokens) == 5
+    assert workers() == {}
+    assert [path for path in directories if path.exists()] == []
+    assert pending_tasks() == tasks
+
+
+async def test_the_target_alone_is_one_process() -> None:
+    async with Engine.create(method="ar") as engine:
+        assert set(workers()) == {"target"} == set(engine.models)
+
+
+async def test_nothing_is_left_after_an_error_in_the_body() -> None:
+    tasks = pending_tasks()
+
+    async def fail() -> None:
+        async with Engine.create(method="ar") as engine, engine.stream(FRAMES, "?", **LONG) as chunks:
+            await chunks.__anext__()
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert children() == []
+    assert pending_tasks() == tasks
+
+
+async def test_no_descriptor_is_left(transport: str) -> None:
+    """The first engine opens a few for good (those of ZeroMQ itself); the next one none."""
+    left = []
+    for _ in range(2):
+        async with Engine.create(target=bundled("draft"), transport=transport):
+            pass
+        gc.collect()
+        await until(lambda: not children())
+        left.append(len(os.listdir("/proc/self/fd")))
+    assert left[1] <= left[0]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
+async def test_nothing_is_left_after_cancellation_during_loading(seconds: float) -> None:
+    """At once, while the workers start, and while they import."""
+    tasks = pending_tasks()
+    with anyio.move_on_after(seconds) as scope:
+        async with Engine.create():
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert children() == []
+    assert pending_tasks() == tasks
+
+
+async def test_nothing_is_left_after_a_cancelled_bare_answer() -> None:
+    tasks = pending_tasks()
+    with anyio.CancelScope() as scope:
+        async with Engine.create(method="ar").stream(FRAMES, "?", **LONG) as chunks:
+            await chunks.__anext__()
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert children() == []
+    assert pending_tasks() == tasks
+
+
+async def test_loading_that_takes_too_long_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"was not loaded within 0\.05 s \(start_timeout_s\)"):
+        async with Engine.create(start_timeout_s=0.05):
+            raise AssertionError
+    assert children() == []
+
+
+async def test_a_worker_that_dies_while_it_loads_is_an_error_that_says_how() -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def kill() -> None:
+            (await until(lambda: workers().get("target"))).kill()
+
+        tasks.start_soon(kill)
+        with pytest.raises(PvlmError, match="target worker for .* ended while it loaded: killed by signal 9"):
+            async with Engine.create(method="ar"):
+                raise AssertionError
+    assert children() == []
+
+
+async def test_paths_that_are_too_long_for_a_socket_are_avoided(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    async with Engine.create(method="ar") as engine:
+        assert (await engine.answer(FRAMES, "?", max_tokens=2, ignore_eos=True)).tokens
+    assert list(deep.iterdir()) == []
