@@ -1,0 +1,98 @@
+"""Auxiliary heads of stages B and C: at each frame's last token, a middle layer of the decoder must know
+what the video has shown so far.  They are dropped after training.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from .world import (
+    ACTIONS,
+    BACKGROUNDS,
+    COLORS,
+    MAX_SCENE_FRAMES,
+    MAX_SCENES,
+    REGION_NAMES,
+    SHAPES,
+    Clip,
+    FrameState,
+    Thing,
+    ThingState,
+    nearest_region,
+)
+
+_SLOTS = 2
+_SLOT_PARTS = (
+    len(SHAPES) + 1,
+    len(COLORS) + 1,
+    2,
+    len(REGION_NAMES),
+    len(REGION_NAMES),
+    len(ACTIONS),
+    len(COLORS),
+)
+_PARTS = (MAX_SCENES, MAX_SCENE_FRAMES, len(BACKGROUNDS), *(_SLOT_PARTS * _SLOTS))
+_SLOT_NAMES = ("shape", "color", "size", "start", "now", "action", "turned")
+PART_NAMES = (
+    "scene",
+    "frame",
+    "background",
+    *(f"{name}{slot}" for slot in range(1, _SLOTS + 1) for name in _SLOT_NAMES),
+)
+_MOTION, _MOTION_WEIGHT = frozenset({"start", "now", "action"}), 2.0  # the hardest parts
+_UNKNOWN = -100
+_ACTION_FROM_FRAME = 3  # earlier, what a thing does cannot be known
+_COLOR_NAMES, _BACKGROUND_NAMES = tuple(COLORS), tuple(BACKGROUNDS)
+
+
+def frame_labels(clips: list[Clip]) -> torch.Tensor:
+    """(frames of all clips, parts) labels; -100 where a part has none."""
+    return torch.tensor([_labels(state) for clip in clips for state in clip.states])
+
+
+def _labels(state: FrameState) -> list[int]:
+    labels = [state.scene, state.frame_in_scene, _BACKGROUND_NAMES.index(state.background)]
+    for slot in range(_SLOTS):
+        if slot < len(state.things):
+            labels += _thing_labels(state.things[slot], state.frame_in_scene)
+        else:
+            labels += [0, 0, *([_UNKNOWN] * (len(_SLOT_PARTS) - 2))]
+    return labels
+
+
+def _thing_labels(state: ThingState, frame: int) -> list[int]:
+    thing: Thing = state.thing
+    turned = state.color != thing.color
+    late = frame >= _ACTION_FROM_FRAME and (thing.action != "recolor" or turned)
+    return [
+        1 + SHAPES.index(thing.shape),
+        1 + _COLOR_NAMES.index(thing.color),
+        int(thing.size == "large"),
+        REGION_NAMES.index(thing.start),
+        REGION_NAMES.index(nearest_region(state.x, state.y)),
+        ACTIONS.index(thing.action) if late else _UNKNOWN,
+        _COLOR_NAMES.index(state.color) if turned else _UNKNOWN,
+    ]
+
+
+class FrameHead(nn.Module):
+    """Reads all parts from one hidden state."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(width, sum(_PARTS))
+
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """The mean loss over the parts, and the share of each part's labels read rightly."""
+        scores = self.read(F.layer_norm(hidden, hidden.shape[-1:])).split(_PARTS, -1)
+        losses, shares = [], {}
+        for name, part, truth in zip(PART_NAMES, scores, labels.T, strict=True):
+            known = truth != _UNKNOWN
+            if not known.any():
+                continue
+            weight = _MOTION_WEIGHT if name[:-1] in _MOTION else 1.0
+            losses.append(weight * F.cross_entropy(part, truth, ignore_index=_UNKNOWN))
+            shares[name] = (part.argmax(-1) == truth)[known].float().mean().item()
+        return torch.stack(losses).mean(), shares

@@ -1,0 +1,186 @@
+"""Packs many questions after one video: every block of question and answer sees the video and
+itself only, and its positions start anew where the video ends, as if it were asked alone.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from .attention import Layout
+from .pair import FRAME_SIZE, TOKENS_PER_FRAME
+from .rendering import render
+from .tokenizer import END, START, VIDEO
+from .vision import normalized
+from .world import Clip, Question, questions
+
+_FILLER_TEXT = (
+    "The the is are of in at from has there There object objects scene scenes background "
+    "video else happens starts shows on first be"
+)
+FILLERS = frozenset(_FILLER_TEXT.split())
+# What is hardest to see: what things do, and from where to where.
+_MOTION_TEXT = "top bottom left right center stays moves grows shrinks blinks turns changes Yes No to ."
+MOTION = frozenset(_MOTION_TEXT.split())
+FILLER_WEIGHT, MOTION_WEIGHT = 0.2, 3.0
+# In training the kinds that are hard are asked more often.
+KIND_WEIGHTS = {
+    "action": 4.0,
+    "place": 3.0,
+    "yes_no": 3.0,
+    "scene": 3.0,
+    "color": 2.0,
+    "size": 1.5,
+    "background": 0.5,
+    "scene_count": 0.5,
+    "object_count": 0.5,
+}
+_IGNORED = -1
+
+
+@dataclass
+class Asked:
+    """One block: which clip and question it is, and where its answer is in the batch."""
+
+    scenes: int
+    question: Question
+    positions: slice
+
+
+@dataclass
+class Batch:
+    """Packed clips. ``answers`` lists (row, column) of the tokens that predict answer tokens."""
+
+    clips: list[Clip]
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    layout: Layout
+    video_at: torch.Tensor
+    newline_at: torch.Tensor
+    frame_ends: torch.Tensor
+    answers: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    asked: list[Asked]
+
+
+class Packer:
+    """Turns clips and questions into batches."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.video, self.end = tokenizer.convert_tokens_to_ids([VIDEO, END])
+        self.before = self.encode(f"{START}user\n")
+        self.after = self.encode("\n")
+        self.turn = self.encode(f"{END}\n{START}assistant\n")
+        self.weight = torch.tensor(
+            [FILLER_WEIGHT if tokenizer.decode([i]).strip() in FILLERS else 1.0 for i in range(len(tokenizer))]
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def pack(self, clips: list[Clip], asked: list[list[Question]], noise: random.Random | None) -> Batch:
+        """One row per clip, holding its video and then each of its questions with the answer.
+
+        All clips must have the same number of frames.
+        """
+        if len({clip.frames for clip in clips}) != 1:
+            raise ValueError("the clips of a batch must have the same number of frames")
+        rows: list[list[int]] = []
+        positions: list[list[int]] = []
+        blocks: list[list[int]] = []
+        video_at: list[tuple[int, int]] = []
+        newline_at: list[tuple[int, int]] = []
+        frame_ends: list[tuple[int, int]] = []
+        answers: list[tuple[int, int]] = []
+        labels: list[int] = []
+        found: list[Asked] = []
+        for row, (clip, wanted) in enumerate(zip(clips, asked, strict=True)):
+            tokens = clip.frames * TOKENS_PER_FRAME
+            first = len(self.before)
+            ids = [*self.before, *([self.video] * (tokens + 1)), *self.after]
+            video_at += [(row, first + i) for i in range(tokens)]
+            newline_at.append((row, first + tokens))
+            ends = range(first + TOKENS_PER_FRAME - 1, first + tokens, TOKENS_PER_FRAME)
+            frame_ends += [(row, end) for end in ends]
+            start = len(ids)
+            places, block = list(range(start)), [0] * start
+            for number, question in enumerate(wanted, 1):
+                asking = [*self.encode(question.text), *self.turn]
+                answer = [*self.encode(question.answer), self.end]
+                begin = len(ids) + len(asking) - 1
+                taken = slice(len(labels), len(labels) + len(answer))
+                found.append(Asked(len(clip.scenes), question, taken))
+                answers += [(row, begin + i) for i in range(len(answer))]
+                labels += answer
+                piece = [*asking, *answer[:-1]]
+                ids += piece
+                places += range(start, start + len(piece))
+                block += [number] * len(piece)
+            rows.append(ids)
+            positions.append(places)
+            blocks.append(block)
+        label_ids = torch.tensor(labels)
+        return Batch(
+            clips=clips,
+            pixels=normalized_clips(clips, noise),
+            ids=_padded(rows, self.tokenizer.pad_token_id),
+            positions=_padded(positions, 0),
+            layout=Layout.of(_padded(blocks, _IGNORED), prefix=start),
+            video_at=torch.tensor(video_at),
+            newline_at=torch.tensor(newline_at),
+            frame_ends=torch.tensor(frame_ends),
+            answers=torch.tensor(answers),
+            labels=label_ids,
+            weights=self.weight[label_ids],
+            asked=found,
+        )
+
+
+def normalized_clips(clips: list[Clip], noise: random.Random | None) -> torch.Tensor:
+    """The pixels of all frames of all clips, one after the other; each clip has its own noise."""
+    return torch.cat([normalized(render(clip, FRAME_SIZE), noise) for clip in clips])
+
+
+def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *([fill] * (length - len(row)))] for row in rows])
+
+
+def _word_weight(word: str) -> float:
+    if word in FILLERS:
+        return FILLER_WEIGHT
+    return MOTION_WEIGHT if word in MOTION else 1.0
+
+
+def choose_questions(
+    clip: Clip, rng: random.Random, count: int, weights: dict[str, float] | None = None
+) -> list[Question]:
+    """The description and ``count - 1`` other questions of as many kinds as possible.
+
+    Every kind is equally likely unless ``weights`` (1 where it has none) say otherwise.
+    """
+    by_kind: dict[str, list[Question]] = {}
+    for question in questions(clip, rng):
+        by_kind.setdefault(question.kind, []).append(question)
+    chosen = by_kind.pop("describe")
+    for group in by_kind.values():
+        rng.shuffle(group)
+    kinds: list[str] = []
+    while len(chosen) < count and by_kind:
+        if not kinds:
+            # drawn without putting back: the highest u ** (1 / weight) comes first
+            luck = {k: rng.random() ** (1 / (weights or {}).get(k, 1.0)) for k in by_kind}
+            kinds = sorted(luck, key=luck.__getitem__)
+        kind = kinds.pop()
+        if kind in by_kind:
+            chosen.append(by_kind[kind].pop())
+            if not by_kind[kind]:
+                del by_kind[kind]
+    return chosen
