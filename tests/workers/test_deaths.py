@@ -96,7 +96,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("doing", ["wait", "read"])
+@pytest.mark.parametrize(("transport", "doing"), [("ipc", "wait"), ("tcp", "read")])
 async def test_workers_go_when_their_engine_is_killed(transport: str, doing: str, tmp_path: Path) -> None:
     script = tmp_path / "engine.py"
     script.write_text(textwrap.dedent(SCRIPT))

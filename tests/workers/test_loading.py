@@ -62,10 +62,10 @@ async def test_weights_that_are_missing(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     shutil.copytree(bundled("draft"), folder)
     (folder / "model.safetensors").unlink()
-    error = await failed(target=str(folder))
+    error = await failed(target=str(folder), transport="inproc")
     assert str(folder) in str(error)
 
 
 async def test_a_device_that_is_not_there() -> None:
-    error = await failed(target=bundled("draft"), device="cuda:77")
+    error = await failed(target=bundled("draft"), device="cuda:77", transport="inproc")
     assert "cuda" in str(error)

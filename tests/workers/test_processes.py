@@ -64,11 +64,11 @@ async def test_nothing_is_left_after_an_error_in_the_body() -> None:
     assert pending_tasks() == tasks
 
 
-async def test_no_descriptor_is_left(transport: str) -> None:
+async def test_no_descriptor_is_left() -> None:
     """The first engine opens a few for good (those of ZeroMQ itself); the next one none."""
     left = []
     for _ in range(2):
-        async with Engine.create(target=bundled("draft"), transport=transport):
+        async with Engine.create(target=bundled("draft")):
             pass
         gc.collect()
         await until(lambda: not children())
