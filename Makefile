@@ -39,7 +39,7 @@ accuracy: setup
 
 pruning: setup
 	@mkdir -p build/clips
-	@for seed in $$(seq 1001 1024); do \
+	@for seed in $$(seq 1001 1012); do \
 	    PYTHONPATH=recipes $(BIN)/python -m shapes clip --seed $$seed --scenes 4 --out build/clips/$$seed.mp4 >/dev/null; \
 	done
 	$(BIN)/pvlm bench pruning build/clips/*.mp4

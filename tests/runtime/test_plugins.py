@@ -20,9 +20,7 @@ def test_our_own_are_found() -> None:
 
 
 def test_an_unknown_name_names_the_known() -> None:
-    with pytest.raises(
-        ConfigError, match="no plug-in 'uvv' in group pvlm.pruners: use one of none, random"
-    ):
+    with pytest.raises(ConfigError, match="no plug-in 'uvv' in group pvlm.pruners: use one of none, random"):
         load_plugin(GROUP, "uvv")
 
 

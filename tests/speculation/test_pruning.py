@@ -147,9 +147,7 @@ def test_built_in_pruners_by_name() -> None:
 
 
 def test_an_unknown_pruner_names_the_known() -> None:
-    with pytest.raises(
-        ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of none, random"
-    ):
+    with pytest.raises(ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of none, random"):
         load_pruner("uvv")
 
 

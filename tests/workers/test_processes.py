@@ -45,11 +45,6 @@ async def test_workers_show_what_they_are_and_leave_nothing(transport: str) -> N
     assert pending_tasks() == tasks
 
 
-async def test_the_target_alone_is_one_process() -> None:
-    async with Engine.create(method="ar") as engine:
-        assert set(workers()) == {"target"} == set(engine.models)
-
-
 async def test_nothing_is_left_after_an_error_in_the_body() -> None:
     tasks = pending_tasks()
 
@@ -76,7 +71,7 @@ async def test_no_descriptor_is_left() -> None:
     assert left[1] <= left[0]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.7])
 async def test_nothing_is_left_after_cancellation_during_loading(seconds: float) -> None:
     """At once, while the workers start, and while they import."""
     tasks = pending_tasks()
@@ -127,5 +122,6 @@ async def test_paths_that_are_too_long_for_a_socket_are_avoided(
     deep.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     async with Engine.create(method="ar") as engine:
+        assert set(workers()) == {"target"} == set(engine.models)
         assert (await engine.answer(FRAMES, "?", max_tokens=2, ignore_eos=True)).tokens
     assert list(deep.iterdir()) == []
