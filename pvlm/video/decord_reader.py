@@ -10,6 +10,8 @@ What decord 0.6 does with a file, and what is done about it here:
   shifted, and reading the last ones repeats the last frame (or never returns: decord issue 373). They are those with a
   negative time, or behind what the edit list shows.
 - Frames that cannot be decoded are replaced by their neighbours. ``fault_tol`` makes that an error.
+- On a busy machine it sometimes takes the end of the file for lost frames: with one thread about one time in four, with
+  two or more hardly ever. So it gets at least two, and what it calls lost is lost only if it says so three times.
 - Damage within a frame is only printed by FFmpeg (`complaints`).
 - Times are float32 seconds, and nonsense where packets have none.
 """
@@ -20,6 +22,7 @@ import importlib
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,13 @@ from pvlm.video.sampling import SAME_TIME_S
 
 _ANY_FAULT = 1e-12
 """As a share of the frames; 0 would mean: any number is fine."""
+
+_ATTEMPTS = 3
+"""How often a file is decoded before its frames are called lost."""
+
+
+class _FramesLostError(VideoError):
+    """decord gave up on some frames, perhaps for no good reason."""
 
 
 class DecordReader:
@@ -73,22 +83,23 @@ class DecordReader:
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """See `VideoReader.read`. Raises VideoError if a frame cannot be decoded, or if FFmpeg complains."""
         if self._seek:
-            frames, log = self._get_batch(indices)
-            if not log.lines():
-                return frames
+            with suppress(_FramesLostError):
+                frames, log = self._get_batch(indices)
+                if not log.lines():
+                    return frames
             # Is it the file or the seek? Decoding from the start tells.
             self._seek = False
             self._open()
-        return self._read_on(indices)
+        return self._read_in_order(indices)
 
     def finish(self) -> None:
         """Without seeks a lost frame shifts all later ones, and shows only at the end; so go there."""
         if not self._seek and self._next < self._num_frames:
-            self._read_on([self._num_frames - 1])
+            self._read_in_order([self._num_frames - 1])
 
     def _open(self) -> None:
         decord: Any = importlib.import_module("decord")
-        threads = max(1, min(4, len(os.sched_getaffinity(0))))
+        threads = max(2, min(4, len(os.sched_getaffinity(0))))
         with witness() as log, open(self._path, "rb") as file:
             # Named by its number: FFmpeg sees patterns and protocols in names, and formats in their endings.
             name = f"/dev/fd/{file.fileno()}"
@@ -106,6 +117,14 @@ class DecordReader:
                 reason = "decord cannot open it: it is damaged, or not a video"
             raise VideoError(self._path, f"{reason} ({detail})" if detail else reason)
         self._next = 0
+
+    def _read_in_order(self, indices: Sequence[int]) -> np.ndarray:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._read_on(indices)
+            except _FramesLostError:
+                self._open()
+        return self._read_on(indices)
 
     def _read_on(self, indices: Sequence[int]) -> np.ndarray:
         """Read without a seek: decord seeks when it passes a key frame, so the frame before each is read as well."""
@@ -129,7 +148,7 @@ class DecordReader:
             try:
                 frames = self._reader.get_batch(list(indices)).asnumpy()
             except decord.DECORDLimitReachedError:
-                failure = VideoError(self._path, "it is damaged: some of its frames cannot be decoded")
+                failure = _FramesLostError(self._path, "it is damaged: some of its frames cannot be decoded")
             except decord.DECORDError as error:
                 reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
                 failure = VideoError(self._path, f"it is damaged: decord failed with {reason!r}")
