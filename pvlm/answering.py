@@ -60,7 +60,7 @@ class AnswerStream:
         self._error: PvlmError | None = None
         self._finish: FinishReason | None = None
         self._answer: Answer | None = None
-        self._from_draft: list[bool] = []
+        self._origins: list[str] = []
         self._first_token_s = math.nan
         self._prefilled_s = math.nan
         self._finished_s = math.nan
@@ -109,6 +109,8 @@ class AnswerStream:
         if self._method != "ar" and runtime.has_draft:
             draft = opening(runtime, self._method, self._question, draft_frames, options, policy, self._opening)
         self._coordinator = Coordinator(self._opening, policy, draft)
+        if self._method != "ar":
+            self._coordinator.counts.draft_lost = runtime.draft_away
         self._log = log.bind(session=self._opening.session)
         self._runtime = runtime
         self._session = runtime.open(self._coordinator, self._on_command)
@@ -169,7 +171,7 @@ class AnswerStream:
         text = ""
         for index, token in enumerate(emitted.tokens):
             text += self._text.push(token)
-            self._from_draft.append(index < emitted.accepted)
+            self._origins.append(_origin(index, emitted))
             if self._text.stopped:
                 self._complete("stop", text, emitted.tokens[: index + 1])
                 assert self._session is not None
@@ -187,7 +189,6 @@ class AnswerStream:
             tokens=tuple(self._text.tokens),
             finish_reason=reason,
             stats=self._stats(),
-            from_draft=tuple(self._from_draft),
         )
         stats = self._answer.stats
         self._log.info(
@@ -234,12 +235,15 @@ class AnswerStream:
             target_passes=counts.target_passes,
             target_pass_ms=median_or_none(counts.target_pass_ms),
             target_idle_ms=median_or_none(counts.idle_ms),
+            coordination_ms=tuple(counts.coordination_ms),
             drafted_tokens=counts.drafted_tokens,
             draft_token_ms=median_or_none(counts.draft_token_ms),
             accepted_tokens=counts.accepted_tokens,
             rejected_tokens=counts.rejected_tokens,
             **acceptance(counts),
             rollbacks=counts.rollbacks,
+            rests=counts.rests,
+            origins="".join(self._origins),
             windows=tuple(counts.windows),
             dropped_windows=counts.dropped_windows,
             prompt_tokens=counts.prompt_tokens,
@@ -254,6 +258,12 @@ class AnswerStream:
             coupling=sampling.coupling,
             draft_lost=counts.draft_lost,
         )
+
+
+def _origin(index: int, emitted: Emit) -> str:
+    if index < emitted.accepted:
+        return "d"
+    return "c" if emitted.corrected and index == emitted.accepted else "t"
 
 
 # ---- from settings to messages ------------------------------------------------------------------------------------

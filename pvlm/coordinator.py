@@ -7,6 +7,9 @@ The rule that makes it lossless is short: *only the target's verdicts commit tok
 **line**, the committed prefix as of the last rollback and the draft's windows behind it. As long as the committed
 text agrees with the line, windows are forwarded and the draft is told how far it is confirmed. Where they part, the
 line is dead: the epoch is raised, and the draft is sent back to the committed text.
+
+Where the window policy says that a draft does not pay, the target goes on *alone* for a while. Then the draft is asked
+for one window, a *probe*, while the target goes on: comparing the two costs the target nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from pvlm.errors import InvalidTransition
+from pvlm.speculation.gaps import Gaps
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.messages import (
     Advance,
@@ -36,6 +40,12 @@ from pvlm_protocols.messages import (
     Verdict,
     Window,
 )
+
+REST_TOKENS = 16
+"""Tokens that the target first writes alone where a draft does not pay; doubled each time, up to `REST_TOKENS_MAX`."""
+REST_TOKENS_MAX = 64
+PROBE_TOKENS = 4
+"""The least that a probe is long."""
 
 
 class State(Enum):
@@ -87,10 +97,13 @@ class ToTargetActor:
 
 @dataclass(frozen=True)
 class Emit:
-    """Committed tokens; the first ``accepted`` of them were drafted. Never taken back."""
+    """Committed tokens, never taken back. The first ``accepted`` of them were drafted; with ``corrected`` the next one
+    stands where a drafted token was rejected.
+    """
 
     tokens: tuple[int, ...]
     accepted: int
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,16 +137,22 @@ Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Fin
 
 @dataclass
 class Counts:
-    """What happened in one session. Times in ms; only tokens of the answer are counted."""
+    """What happened in one session. Times in ms; only tokens of the answer are counted.
+
+    ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what is left of the gap
+    without the time in which the draft was still computing what the pass took in.
+    """
 
     target_passes: int = 0
     target_pass_ms: list[float] = field(default_factory=list)
     idle_ms: list[float] = field(default_factory=list)
+    coordination_ms: list[float] = field(default_factory=list)
     drafted_tokens: int = 0
     draft_token_ms: list[float] = field(default_factory=list)
     accepted_tokens: int = 0
     rejected_tokens: int = 0
     rollbacks: int = 0
+    rests: int = 0
     windows: list[int] = field(default_factory=list)
     dropped_windows: int = 0
     dropped_verdicts: int = 0
@@ -161,6 +180,11 @@ class Coordinator:
         self._line: list[int] = list(opening.committed)
         self._told: Window = opening.window
         self._held_mask: PruneMask | None = None
+        self._gaps = Gaps()
+        self._alone_until: int | None = None
+        """While the target goes on alone: the answer length at which the draft is probed."""
+        self._probing = False
+        self._rest_tokens = REST_TOKENS
 
     @property
     def session(self) -> int:
@@ -250,12 +274,18 @@ class Coordinator:
             self.counts.dropped_windows += 1
             return []
         self._line.extend(window.tokens)
+        if self._alone_until is not None:
+            return self._on_window_while_alone(window)
         if self._parted(window.start):
             self.counts.dropped_windows += 1
             return self._roll_back()
         if len(self._line) <= len(self.committed):  # all of it is behind the committed text
             self.counts.dropped_windows += 1
             return self._roll_back() if len(self._line) < len(self.committed) else self._advance()
+        return self._forward(window)
+
+    def _forward(self, window: DraftWindow) -> list[Command]:
+        self._gaps.sent(window)
         return [ToTargetActor(window)]
 
     def _on_verdict(self, verdict: Verdict) -> list[Command]:
@@ -266,21 +296,25 @@ class Coordinator:
         self._count(verdict)
         commands: list[Command] = []
         if verdict.tokens:
-            commands.append(Emit(verdict.tokens, verdict.accepted))
+            commands.append(Emit(verdict.tokens, verdict.accepted, verdict.rejected))
         if verdict.finish is not None:
             self.state = State.FINISHED
             self.finish = verdict.finish
             return [*commands, Finish(verdict.finish), *self._closing()]
         if not self._draft:
             return commands
+        if self._alone_until is not None:
+            return commands + self._on_verdict_while_alone(verdict)
+        if not verdict.tokens:
+            return commands
+        if not self._policy.choice().pays:
+            return commands + self._go_alone(verdict)
         # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
         # on may have guessed that token, which its next window will show.
         behind = len(self.committed) > len(self._line)
         if verdict.rejected or self._parted(verdict.start) or (behind and self._opening.schedule.bonus):
-            commands += self._roll_back()
-        elif verdict.tokens:
-            commands += self._advance()
-        return commands
+            return commands + self._roll_back()
+        return commands + self._advance()
 
     def _count(self, verdict: Verdict) -> None:
         counts = self.counts
@@ -293,8 +327,13 @@ class Coordinator:
         if verdict.pass_tokens:
             counts.target_passes += 1
             counts.target_pass_ms.append(verdict.pass_ms)
-            counts.idle_ms.append(verdict.idle_ms)
-            self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
+            cost_ms = verdict.pass_ms
+            if (gap := self._gaps.passed(verdict)) is not None:
+                counts.idle_ms.append(gap.ms)
+                counts.coordination_ms.append(gap.coordination_ms)
+                if verdict.window:  # what a window costs beyond its pass; a step alone may have waited for one in vain
+                    cost_ms += gap.coordination_ms
+            self._policy.observe_pass(verdict.pass_tokens, cost_ms)
 
     def _parted(self, start: int) -> bool:
         """Do line and committed text differ at or behind ``start``?"""
@@ -302,14 +341,16 @@ class Coordinator:
         return self._line[start:end] != self.committed[start:end]
 
     def _roll_back(self) -> list[Command]:
+        self.counts.rollbacks += 1
+        return self._send_back(self._choose())
+
+    def _send_back(self, window: Window) -> list[Command]:
         """Raise the epoch and send the draft to the committed text."""
         keep = 0
         while keep < min(len(self._line), len(self.committed)) and self._line[keep] == self.committed[keep]:
             keep += 1
         self.epoch += 1
-        self.counts.rollbacks += 1
         self._line = list(self.committed)
-        window = self._choose()
         commands = self._set_window(window)
         return commands + self._to_draft(
             Rollback(
@@ -337,6 +378,61 @@ class Coordinator:
             return []
         self._told = window
         return [ToTargetActor(SetWindow(session=self.session, window=window))]
+
+    # ---- the target alone -----------------------------------------------------------------------------------------
+
+    def _go_alone(self, verdict: Verdict) -> list[Command]:
+        """Tell the target to go on by itself; the draft stops by itself, since nothing it writes is confirmed."""
+        self.counts.rests += 1
+        self._follow(verdict)
+        self._rest()
+        return [ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1))]
+
+    def _rest(self) -> None:
+        self._alone_until = len(self.committed) + self._rest_tokens
+        self._rest_tokens = min(2 * self._rest_tokens, REST_TOKENS_MAX)
+
+    def _follow(self, verdict: Verdict) -> None:
+        """Without a rollback: the target has raised its epoch at a rejection."""
+        self.epoch += int(verdict.rejected)
+
+    def _on_verdict_while_alone(self, verdict: Verdict) -> list[Command]:
+        assert self._alone_until is not None
+        self._follow(verdict)
+        if (verdict.accepted or verdict.rejected) and self._policy.choice().pays:
+            return self._together(self._roll_back())
+        if self._probing or len(self.committed) < self._alone_until:
+            return []
+        self._probing = True
+        window = self._choose()
+        return self._send_back(Window(gamma=max(window.gamma, PROBE_TOKENS)))
+
+    def _on_window_while_alone(self, window: DraftWindow) -> list[Command]:
+        """A probe is compared with what the target has written meanwhile, and sent on if it is ahead of that."""
+        parted = self._parted(window.start)
+        ahead = not parted and len(self._line) > len(self.committed)
+        if not self._probing:
+            self.counts.dropped_windows += 1
+            return []
+        self._probing = False
+        commands = self._forward(window) if ahead else []
+        self.counts.dropped_windows += int(not ahead)
+        agreed = 0
+        for drafted, decided in zip(window.tokens, self.committed[window.start :], strict=False):
+            if drafted != decided:
+                break
+            agreed += 1
+        if agreed or parted:
+            self._policy.observe_tested(agreed, int(parted))
+        if self._policy.choice().pays:
+            return [*commands, *self._together(self._advance() if ahead else self._roll_back())]
+        self._rest()
+        return commands
+
+    def _together(self, commands: list[Command]) -> list[Command]:
+        """Draft and target again; ``commands`` tell the draft."""
+        self._alone_until, self._probing, self._rest_tokens = None, False, REST_TOKENS
+        return [ToTargetActor(Step(session=self.session, epoch=self.epoch, count=0)), *commands]
 
     # ---- ends -----------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,10 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Median time of a pass in decoding."""
     target_idle_ms: float | None
     """Median time between two passes of the target."""
+    coordination_ms: tuple[float, ...]
+    """For each pass of the target but the first: the time since the last one, less that in which the draft was still
+    computing what this pass took in.
+    """
     drafted_tokens: int
     draft_token_ms: float | None
     """Median over windows of the draft's time per token."""
@@ -49,6 +53,12 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted over drafted tokens."""
     mean_accepted_length: float | None
     rollbacks: int
+    rests: int
+    """How often the target went on alone for a while, since drafting did not pay."""
+    origins: str
+    """Who wrote each token: ``d`` the draft (accepted), ``c`` the target in place of a rejected draft token, ``t`` the
+    target alone.
+    """
     windows: tuple[int, ...]
     dropped_windows: int
     prompt_tokens: int
@@ -62,7 +72,7 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None
     coupling: str
     draft_lost: str
-    """Why the draft was given up in this answer; empty if it was not."""
+    """Why this answer was written without a draft, or from some token on; empty if it was not."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -76,13 +86,12 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer. Prints as its text. ``from_draft`` says of each token whether it was drafted (and accepted)."""
+    """An answer. Prints as its text."""
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     stats: AnswerStats
-    from_draft: tuple[bool, ...] = ()
 
     def __str__(self) -> str:
         return self.text

@@ -47,7 +47,7 @@ class Runtime:
         self._numbers = count(1)
         self._policies: dict[Method, WindowPolicy] = {}
         self._last_words: dict[Role, Dying] = {}
-        self._target_lost = ""
+        self._lost_reasons: dict[Role, str] = {}
         self._restarts = 0
 
     async def __aenter__(self) -> Runtime:
@@ -87,6 +87,11 @@ class Runtime:
     @property
     def has_draft(self) -> bool:
         return "draft" in self._actors
+
+    @property
+    def draft_away(self) -> str:
+        """Why there is no draft just now; empty if there is one, or none was asked for."""
+        return "" if self.has_draft else self._lost_reasons.get("draft", "")
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
@@ -143,7 +148,9 @@ class Runtime:
             return
         last = self._last_words.get("target")
         cause = RemoteTraceback(last.traceback) if last else None
-        raise TargetLost(f"the target '{self._model('target')}' is gone: {self._target_lost}") from cause
+        raise TargetLost(
+            f"the target '{self._model('target')}' is gone: {self._lost_reasons.get('target', '')}"
+        ) from cause
 
     def send(self, role: Role, message: ToActor) -> None:
         """Post to an actor. One that is gone or does not read is noticed elsewhere (`_watch`) or lost here."""
@@ -231,8 +238,7 @@ class Runtime:
         del self._actors[role]
         log.warning("actor_lost", role=role, reason=reason)
         self._tasks.start_soon(current.aclose)
-        if role == "target":
-            self._target_lost = reason
+        self._lost_reasons[role] = reason
         for session in list(self._sessions.values()):
             session.lost(role, reason)
         if role == "draft":

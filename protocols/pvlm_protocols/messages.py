@@ -130,7 +130,8 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``draft_ms``: time spent on the tokens. Travels from the draft to the coordinator and on to the target.
+    ``draft_ms``: time spent on the tokens; ``ended_s``: when the last of them was there, in seconds of the monotonic
+    clock of the draft's host. Travels from the draft to the coordinator and on to the target.
     """
 
     epoch: int
@@ -139,6 +140,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     proposal_ids: np.ndarray | None = None
     proposal_probs: np.ndarray | None = None
     draft_ms: float = 0.0
+    ended_s: float = 0.0
 
 
 class Step(SessionMessage, frozen=True, kw_only=True):
@@ -224,7 +226,8 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target
     turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
     the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
-    one), ``idle_ms``: time the target stood without work before it. ``finish``: why the answer ends here, if it does.
+    one), ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer
+    ends here, if it does.
     """
 
     epoch: int
@@ -235,7 +238,7 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     window: int = 0
     pass_tokens: int = 0
     pass_ms: float = 0.0
-    idle_ms: float = 0.0
+    ended_s: float = 0.0
     finish: FinishReason | None = None
 
 

@@ -72,7 +72,7 @@ class ActorSession(ABC):
         prompt = (
             Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
         )
-        started = time.perf_counter()
+        started = time.monotonic()
         # One more than the answer: a solo step may run over the last token.
         self.model = self.actor.backend.open(prompt, opening.sampling.max_tokens + 1)
         self.post(
@@ -239,5 +239,5 @@ def dying(role: Role, error: BaseException) -> Dying:
 
 
 def milliseconds_since(started: float) -> float:
-    """Milliseconds since ``started``, a reading of ``time.perf_counter``."""
-    return (time.perf_counter() - started) * 1000
+    """Milliseconds since ``started``, a reading of ``time.monotonic``."""
+    return (time.monotonic() - started) * 1000

@@ -109,7 +109,7 @@ class DraftSession(ActorSession):
                     "pruning needs a draft with the target's grid (or use --prune none)"
                 )
             keep = torch.from_numpy(unpack_mask(mask.bits, mask.video_tokens))
-        started = time.perf_counter()
+        started = time.monotonic()
         layers = self.actor.backend.info.layers
         done = 0
 
@@ -132,7 +132,7 @@ class DraftSession(ActorSession):
         )
 
     def _draft_token(self, model: Session) -> None:
-        started = time.perf_counter()
+        started = time.monotonic()
         unfed = self.tokens[model.length :]
         logits = model.extend(unfed)[-1] if unfed else self._prefill_logits
         assert logits is not None
@@ -161,6 +161,7 @@ class DraftSession(ActorSession):
                 proposal_ids=ids,
                 proposal_probs=probs,
                 draft_ms=self._draft_ms,
+                ended_s=time.monotonic(),
             )
         )
         self._start_window(self.window.gamma)

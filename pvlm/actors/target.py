@@ -59,7 +59,7 @@ class TargetSession(ActorSession):
         # Without an overlapped prefill no drafted token can be waiting yet: plain speculative decoding draws the first.
         self._steps = -1 if schedule.alone else int(schedule.bonus and not schedule.overlap_prefill)
         self._wants_window = False
-        self._idle_since = time.perf_counter()
+        self._idle_since = time.monotonic()
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class TargetSession(ActorSession):
             return None
         if self.opening.schedule.bonus:
             return None
-        return max(0.0, self.window.patience_ms / 1000 - (time.perf_counter() - self._idle_since))
+        return max(0.0, self.window.patience_ms / 1000 - (time.monotonic() - self._idle_since))
 
     def _waiting(self) -> bool:
         """Pending, and a window is worth waiting for."""
@@ -165,7 +165,7 @@ class TargetSession(ActorSession):
             self.actor.tick(self, done / layers)
 
         wants_states = self._prunes(model) and load_pruner(pruning.method).needs_states
-        started = time.perf_counter()
+        started = time.monotonic()
         self._logits = model.prefill(
             early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
             on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
@@ -174,7 +174,7 @@ class TargetSession(ActorSession):
         if self.committed:
             self._logits = model.extend(self.committed)[-1]
         self._prefilled = True
-        self._idle_since = time.perf_counter()
+        self._idle_since = time.monotonic()
         self.post(
             PrefillDone(
                 session=self.id,
@@ -186,7 +186,6 @@ class TargetSession(ActorSession):
 
     def _decode(self, model: Session) -> None:
         """Settle what can be settled with at most one pass, and tell the coordinator."""
-        idle_ms = milliseconds_since(self._idle_since)
         start, accepted, rejected = len(self.committed), 0, False
         window = len(self._queue)
         pass_tokens, pass_ms = 0, 0.0
@@ -195,13 +194,13 @@ class TargetSession(ActorSession):
         # A token that was settled without a pass is now pending, and its pass takes in the rest of the window; but a
         # correction, or a token drawn alone, is told first.
         if self._logits is None and not rejected and not self.finished and (accepted or len(self.committed) == start):
-            started = time.perf_counter()
+            started = time.monotonic()
             pass_tokens = 1 + len(self._queue)
             accepted_in_pass, rejected = self._settle_by_pass(model)
             accepted += accepted_in_pass
             pass_ms = milliseconds_since(started)
         self._wants_window = self.opening.schedule.bonus or (rejected and self.window.wait > 0)
-        self._idle_since = time.perf_counter()
+        self._idle_since = time.monotonic()
         self.post(
             Verdict(
                 session=self.id,
@@ -213,7 +212,7 @@ class TargetSession(ActorSession):
                 window=window,
                 pass_tokens=pass_tokens,
                 pass_ms=pass_ms,
-                idle_ms=idle_ms,
+                ended_s=self._idle_since,
                 finish=self._finish_reason(),
             )
         )

@@ -86,7 +86,7 @@ async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Pat
     answer = chunks.answer
     truth = "the true answer" if answer.text == clip.answer else f"the true answer would be: {clip.answer}"
     console.print(f"That is {truth}.\n")
-    if any(answer.from_draft):
+    if "d" in answer.stats.origins:
         console.print(
             Text("Who wrote it: ") + Text("drafted and accepted", "green") + ", " + Text("the target's own", "bold red")
         )
@@ -100,8 +100,8 @@ async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Pat
 def _who_wrote(answer: Answer) -> Text:
     """One cell for each token, a row for each 60: what the draft had right, and where the target stepped in."""
     text = Text()
-    for index, drafted in enumerate(answer.from_draft):
-        text.append("■" if drafted else "▲", "green" if drafted else "bold red")
+    for index, origin in enumerate(answer.stats.origins):
+        text.append("■" if origin == "d" else "▲", "green" if origin == "d" else "bold red")
         if index % 60 == 59:
             text.append("\n")
     return text

@@ -11,6 +11,9 @@ from pvlm.speculation.theory import best_vanilla_window, best_window, cycle_ms
 START_GAMMA = 4
 """Window before both models have been timed."""
 
+WORTHWHILE = 1.02
+"""Predicted speed-up from which on drafting is worth its while. (Plain speculative decoding always drafts.)"""
+
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices void."""
 
@@ -23,13 +26,15 @@ class WindowChoice(NamedTuple):
     pass.
 
     ``patience_ms``: how long that wait may last before stepping alone would have been as good (0 where ``wait`` is 0).
-    ``speedup``: predicted against plain decoding, None before there are measurements; below 1 a draft does not pay.
+    ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is
+    enough for a draft to be worth its while.
     """
 
     gamma: int
     wait: int = 0
     patience_ms: float = 0.0
     speedup: float | None = None
+    pays: bool = True
 
 
 class WindowPolicy(Protocol):
@@ -143,7 +148,7 @@ class AutoWindow:
             alone_ms = cycle_ms(gamma, 0, beta, pass_ms, draft_ms, whole_windows=whole)
             waiting_ms = cycle_ms(gamma, k, beta, pass_ms, draft_ms, whole_windows=whole)
             patience_ms = max(0.0, alone_ms - waiting_ms + k * draft_ms)
-        return WindowChoice(gamma, k, patience_ms, speedup)
+        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE)
 
 
 def _differ(ms: float, known: float) -> bool:

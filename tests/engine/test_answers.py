@@ -118,7 +118,7 @@ async def test_a_stream_adds_up_to_its_answer(toys: Engine) -> None:
     assert "".join(chunk.text for chunk in found) == answer.text
     assert tuple(token for chunk in found for token in chunk.tokens) == answer.tokens
     assert list(answer.tokens) == greedy(200, end_tokens=())
-    assert len(answer.from_draft) == len(answer.tokens)
+    assert len(answer.stats.origins) == len(answer.tokens)
 
 
 @asynccontextmanager
@@ -261,7 +261,7 @@ async def test_a_stop_string_ends_the_text_before_it_and_the_tokens_behind_it(
     assert answer.text == "".join(chunk.text for chunk in found) == text[:at]
     assert list(answer.tokens) == [token for chunk in found for token in chunk.tokens] == whole[:count]
     assert answer.finish_reason == "stop"
-    assert answer.stats.new_tokens == len(answer.from_draft) == count
+    assert answer.stats.new_tokens == len(answer.stats.origins) == count
 
 
 async def test_of_several_stop_strings_the_first_counts(toys: Engine) -> None:
@@ -335,13 +335,13 @@ def test_the_statistics_have_all_their_names() -> None:
 async def test_the_statistics_agree_with_each_other(toys: Engine, method: str, seed: int | None) -> None:
     sampling = {} if seed is None else {"seed": seed, "temperature": 1.0}
     answer = await toys.answer(
-        FRAMES, "?", max_tokens=120, ignore_eos=True, method=method, prune_ratio=0.25, **sampling
+        FRAMES, "?", max_tokens=120, ignore_eos=True, method=method, prune_ratio=0.25, window=4, **sampling
     )
     stats = answer.stats
     assert stats.method == method
     assert stats.coupling == ("greedy" if seed is None else "gumbel")
     assert stats.seed == seed
-    assert stats.new_tokens == len(answer.tokens) == len(answer.from_draft) == 120
+    assert stats.new_tokens == len(answer.tokens) == len(answer.stats.origins) == 120
     assert 0 < stats.decode_s < stats.total_s
     assert stats.prefill_s >= 0
     assert stats.video_s + stats.prefill_s + stats.decode_s <= stats.total_s + 1e-9
@@ -352,7 +352,7 @@ async def test_the_statistics_agree_with_each_other(toys: Engine, method: str, s
     assert stats.target_pass_ms > 0
     assert stats.video_tokens == 16
     assert stats.source_frames == len(stats.frame_indices) == 4
-    assert stats.accepted_tokens == sum(answer.from_draft)
+    assert stats.accepted_tokens == stats.origins.count("d")
     assert sum(stats.windows) <= stats.drafted_tokens
     assert stats.draft_lost == ""
     if method == "ar":

@@ -53,7 +53,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "DraftWindow": (
-        b"\x88\xa4type\xabDraftWindow"
+        b"\x89\xa4type\xabDraftWindow"
         b"\xa7session\x07"
         b"\xa5epoch\x01"
         b"\xa5start\x02"
@@ -63,6 +63,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xaeproposal_probs\x93\xa7float32\x92\x02\x02"
         b"\xc4\x10\x00\x00\x80?\x00\x00\x00\x00\x00\x00@?\x00\x00\x80>"
         b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+        b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "Step": (
         b"\x84\xa4type\xa4Step"
@@ -159,7 +160,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa6window\x04"
         b"\xabpass_tokens\x05"
         b"\xa7pass_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
-        b"\xa7idle_ms\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+        b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6finish\xa4stop"
     ),
     "Closed": (

@@ -289,7 +289,7 @@ def test_an_array_of_another_size_than_its_shape_says(
         ([b"PVL"], "not a pvlm message"),
         ([b"PVLM"], "not a pvlm message"),
         ([b"pvlm\x01\x80"], "not a pvlm message: it starts with b'pvlm"),
-        ([b"PVLM\x02\x80"], f"protocol version 2, but this side speaks {PROTOCOL_VERSION}"),
+        ([b"PVLM\x01\x80"], f"protocol version 1, but this side speaks {PROTOCOL_VERSION}"),
         ([HEADER], "not a message of this protocol"),
         ([HEADER + b"\x80"], "missing required field `type`"),
         ([HEADER + b"\x81\xa4type\xa5Other"], "Invalid value 'Other'"),

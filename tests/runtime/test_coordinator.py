@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -182,6 +183,85 @@ def test_auto_window_learns_from_what_is_measured():
     harness.play()
     assert harness.coordinator.counts.windows
     assert all(1 <= window <= 24 for window in harness.coordinator.counts.windows)
+
+
+class Moody(FixedWindow):
+    """Finds at any time that drafting pays, or does not."""
+
+    def __init__(self, gamma: int, wait: int, rng: random.Random) -> None:
+        super().__init__(gamma, wait)
+        self._rng = rng
+
+    def choice(self):
+        return super().choice()._replace(pays=self._rng.random() < 0.5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=seeds, order=seeds, noise=noises, gamma=st.integers(1, 6), wait=st.integers(0, 3), rest=st.integers(1, 9))
+def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamma, wait, rest):
+    rng = random.Random(order)
+    target = ToyBackend(seed=seed, end_logit=-100)
+    harness = Harness(
+        target=target,
+        draft=ToyBackend(noise=noise, seed=seed, end_logit=-100),
+        policy=Moody(gamma, min(wait, gamma), rng),
+        sampling=sampling(max_tokens=60),
+    )
+    harness.coordinator._rest_tokens = rest
+    assert harness.play(any_order(rng)) == target.greedy(60)
+
+
+class Hopeless(FixedWindow):
+    tested = 0
+
+    def observe_tested(self, accepted: int, rejected: int) -> None:
+        self.tested += accepted + rejected
+
+    def choice(self):
+        return super().choice()._replace(pays=False)
+
+
+def test_where_a_draft_does_not_pay_the_target_goes_on_alone_and_the_draft_is_probed_now_and_then():
+    policy = Hopeless(4)
+    harness = Harness(
+        target=ToyBackend(seed=3, end_logit=-100),
+        draft=ToyBackend(noise=2.0, seed=3, end_logit=-100),
+        policy=policy,
+        sampling=sampling(max_tokens=200),
+    )
+    in_turn = itertools.cycle(["hear target", "hear draft", "run target", "run draft"])
+    tokens = harness.play(lambda moves: next(move for move in in_turn if move in moves))
+    counts = harness.coordinator.counts
+    assert tokens == ToyBackend(seed=3, end_logit=-100).greedy(200)
+    assert counts.rests == 1
+    assert counts.rollbacks == 0
+    # After 16, 32, 64 and 64 tokens a probe of at least 4, and one window that was under way behind each.
+    assert 12 <= counts.drafted_tokens <= 60
+    assert policy.tested >= 3
+
+
+def test_a_draft_that_has_come_to_pay_is_used_again():
+    class Later(FixedWindow):
+        tested = 0
+
+        def observe_tested(self, accepted: int, rejected: int) -> None:
+            self.tested += accepted + rejected
+
+        def choice(self):
+            return super().choice()._replace(pays=self.tested > 4)
+
+    harness = Harness(
+        target=ToyBackend(seed=3, end_logit=-100),
+        draft=ToyBackend(seed=3, end_logit=-100),
+        policy=Later(4),
+        sampling=sampling(max_tokens=120),
+    )
+    in_turn = itertools.cycle(["hear target", "hear draft", "run draft", "run draft", "run draft", "run target"])
+    assert harness.play(lambda moves: next(move for move in in_turn if move in moves)) == ToyBackend(
+        seed=3, end_logit=-100
+    ).greedy(120)
+    assert harness.coordinator.counts.rests == 1
+    assert harness.coordinator.counts.accepted_tokens > 60
 
 
 def test_opened_counts_are_the_targets():

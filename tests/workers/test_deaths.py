@@ -55,6 +55,7 @@ async def test_a_draft_that_may_not_be_started_again_is_done_without() -> None:
         answer = await engine.answer(FRAMES, QUESTION, max_tokens=30, ignore_eos=True)
         assert answer.tokens == expected.tokens
         assert answer.stats.drafted_tokens == 0
+        assert "killed by signal 9" in answer.stats.draft_lost
         assert set(workers()) == {"target"}
 
 
