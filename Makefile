@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing torch (once; this may take some minutes) ..."
 	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "installing pvlm and what it needs ..."
-	@$(INSTALL) --editable '.[hf,recipes,test,lint]'
+	@$(INSTALL) --editable '.[hf,plot,recipes,test,lint]'
 	@touch $@
 
 accuracy: setup

@@ -34,6 +34,21 @@ from pvlm.speculation.theory import (
 )
 
 
+def simulated_vanilla(gamma: int, beta: float, target: Callable[[int], float], draft_ms: float, seed: int) -> float:
+    """Speed-up of plain speculative decoding over 10,000 rounds: gamma tokens are written, then a pass takes them in
+    behind the last committed one.
+    """
+    chance = random.Random(seed)
+    tokens, now = 0, 0.0
+    for _ in range(10_000):
+        now += gamma * draft_ms + target(gamma + 1)
+        accepted = 0
+        while accepted < gamma and chance.random() < beta:
+            accepted += 1
+        tokens += accepted + 1  # A correction, or the bonus token.
+    return tokens * target(1) / now
+
+
 class SimulatedLoop:
     """Draft and target as event-driven actors, without message delays. In ms; tokens count from the last rollback.
 
@@ -128,13 +143,20 @@ def rising(n: int) -> float:
     return 10.0 + 0.5 * (n - 1)
 
 
+measured = MeasuredCurve({1: 10.0, 2: 12.0, 4: 12.5, 8: 13.0, 10: 18.0})
+"""With a step after one token and another after eight, as tiles of a GPU or threads of a CPU make them."""
+
+
 GRID = [
     (c, beta, gamma, k)
     for c, beta, (gamma, k) in product((0.7, 3.0, 9.0), (0.4, 0.87), ((1, 0), (1, 1), (4, 0), (5, 3), (9, 2)))
 ]
 
 
-@pytest.mark.parametrize("curve", [flat, rising], ids=["flat", "rising"])
+CURVES = {"flat": flat, "rising": rising, "measured": measured}
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
 @pytest.mark.parametrize("whole", [False, True], ids=["token by token", "whole windows"])
 def test_the_loop_is_what_the_formula_says(curve: Callable[[int], float], whole: bool) -> None:
     """Within 2%, for a draft faster and slower than the target, windows shorter and longer than c."""
@@ -144,6 +166,29 @@ def test_the_loop_is_what_the_formula_says(curve: Callable[[int], float], whole:
         predicted = loop_speedup(gamma, k, beta, curve, 10.0 / c, whole_windows=whole)
         worst = max(worst, abs(simulated / predicted - 1))
     assert worst < 0.02
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
+def test_theorem_7_where_the_draft_keeps_up(curve: Callable[[int], float]) -> None:
+    """Within 2% of the simulation wherever gamma T_q <= T_p(1); and theorem 6 there for a flat T_p and k = 0."""
+    points = 0
+    for c, beta, (gamma, k) in product((4.0, 9.5), (0.5, 0.9), ((2, 0), (3, 1), (6, 3), (9, 0))):
+        if gamma > c:
+            continue
+        points += 1
+        simulated = SimulatedLoop(gamma, k, beta, curve, 10.0 / c, True, seed=3).run(7000)
+        assert simulated == pytest.approx(parallel_speedup(gamma, k, beta, curve, 10.0 / c), rel=0.02)
+        if curve is flat and k == 0:
+            assert simulated == pytest.approx(parallel_speedup_barrier(gamma, beta, c), rel=0.02)
+    assert points == 12
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
+def test_theorem_4_is_what_vanilla_decoding_does(curve: Callable[[int], float]) -> None:
+    for c, beta in product((0.7, 3.0, 9.0), (0.4, 0.87)):
+        best = best_vanilla_window(beta, curve, 10.0 / c, 10)
+        assert simulated_vanilla(best.gamma, beta, curve, 10.0 / c, seed=4) == pytest.approx(best.speedup, rel=0.02)
+    assert simulated_vanilla(5, 0.8, flat, 2.0, seed=5) == pytest.approx(vanilla_speedup(5, 0.8, 5), rel=0.02)
 
 
 def test_the_simulation_tells_the_forms_apart() -> None:

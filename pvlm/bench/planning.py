@@ -1,0 +1,212 @@
+"""What theory predicts for a pair of models: speed-ups over the window, from times and acceptance rates.
+
+These come from elsewhere (a paper, a profile), or `measure` takes them from a pair on one video.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pvlm.config import MAX_WINDOW, EngineConfig
+from pvlm.engine import Engine, OnProgress
+from pvlm.errors import ModelError, OptionError
+from pvlm.results import AnswerStats, ratio_or_none
+from pvlm.speculation.estimates import PassTimeEstimate
+from pvlm.speculation.theory import (
+    MeasuredCurve,
+    best_vanilla_window,
+    best_window,
+    loop_speedup,
+    parallel_speedup,
+    vanilla_speedup,
+)
+
+if TYPE_CHECKING:
+    from pvlm.video.reading import VideoSource
+
+PASS_SIZES = (1, 2, 3, 5, 8, 12)
+"""Tokens of the passes that `measure` times."""
+TIMED_TOKENS = 48
+"""Length of an answer in which passes are timed."""
+ACCEPTANCE_WINDOW = 5
+"""Window of the answers from which the acceptance rate is taken: fixed, so that the ratios differ in nothing else."""
+
+
+class PairFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prediction needs. ``target_ms``: T_p(n) in ms by n; ``draft_ms``: T_q in ms, ``acceptance``: beta, both by
+    prune ratio.
+    """
+
+    target_ms: dict[int, float]
+    draft_ms: dict[float, float]
+    acceptance: dict[float, float]
+
+
+class PlannedWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """Predicted speed-ups over plain decoding for windows of ``gamma`` tokens.
+
+    ``vanilla``: theorem 4 over T_p(n). ``parallel``: the loop as it runs, with whole windows, at its best ``k``.
+    ``theorem_7``: the paper's loop with that k.
+    """
+
+    gamma: int
+    k: int
+    vanilla: float
+    parallel: float
+    theorem_7: float
+
+
+class RatioPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The predictions at one prune ratio. ``c``: T_p(1) / T_q; ``acceptance``: beta.
+
+    ``gamma``, ``k`` and ``speedup`` are those of the best window for the loop as it runs (gamma*), ``vanilla_gamma``
+    and ``vanilla_speedup`` those for vanilla speculative decoding.
+    """
+
+    ratio: float
+    draft_ms: float
+    c: float
+    acceptance: float
+    gamma: int
+    k: int
+    speedup: float
+    vanilla_gamma: int
+    vanilla_speedup: float
+    windows: tuple[PlannedWindow, ...]
+
+
+def plan(figures: PairFigures, gamma_max: int = 16) -> list[RatioPlan]:
+    """The predictions for windows of 1 to ``gamma_max`` tokens at every prune ratio, ratios ascending.
+
+    Raises OptionError for figures that cannot be, or do not belong together.
+    """
+    _check(figures, gamma_max)
+    return [_plan_ratio(figures, ratio, gamma_max) for ratio in sorted(figures.draft_ms)]
+
+
+def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int) -> RatioPlan:
+    target_ms = MeasuredCurve(figures.target_ms)
+    draft_ms, beta = figures.draft_ms[ratio], figures.acceptance[ratio]
+    windows = []
+    for gamma in range(1, gamma_max + 1):
+        by_k = [loop_speedup(gamma, k, beta, target_ms, draft_ms, whole_windows=True) for k in range(gamma + 1)]
+        highest = max(by_k)
+        # Of equal ones the first, whatever rounding says.
+        k = next(k for k, speedup in enumerate(by_k) if speedup >= highest * (1 - 1e-12))
+        pass_ms = target_ms(gamma + 1)
+        windows.append(
+            PlannedWindow(
+                gamma=gamma,
+                k=k,
+                # A round takes gamma T_q + T_p(gamma + 1); theorem 4 counts it in passes of that length.
+                vanilla=vanilla_speedup(gamma, beta, pass_ms / draft_ms) * target_ms(1) / pass_ms,
+                parallel=by_k[k],
+                theorem_7=parallel_speedup(gamma, k, beta, target_ms, draft_ms),
+            )
+        )
+    best = best_window(beta, target_ms, draft_ms, gamma_max, whole_windows=True)
+    vanilla = best_vanilla_window(beta, target_ms, draft_ms, gamma_max)
+    return RatioPlan(
+        ratio=ratio,
+        draft_ms=draft_ms,
+        c=target_ms(1) / draft_ms,
+        acceptance=beta,
+        gamma=best.gamma,
+        k=best.k,
+        speedup=best.speedup,
+        vanilla_gamma=vanilla.gamma,
+        vanilla_speedup=vanilla.speedup,
+        windows=tuple(windows),
+    )
+
+
+def _check(figures: PairFigures, gamma_max: int) -> None:
+    if not 1 <= gamma_max <= MAX_WINDOW:
+        raise OptionError(f"the largest window is {gamma_max}: it must be from 1 to {MAX_WINDOW}")
+    if 1 not in figures.target_ms:
+        raise OptionError("the target's time for a pass over one token (T_p) is missing")
+    if not figures.draft_ms:
+        raise OptionError("the draft's time per token (T_q) is missing")
+    if wrong := [n for n in figures.target_ms if n < 1]:
+        raise OptionError(f"a pass over {wrong[0]} tokens: it must be at least 1")
+    for what, times in (("target", figures.target_ms), ("draft", figures.draft_ms)):
+        if not_times := [ms for ms in times.values() if not 0 < ms < math.inf]:
+            raise OptionError(f"a time of the {what} is {not_times[0]:g} ms: it must be positive")
+    for ratio in figures.draft_ms:
+        if not 0 <= ratio < 1:
+            raise OptionError(f"the prune ratio is {ratio:g}: it must be at least 0 and less than 1")
+        if ratio not in figures.acceptance:
+            raise OptionError(f"the acceptance rate at prune ratio {ratio:g} is missing")
+    for ratio, beta in figures.acceptance.items():
+        if ratio not in figures.draft_ms:
+            known = ", ".join(f"{known:g}" for known in sorted(figures.draft_ms))
+            raise OptionError(
+                f"there is an acceptance rate for prune ratio {ratio:g}, but no time of the draft "
+                f"(it has one for {known})"
+            )
+        if not 0 <= beta <= 1:
+            raise OptionError(f"the acceptance rate is {beta:g}: it must be from 0 to 1")
+
+
+async def measure(
+    config: EngineConfig,
+    video: VideoSource,
+    question: str,
+    *,
+    ratios: Sequence[float] = (0.0, 0.5, 0.9),
+    rounds: int = 1,
+    options: Mapping[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
+) -> PairFigures:
+    """Measure a pair on one question about one video, by the figures of its answers. ``options``: see `AnswerOptions`.
+
+    beta and T_q are those of parallel answers at each prune ratio, so T_q is the draft's time beside a target at work.
+    T_p(1) is the median pass of plain decoding, and T_p(n) that of plain speculative decoding with windows of n - 1
+    tokens, whose passes take in n; there the draft rests during a pass. Passes that came out shorter for a larger n are
+    averaged with their neighbours. All of it is done ``rounds`` times: of the times the medians count, of the tested
+    tokens all.
+
+    Raises what `Engine.answer` raises, OptionError for less than one round, and ModelError if the draft was lost or an
+    answer was too short.
+    """
+    if rounds < 1:
+        raise OptionError(f"{rounds} rounds: at least 1 is needed")
+    given = dict(options or {})
+    parallel: dict[float, list[AnswerStats]] = {ratio: [] for ratio in ratios}
+    passes = PassTimeEstimate()
+    async with Engine.create(config, method="parallel", on_progress=on_progress) as engine:
+
+        async def stats_of(**how: Any) -> AnswerStats:
+            stats = (await engine.answer(video, question, **{**given, **how})).stats
+            if stats.draft_lost:
+                raise ModelError(f"the draft was lost while it was measured: {stats.draft_lost}")
+            return stats
+
+        for _ in range(rounds):
+            for ratio, answers in parallel.items():
+                answers.append(await stats_of(method="parallel", window=ACCEPTANCE_WINDOW, prune_ratio=ratio))
+            for n in PASS_SIZES:
+                how: dict[str, Any] = {"method": "ar"} if n == 1 else {"method": "sd", "window": n - 1}
+                stats = await stats_of(**how, max_tokens=TIMED_TOKENS, ignore_eos=True)
+                passes.observe(n, _measured(stats.target_pass_ms))
+    return PairFigures(
+        target_ms=passes.points(),
+        draft_ms={ratio: median(_measured(s.draft_token_ms) for s in answers) for ratio, answers in parallel.items()},
+        acceptance={ratio: _pooled_acceptance(answers) for ratio, answers in parallel.items()},
+    )
+
+
+def _pooled_acceptance(answers: Sequence[AnswerStats]) -> float:
+    accepted, rejected = sum(s.accepted_tokens for s in answers), sum(s.rejected_tokens for s in answers)
+    return _measured(ratio_or_none(accepted, accepted + rejected))
+
+
+def _measured(value: float | None) -> float:
+    if value is None:
+        raise ModelError("the answer was too short to measure anything: ask for a longer one")
+    return value
