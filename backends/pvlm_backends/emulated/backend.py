@@ -1,0 +1,149 @@
+"""The ``emulated`` plug-in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pvlm_protocols.backend import (
+    BackendError,
+    CheckpointError,
+    FrameDefaults,
+    LoadOptions,
+    ModelInfo,
+    Processor,
+    Prompt,
+)
+
+from .model import EmulatedModel, read_model
+from .text import END_TOKEN, Guesses, Text, guesses_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from .session import EmulatedSession
+
+MAX_POSITIONS = 1 << 20
+"""Nothing in an emulated model is bounded, but a number must be told."""
+FIRST_TOKENS = 4
+"""Prompt tokens in front of the video."""
+
+
+class EmulatedBackend:
+    """A model that takes given times and says a given text; made by `load`.
+
+    It measures the runtime: what a pair of models would take whose times and acceptance rate are known.
+    """
+
+    def __init__(
+        self, name: str, model: EmulatedModel, text: Text, guesses: Guesses | None, device: torch.device
+    ) -> None:
+        from .session import HIDDEN_SIZE
+
+        self._model = model
+        self._text = text
+        self._guesses = guesses
+        self._device = device
+        self._closed = False
+        points = model.pruned_pass_ms or (model.pass_ms if isinstance(model.pass_ms, dict) else None)
+        self.info = ModelInfo(
+            name=name,
+            family="emulated",
+            vocab_size=model.vocab_size,
+            end_token_ids=(END_TOKEN,),
+            tokenizer_fingerprint=EmulatedProcessor(model.vocab_size).tokenizer_fingerprint,
+            layers=model.layers,
+            hidden_size=HIDDEN_SIZE,
+            max_positions=MAX_POSITIONS,
+            parameters=len(points) if points else 1,  # its pass times
+            dtype="float32",
+            device=str(device),
+        )
+
+    def open(self, prompt: Prompt, capacity: int) -> EmulatedSession:
+        """Take the vision tower's time.
+
+        Raises:
+            PromptError: prompt and ``capacity`` exceed the positions.
+            BackendError: the backend is closed.
+        """
+        from ..loading import check_positions
+        from ..processing import PreparedPrompt
+        from .session import EmulatedSession, wait_until
+
+        started = time.perf_counter()
+        if self._closed:
+            raise BackendError("this backend is closed")
+        video = 0 if prompt.frames is None else self._model.video_tokens
+        start, stop = FIRST_TOKENS, FIRST_TOKENS + video
+        tokens = stop + max(1, len(prompt.question.split()))
+        check_positions(tokens, capacity, self.info.max_positions)
+        prepared = PreparedPrompt(np.zeros(tokens, np.int64), None, (start, stop), (start, stop), (stop, tokens))
+        if video:
+            wait_until(started + self._model.open_s())
+        return EmulatedSession(self._model, self._text, self._guesses, prepared, capacity, self._device)
+
+    def close(self) -> None:
+        """Nothing to free."""
+        self._closed = True
+
+    @classmethod
+    def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
+        """Words without meaning. Raises CheckpointError."""
+        return EmulatedProcessor(read_model(model).vocab_size)
+
+    @classmethod
+    def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> EmulatedBackend:
+        """``options.model``: see `read_model`. The dtype has no meaning here.
+
+        Raises:
+            CheckpointError: the specification is not valid, or is a draft's and the role a target's.
+            BackendError: an option is not known, or the device cannot be used.
+        """
+        from ..loading import check_extra_options, choose_device
+
+        check_extra_options(options)
+        device = choose_device(options)
+        model = read_model(options.model)
+        guesses = None
+        if options.role == "draft":
+            guesses = guesses_of(model)
+        else:
+            for name in ("acceptance", "trace", "pruned_pass_ms"):
+                if getattr(model, name) is not None:
+                    raise CheckpointError(f"{name} is a draft's, but this emulated model is to be the target")
+        if on_progress is not None:
+            on_progress(1.0)
+        name = "emulated" if options.model.lstrip().startswith("{") else options.model
+        return cls(name, model, Text(model.seed, model.vocab_size, model.answer_tokens), guesses, device)
+
+
+class EmulatedProcessor:
+    """Token 17 is the word "w17 "; frames stay as they are."""
+
+    frame_defaults = FrameDefaults()
+    end_token_ids = (END_TOKEN,)
+    ignored_generation_options = ()
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for equal vocabularies."""
+        return f"emulated-{self._vocab_size}"
+
+    def resize(self, frames: np.ndarray) -> np.ndarray:
+        """Nothing to do: nobody looks at them."""
+        return frames
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Words with a space behind each, the end token left out."""
+        return "".join(f"w{token} " for token in tokens if token != END_TOKEN)
+
+    def tokens_as_text(self) -> Sequence[str]:
+        """The vocabulary by id."""
+        return ["<end>", *(f"w{token} " for token in range(1, self._vocab_size))]

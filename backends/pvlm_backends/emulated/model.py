@@ -1,0 +1,126 @@
+"""What an emulated model is given as: a JSON object, in a file or as text. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from pvlm_protocols.backend import CheckpointError
+
+Ms = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``tokens`` answer positions of which a share ``beta`` is guessed right. The last phase goes on for ever."""
+
+    beta: Share
+    tokens: Count | None = None
+
+
+class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An emulated model. Times in ms.
+
+    Exactly one of ``pass_ms`` and ``pruned_pass_ms`` must be given. ``acceptance``, ``trace`` and ``pruned_pass_ms``
+    are a draft's; without the first two a draft is always right.
+    """
+
+    pass_ms: Ms | dict[Count, Ms] | None = None
+    """T(n), a pass over n new tokens: flat, or measured at some n. Linear between those, flat below the smallest; above
+    the largest it goes on with the slope from the smallest to the largest, and never falls.
+    """
+    pruned_pass_ms: dict[Share, Ms] | None = None
+    """T_q by the share of the video tokens that is pruned, flat in n. Linear between, flat outside."""
+    prefill_ms: Ms = 0.0
+    """Of the whole prompt; a pruned prompt takes its share."""
+    open_ms: Ms = 0.0
+    """Of the vision tower; nothing where there is no video."""
+    time_scale: Ms = 1.0
+    """Multiplies every time."""
+
+    video_tokens: Count = 1024
+    layers: Count = 8
+    vocab_size: Annotated[int, Meta(ge=3)] = 512
+    seed: int = 0
+    """The text, and which positions a draft guesses right."""
+    answer_tokens: Annotated[int, Meta(ge=0)] | None = None
+    """The end token follows after so many tokens; None: the text has no end."""
+
+    acceptance: Share | list[Phase] | None = None
+    """Share of the positions that are guessed right, independently of each other; or several in turn."""
+    stratified: bool = False
+    """With ``acceptance``: the same run lengths between two wrong guesses, without the sampling noise; see
+    `StratifiedGuesses`.
+    """
+    trace: str | None = None
+    """Path of a recorded answer, whose wrong guesses are repeated; see `TracedGuesses`."""
+
+    def __post_init__(self) -> None:
+        if (self.pass_ms is None) == (self.pruned_pass_ms is None):
+            raise ValueError("give exactly one of pass_ms and pruned_pass_ms")
+        if self.pass_ms == {} or self.pruned_pass_ms == {}:
+            raise ValueError("pass times need at least one point")
+        if self.acceptance is not None and self.trace is not None:
+            raise ValueError("give acceptance or trace, not both")
+        if self.stratified and self.acceptance is None:
+            raise ValueError("stratified is a way of drawing acceptance: give that too")
+        if isinstance(self.acceptance, list):
+            if not self.acceptance:
+                raise ValueError("acceptance needs at least one phase")
+            if any(phase.tokens is None for phase in self.acceptance[:-1]):
+                raise ValueError("every phase but the last needs its number of tokens")
+
+    def pass_s(self, tokens: int, pruned: float) -> float:
+        """Seconds for a pass over ``tokens`` new tokens, where a share ``pruned`` of the video tokens is missing."""
+        if self.pruned_pass_ms is not None:
+            ms = _between(self.pruned_pass_ms, pruned)
+        elif isinstance(self.pass_ms, dict):
+            ms = _between(self.pass_ms, tokens)
+            largest, smallest = max(self.pass_ms), min(self.pass_ms)
+            if tokens > largest > smallest:
+                slope = (self.pass_ms[largest] - self.pass_ms[smallest]) / (largest - smallest)
+                ms += max(0.0, slope) * (tokens - largest)
+        else:
+            ms = self.pass_ms or 0.0
+        return ms * self.time_scale / 1000
+
+    def prefill_s(self, share: float) -> float:
+        """Seconds for ``share`` of the prompt's tokens."""
+        return self.prefill_ms * share * self.time_scale / 1000
+
+    def open_s(self) -> float:
+        """Seconds for the vision tower."""
+        return self.open_ms * self.time_scale / 1000
+
+
+def read_model(model: str) -> EmulatedModel:
+    """An emulated model from the path of a JSON file, or from the JSON object itself.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not JSON, or does not describe a model.
+    """
+    if model.lstrip().startswith("{"):
+        return _decode(model.encode(), "the emulated model")
+    try:
+        content = Path(model).expanduser().read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{model!r} cannot be read as an emulated model: {error}") from error
+    return _decode(content, f"the emulated model {model!r}")
+
+
+def _decode(content: bytes, what: str) -> EmulatedModel:
+    try:
+        return msgspec.json.decode(content, type=EmulatedModel)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{what} is not valid: {error}") from error
+
+
+def _between(points: dict[int, float] | dict[float, float], at: float) -> float:
+    """Linear between points, flat outside of them."""
+    known = sorted(points.items())
+    return float(np.interp(at, [place for place, _ in known], [ms for _, ms in known]))

@@ -1,0 +1,176 @@
+"""How near the runtime comes to theory, on emulated pairs whose times and acceptance are the paper's.
+
+Only decoding is measured: prefill and vision tower take no time here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from statistics import mode
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pvlm.bench.pairs import VANILLA_WINDOW, Pair, Trial
+from pvlm.config import Transport
+from pvlm.engine import Engine
+from pvlm.errors import OptionError
+from pvlm.results import Answer, AnswerStats
+from pvlm.speculation.theory import acceptance_from_length
+
+WARM_UP_TOKENS = 8
+"""Of the first answer of each engine, which is not measured: torch is slow at its first operations."""
+NEAR_THEORY = 0.97
+"""Share of theorem 7 that parallel decoding is to reach."""
+
+_FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
+_QUESTION = "What happens?"
+
+
+class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One way of decoding with one pair.
+
+    ``speedup``: plain decoding's ``decode_s`` over this one's, for the same number of tokens; ``predicted``: theorem 4
+    or 7. ``paper``: the reported speed-up; ``fitted``: what is not the paper's, so that ``paper`` cannot be compared
+    with strictly. ``window``: drafted tokens of most passes. ``coordination_ms_*``: percentiles, not scaled.
+    ``same_tokens``: whether the answer equals plain decoding.
+    """
+
+    pair: str
+    method: str
+    prune_ratio: float
+    speedup: float
+    predicted: float
+    paper: float | None
+    fitted: tuple[str, ...]
+    given_accepted_length: float
+    mean_accepted_length: float | None
+    acceptance_rate: float | None
+    window: int | None
+    coordination_ms_p50: float | None
+    coordination_ms_p99: float | None
+    target_pass_ms: float | None
+    draft_token_ms: float | None
+    target_passes: int
+    decode_s: float
+    same_tokens: bool
+    tokens: int
+    time_scale: float
+    transport: Transport
+
+    @property
+    def near_theory(self) -> bool:
+        """Whether the speed-up is at least `NEAR_THEORY` of the predicted one."""
+        return self.speedup >= NEAR_THEORY * self.predicted
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the paper's figure is one that theory reaches with nothing fitted."""
+        return self.paper is not None and not self.fitted and self.predicted >= self.paper
+
+
+async def measure_emulated(
+    pairs: Iterable[Pair],
+    *,
+    tokens: int = 256,
+    time_scale: float = 0.1,
+    transport: Transport = "ipc",
+    on_row: Callable[[EmulatedRow], None] = lambda row: None,
+) -> list[EmulatedRow]:
+    """Decode an answer of ``tokens`` tokens by every method of every pair; rows in the order of the pairs' trials.
+
+    ``time_scale`` multiplies the pairs' times. The draft's guesses are stratified, so that some hundred tokens have
+    the given acceptance.
+
+    Raises OptionError where ``tokens`` or ``time_scale`` is too small.
+    """
+    if tokens < 2:
+        raise OptionError(f"tokens is {tokens}: the first comes from the prefill, so it must be at least 2")
+    if time_scale <= 0:
+        raise OptionError(f"time_scale is {time_scale:g}: it must be above 0")
+    rows: list[EmulatedRow] = []
+    for pair in pairs:
+        answers: dict[Trial, Answer] = {}
+        trials = pair.trials()
+        for accepted_length in dict.fromkeys(trial.accepted_length for trial in trials):
+            settings = _settings(pair, accepted_length, time_scale, transport)
+            async with Engine.create(settings) as engine:
+                await engine.answer(_FRAMES, _QUESTION, max_tokens=WARM_UP_TOKENS, method="sd", window=1)
+                for trial in trials:
+                    if trial.accepted_length == accepted_length:
+                        answers[trial] = await _answer(engine, trial, tokens)
+        for row in _rows(pair, answers, trials, time_scale, transport):
+            rows.append(row)
+            on_row(row)
+    return rows
+
+
+def _settings(pair: Pair, accepted_length: float, time_scale: float, transport: Transport) -> dict[str, Any]:
+    target = {"pass_ms": pair.target_ms, "time_scale": time_scale}
+    draft = {
+        "pruned_pass_ms": pair.draft_ms,
+        "acceptance": acceptance_from_length(accepted_length),
+        "stratified": True,
+        "time_scale": time_scale,
+    }
+    return {
+        "target": msgspec.json.encode(target).decode(),
+        "draft": msgspec.json.encode(draft).decode(),
+        "backend": "emulated",
+        "transport": transport,
+        "method": "parallel",
+        # A pass that sleeps needs no core of its own, and no more than one thread.
+        "affinity": (),
+        "draft_affinity": (),
+        "threads": 1,
+        "draft_threads": 1,
+    }
+
+
+async def _answer(engine: Engine, trial: Trial, tokens: int) -> Answer:
+    return await engine.answer(
+        _FRAMES,
+        _QUESTION,
+        max_tokens=tokens,
+        method=trial.method,
+        window="auto" if trial.method == "parallel" else VANILLA_WINDOW,
+        prune="uv" if trial.prune_ratio else "none",
+        prune_ratio=trial.prune_ratio,
+    )
+
+
+def _rows(
+    pair: Pair, answers: dict[Trial, Answer], trials: list[Trial], time_scale: float, transport: Transport
+) -> Iterator[EmulatedRow]:
+    plain = next(answers[trial] for trial in trials if trial.method == "ar")
+    for trial in trials:
+        answer = answers[trial]
+        stats = answer.stats
+        yield EmulatedRow(
+            pair=pair.name,
+            method=trial.label,
+            prune_ratio=trial.prune_ratio,
+            speedup=plain.stats.decode_s / stats.decode_s,
+            predicted=trial.predicted,
+            paper=trial.paper,
+            fitted=trial.fitted,
+            given_accepted_length=trial.accepted_length,
+            mean_accepted_length=stats.mean_accepted_length,
+            acceptance_rate=stats.acceptance_rate,
+            window=mode(stats.windows) if stats.windows else None,
+            coordination_ms_p50=_percentile(stats, 50),
+            coordination_ms_p99=_percentile(stats, 99),
+            target_pass_ms=stats.target_pass_ms,
+            draft_token_ms=stats.draft_token_ms,
+            target_passes=stats.target_passes,
+            decode_s=stats.decode_s,
+            same_tokens=answer.tokens == plain.tokens,
+            tokens=len(answer.tokens),
+            time_scale=time_scale,
+            transport=transport,
+        )
+
+
+def _percentile(stats: AnswerStats, percent: int) -> float | None:
+    return float(np.percentile(stats.coordination_ms, percent)) if stats.coordination_ms else None

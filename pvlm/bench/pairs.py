@@ -1,0 +1,128 @@
+"""The pairs of models in the paper's table, and what theory predicts for them (ParallelVLM, arXiv 2603.19610).
+
+What the paper does not say is filled in, and named as ``fitted``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pvlm.config import Method
+from pvlm.speculation.theory import acceptance_from_length, parallel_speedup, vanilla_speedup
+
+VANILLA_WINDOW = 5
+"""Window of draft-then-verify: what the paper used for SpecVLM."""
+PRUNE_RATIO = 0.9
+"""Share of the video tokens that a pruned draft does not see."""
+GAMMA_MAX = 32
+"""Largest window that the best of theorem 7 is looked for among."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and its draft as the paper measured them. Times in ms.
+
+    ``draft_ms``: T_q by prune ratio; ``accepted_length``: M, accepted tokens a rejection. ``paper``: the reported
+    speed-ups of ParallelVLM and SpecVLM. ``specvlm_accepted_length``: SpecVLM's own M, where it is reported.
+    ``fitted``: which of T_p, T_q and M are not the paper's.
+    """
+
+    name: str
+    models: str
+    target_ms: float
+    draft_ms: Mapping[float, float]
+    accepted_length: float
+    paper: float
+    paper_specvlm: float
+    specvlm_accepted_length: float | None = None
+    fitted: tuple[str, ...] = ()
+
+    def trials(self) -> list[Trial]:
+        """Plain decoding, vanilla speculative decoding without and with pruning (SpecVLM's schedule), and parallel."""
+        m = self.accepted_length
+        own = self.specvlm_accepted_length
+        specvlm_fitted = self.fitted if own is None else tuple(what for what in self.fitted if what != "M")
+        if own is None and "M" not in specvlm_fitted:
+            specvlm_fitted = (*specvlm_fitted, "M")
+        return [
+            Trial("ar", "ar", m, predicted=1.0),
+            Trial("sd", "sd", m, predicted=self.vanilla(m, 0.0), fitted=self.fitted),
+            Trial(
+                "specvlm",
+                "sd",
+                own or m,
+                PRUNE_RATIO,
+                predicted=self.vanilla(own or m, PRUNE_RATIO),
+                paper=self.paper_specvlm,
+                fitted=specvlm_fitted,
+            ),
+            Trial(
+                "parallel",
+                "parallel",
+                m,
+                PRUNE_RATIO,
+                predicted=self.theorem_7(),
+                paper=self.paper,
+                fitted=self.fitted,
+            ),
+        ]
+
+    def vanilla(self, accepted_length: float, ratio: float) -> float:
+        """Theorem 4: the speed-up of draft-then-verify at `VANILLA_WINDOW`."""
+        beta = acceptance_from_length(accepted_length)
+        return vanilla_speedup(VANILLA_WINDOW, beta, self.target_ms / self.draft_ms[ratio])
+
+    def theorem_7(self) -> float:
+        """Theorem 7: the best speed-up of parallel decoding over gamma and k, at `PRUNE_RATIO`."""
+        beta = acceptance_from_length(self.accepted_length)
+        return max(
+            parallel_speedup(gamma, k, beta, self.target_ms, self.draft_ms[PRUNE_RATIO])
+            for gamma in range(1, GAMMA_MAX + 1)
+            for k in range(gamma + 1)
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way of decoding with a pair. ``label``: as in the table; ``method``: the engine's.
+
+    ``predicted``: the speed-up by theorem 4 or 7; ``paper``: the reported one; ``fitted``: the quantities behind this
+    trial that are not the paper's.
+    """
+
+    label: str
+    method: Method
+    accepted_length: float
+    prune_ratio: float = 0.0
+    predicted: float = field(kw_only=True)
+    paper: float | None = field(kw_only=True, default=None)
+    fitted: tuple[str, ...] = field(kw_only=True, default=())
+
+
+_OV_7B_MS = {0.0: 78.3, 0.5: 57.5, 0.9: 46.6}
+_QWEN_7B_MS = {0.0: 63.7, 0.5: 48.2, 0.9: 39.8}
+
+PAIRS = {
+    pair.name: pair
+    for pair in (
+        Pair("ov-7b-72b", "LLaVA-OneVision 7B & 72B", 420.0, _OV_7B_MS, 6.8, 3.36, 2.74, 4.4),
+        Pair("qwen-7b-32b", "Qwen2.5-VL 7B & 32B", 203.0, _QWEN_7B_MS, 4.3, 2.42, 2.11, 4.2),
+        # T_p: the 7B's own time as a draft. T_q: the paper's c = 2 without pruning, and 3 taken with it.
+        Pair(
+            "ov-0.5b-7b",
+            "LLaVA-OneVision 0.5B & 7B",
+            78.3,
+            {0.0: 78.3 / 2, 0.9: 78.3 / 3},
+            8.3,
+            2.11,
+            1.81,
+            4.8,
+            fitted=("T_p", "T_q"),
+        ),
+        # A model and its pruned self: the paper says M > 14 for the first, and nothing for the second.
+        Pair("ov-7b-7b", "LLaVA-OneVision 7B & itself", 78.3, _OV_7B_MS, 14.0, 1.55, 1.22, fitted=("M",)),
+        Pair("qwen-7b-7b", "Qwen2.5-VL 7B & itself", 63.7, _QWEN_7B_MS, 14.0, 1.51, 1.21, fitted=("M",)),
+    )
+}
+"""By name."""
