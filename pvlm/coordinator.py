@@ -9,7 +9,8 @@ text agrees with the line, windows are forwarded and the draft is told how far i
 line is dead: the epoch is raised, and the draft is sent back to the committed text.
 
 Where the window policy says that a draft does not pay, the target goes on *alone* for a while. Then the draft is asked
-for one window, a *probe*, while the target goes on: comparing the two costs the target nothing.
+for one window, a *probe*, while the target goes on: comparing the two costs the target nothing. The draft's first window
+is a probe too, so a draft that is slow to start holds nobody up; only a fixed window is waited for.
 """
 
 from __future__ import annotations
@@ -181,9 +182,13 @@ class Coordinator:
         self._told: Window = opening.window
         self._held_mask: PruneMask | None = None
         self._gaps = Gaps()
-        self._alone_until: int | None = None
+        self._awaited = False
+        """The last verdict rejected, and the target was told to wait for the next window."""
+        starts_alone = draft_opening is not None and not opening.schedule.bonus and not policy.patient
+        self._alone_until: int | None = 0 if starts_alone else None
         """While the target goes on alone: the answer length at which the draft is probed."""
-        self._probing = False
+        self._probing = starts_alone
+        """While the target goes on alone: the draft's next window is compared with what the target has written."""
         self._rest_tokens = REST_TOKENS
 
     @property
@@ -204,6 +209,8 @@ class Coordinator:
             raise InvalidTransition(f"session {self.session} was started twice (it is {self.state.name})")
         self.state = State.PREFILLING
         commands: list[Command] = [ToTargetActor(self._opening)]
+        if self._alone_until is not None:
+            commands.append(ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1)))
         if self._draft_opening is not None:
             commands.append(ToDraftActor(self._draft_opening))
         return commands
@@ -294,27 +301,28 @@ class Coordinator:
             return []
         self.committed.extend(verdict.tokens)
         self._count(verdict)
-        commands: list[Command] = []
-        if verdict.tokens:
-            commands.append(Emit(verdict.tokens, verdict.accepted, verdict.rejected))
+        emit: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
         if verdict.finish is not None:
             self.state = State.FINISHED
             self.finish = verdict.finish
-            return [*commands, Finish(verdict.finish), *self._closing()]
-        if not self._draft:
-            return commands
+            return [*emit, Finish(verdict.finish), *self._closing()]
+        # The draft waits; the text can.
+        return (self._go_on(verdict) if self._draft else []) + emit
+
+    def _go_on(self, verdict: Verdict) -> list[Command]:
+        """What the actors hear after a verdict."""
         if self._alone_until is not None:
-            return commands + self._on_verdict_while_alone(verdict)
+            return self._on_verdict_while_alone(verdict)
         if not verdict.tokens:
-            return commands
+            return []
         if not self._policy.choice().pays:
-            return commands + self._go_alone(verdict)
+            return self._go_alone(verdict)
         # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
         # on may have guessed that token, which its next window will show.
         behind = len(self.committed) > len(self._line)
         if verdict.rejected or self._parted(verdict.start) or (behind and self._opening.schedule.bonus):
-            return commands + self._roll_back()
-        return commands + self._advance()
+            return self._roll_back()
+        return self._advance()
 
     def _count(self, verdict: Verdict) -> None:
         counts = self.counts
@@ -330,10 +338,14 @@ class Coordinator:
             cost_ms = verdict.pass_ms
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)
-                counts.coordination_ms.append(gap.coordination_ms)
-                if verdict.window:  # what a window costs beyond its pass; a step alone may have waited for one in vain
+                if verdict.window or not self._awaited:  # else it has waited in vain
+                    counts.coordination_ms.append(gap.coordination_ms)
+                if verdict.window and self._awaited:
+                    self._policy.observe_lag(gap.coordination_ms)
+                elif verdict.window:
                     cost_ms += gap.coordination_ms
             self._policy.observe_pass(verdict.pass_tokens, cost_ms)
+        self._awaited = verdict.rejected and self._told.wait > 0
 
     def _parted(self, start: int) -> bool:
         """Do line and committed text differ at or behind ``start``?"""
@@ -374,7 +386,9 @@ class Coordinator:
 
     def _set_window(self, window: Window) -> list[Command]:
         """Tell the target, if what concerns it has changed."""
-        if self._opening.schedule.bonus or window.wait == self._told.wait:
+        told = self._told
+        same = window.wait == told.wait and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
+        if self._opening.schedule.bonus or same:
             return []
         self._told = window
         return [ToTargetActor(SetWindow(session=self.session, window=window))]
@@ -383,12 +397,12 @@ class Coordinator:
 
     def _go_alone(self, verdict: Verdict) -> list[Command]:
         """Tell the target to go on by itself; the draft stops by itself, since nothing it writes is confirmed."""
-        self.counts.rests += 1
         self._follow(verdict)
         self._rest()
         return [ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1))]
 
     def _rest(self) -> None:
+        self.counts.rests += 1
         self._alone_until = len(self.committed) + self._rest_tokens
         self._rest_tokens = min(2 * self._rest_tokens, REST_TOKENS_MAX)
 

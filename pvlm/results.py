@@ -54,7 +54,7 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     mean_accepted_length: float | None
     rollbacks: int
     rests: int
-    """How often the target went on alone for a while, since drafting did not pay."""
+    """How often the target was left alone for a while, since drafting did not pay."""
     origins: str
     """Who wrote each token: ``d`` the draft (accepted), ``c`` the target in place of a rejected draft token, ``t`` the
     target alone.

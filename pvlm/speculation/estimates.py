@@ -116,11 +116,12 @@ class AcceptanceEstimate:
 
 
 class Estimates:
-    """T_p(n), T_q and beta of one session, from its own measurements. Times in ms."""
+    """T_p(n), T_q, beta and the lag (how long after a rejection the draft starts anew), as measured. Times in ms."""
 
     def __init__(self) -> None:
         self.passes = PassTimeEstimate()
         self.draft = RunningMedian()
+        self.lag = RunningMedian()
         self.acceptance = AcceptanceEstimate()
 
     @property
@@ -133,6 +134,14 @@ class Estimates:
 
     def observe_draft(self, ms_per_token: float) -> None:
         self.draft.add(_checked_ms(ms_per_token))
+
+    def observe_lag(self, ms: float) -> None:
+        self.lag.add(_checked_ms(ms))
+
+    @property
+    def lag_ms(self) -> float:
+        """0 before it was measured."""
+        return self.lag.value if self.lag.count else 0.0
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.acceptance.observe(accepted, rejected)

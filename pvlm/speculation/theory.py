@@ -141,31 +141,48 @@ def parallel_speedup(gamma: int, k: int, beta: float, target_ms: PassTimes, draf
 
 
 def loop_speedup(
-    gamma: int, k: int, beta: float, target_ms: PassTimes, draft_ms: float, *, whole_windows: bool = False
+    gamma: int,
+    k: int,
+    beta: float,
+    target_ms: PassTimes,
+    draft_ms: float,
+    *,
+    whole_windows: bool = False,
+    lag_ms: float = 0.0,
 ) -> float:
     """Speed-up of the loop without barriers: ``T_p(1) / (1 - beta)`` over `cycle_ms`, with its limit at beta = 1.
 
     Equal to theorem 7 where T_p is flat and ``T_q <= T_p``, and where ``gamma T_q <= T_p(k + 1)``.
     """
     _check(gamma, k, beta)
-    return float(_loop_speedups([gamma], [k], beta, pass_time(target_ms), draft_ms, whole_windows)[0, 0])
+    return float(_loop_speedups([gamma], [k], beta, pass_time(target_ms), draft_ms, whole_windows, lag_ms)[0, 0])
 
 
 def cycle_ms(
-    gamma: int, k: int, beta: float, target_ms: PassTimes, draft_ms: float, *, whole_windows: bool = False
+    gamma: int,
+    k: int,
+    beta: float,
+    target_ms: PassTimes,
+    draft_ms: float,
+    *,
+    whole_windows: bool = False,
+    lag_ms: float = 0.0,
 ) -> float:
     """Mean time from rejection to rejection, in which the loop commits ``1 / (1 - beta)`` tokens (beta 1: infinite).
 
     Time 0 is a verdict that rejects: the target holds a corrected token, and the draft, which the verdict stops in the
-    middle of a window, starts anew. Without a barrier it has written its i-th token at ``i q``, as long as it is at
-    most one full window beyond the one in verification. ``T = T_p(gamma)``, ``q = T_q``.
+    middle of a window, starts anew, ``lag_ms`` later (the messages' way, and the token that it was in the middle of).
+    Without a barrier it has written its i-th token at ``lag + i q``, as long as it is at most one full window beyond
+    the one in verification. ``T = T_p(gamma)``, ``q = T_q``.
 
-    - Pass 0 takes in the corrected token and x1 ... xk. It ends at ``e0 = k q + T_p(k + 1)`` and settles x1 ... xk.
+    - Pass 0 takes in the corrected token and x1 ... xk. It ends at ``e0 = lag + k q + T_p(k + 1)``, for k = 0 at
+      ``e0 = T_p(1)``, and settles x1 ... xk.
     - Holding the distribution for the next drafted token, the target settles that one as soon as it is there, at
-      ``v0 = max(e0, (k + 1) q)``; with ``whole_windows``, where a token travels only with its window, at ``v0 = s1``.
-    - Pass 1 takes in the first full window. It starts at ``s1 = max(e0, (k + gamma) q)``, ends at ``s1 + T``, settles
-      tokens 2 ... gamma of its window. The first of the next window is settled ``w`` later: ``w = max(0, q - T)``, with
-      whole windows ``max(0, gamma q - T)``.
+      ``v0 = max(e0, lag + (k + 1) q)``; with ``whole_windows``, where a token travels only with its window, at
+      ``v0 = s1``.
+    - Pass 1 takes in the first full window. It starts at ``s1 = max(e0, lag + (k + gamma) q)``, ends at ``s1 + T``,
+      settles tokens 2 ... gamma of its window. The first of the next window is settled ``w`` later: ``w = max(0, q -
+      T)``, with whole windows ``max(0, gamma q - T)``.
     - At s1 the draft stands exactly at the end of window 1: its lead lets it no further, the window is whole. So the
       next pass starts ``P = max(T, gamma q)`` later, and so on: s1, s1 + P, s1 + 2 P, ...
 
@@ -180,7 +197,7 @@ def cycle_ms(
     _check(gamma, k, beta)
     if beta == 1:
         return math.inf
-    head, repeated = _cycles([gamma], [k], beta, pass_time(target_ms), draft_ms, whole_windows)
+    head, repeated = _cycles([gamma], [k], beta, pass_time(target_ms), draft_ms, whole_windows, lag_ms)
     return float((head + repeated / (1 - beta**gamma))[0, 0])
 
 
@@ -191,6 +208,7 @@ def _cycles(
     time: Callable[[int], float],
     draft_ms: float,
     whole_windows: bool,
+    lag_ms: float,
 ) -> tuple[FloatArray, FloatArray]:
     """`cycle_ms` for all gammas and ks, ``(len(gammas), len(ks))``, in two parts that are both finite at beta = 1.
 
@@ -199,9 +217,9 @@ def _cycles(
     gamma = np.array(gammas, np.float64)[:, None]
     k = np.array(ks, np.float64)[None, :]
     target = np.array([[time(n)] for n in gammas])
-    first_end = k * draft_ms + np.array([[time(n + 1) for n in ks]])
-    window_start = np.maximum(first_end, (k + gamma) * draft_ms)
-    first_settled = window_start if whole_windows else np.maximum(first_end, (k + 1) * draft_ms)
+    first_end = np.where(k > 0, lag_ms + k * draft_ms, 0.0) + np.array([[time(n + 1) for n in ks]])
+    window_start = np.maximum(first_end, lag_ms + (k + gamma) * draft_ms)
+    first_settled = window_start if whole_windows else np.maximum(first_end, lag_ms + (k + 1) * draft_ms)
     late = np.maximum(0.0, (gamma if whole_windows else 1) * draft_ms - target)
     late_if_reached = beta ** (gamma - 1) * late
     head = first_end + beta**k * (first_settled - first_end)
@@ -217,8 +235,9 @@ def _loop_speedups(
     time: Callable[[int], float],
     draft_ms: float,
     whole_windows: bool,
+    lag_ms: float,
 ) -> FloatArray:
-    head, repeated = _cycles(gammas, ks, beta, time, draft_ms, whole_windows)
+    head, repeated = _cycles(gammas, ks, beta, time, draft_ms, whole_windows, lag_ms)
     sums = np.array([[geometric_sum(beta, gamma)] for gamma in gammas])
     speedups: FloatArray = time(1) / ((1 - beta) * head + repeated / sums)
     return speedups
@@ -240,6 +259,7 @@ def best_window(
     k_max: int | None = None,
     *,
     whole_windows: bool = False,
+    lag_ms: float = 0.0,
 ) -> BestWindow:
     """The best of all ``1 <= gamma <= gamma_max`` and ``0 <= k <= min(k_max, gamma)`` by `loop_speedup`.
 
@@ -248,7 +268,7 @@ def best_window(
     _check(gamma_max, 0, beta)
     gammas = range(1, gamma_max + 1)
     ks = range(min(gamma_max, gamma_max if k_max is None else k_max) + 1)
-    speedups = _loop_speedups(gammas, ks, beta, pass_time(target_ms), draft_ms, whole_windows)
+    speedups = _loop_speedups(gammas, ks, beta, pass_time(target_ms), draft_ms, whole_windows, lag_ms)
     speedups[np.array(ks)[None, :] > np.array(gammas)[:, None]] = 0.0
     # Rounding must not decide between equals.
     row, column = np.argwhere(speedups >= speedups.max() * (1 - 1e-12))[0].tolist()

@@ -25,7 +25,8 @@ class WindowChoice(NamedTuple):
     """``gamma`` tokens a window; after a rejection the target waits for ``wait`` (k) drafted tokens before its next
     pass.
 
-    ``patience_ms``: how long that wait may last before stepping alone would have been as good (0 where ``wait`` is 0).
+    ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
+    and one drafted token more, for the draft may have been in the middle of one.
     ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is
     enough for a draft to be worth its while.
     """
@@ -38,7 +39,12 @@ class WindowChoice(NamedTuple):
 
 
 class WindowPolicy(Protocol):
-    """Learns from what happened in a session and says how wide the next window should be."""
+    """Learns from what happened in a session and says how wide the next window should be.
+
+    ``patient``: the target waits for the draft's first window, however long that takes.
+    """
+
+    patient: bool
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         """The target took ``ms`` for a pass over ``n_tokens`` new tokens."""
@@ -46,6 +52,10 @@ class WindowPolicy(Protocol):
 
     def observe_draft(self, ms_per_token: float) -> None:
         """The draft took this long for each token of a window."""
+        ...
+
+    def observe_lag(self, ms: float) -> None:
+        """After a rejection it took this long, beyond the drafting itself, until the target had the new window."""
         ...
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -59,6 +69,8 @@ class FixedWindow:
     """Always ``n`` tokens. With ``wait`` the target waits at most ``patience_ms`` for them (by default as long as it
     takes)."""
 
+    patient = True
+
     def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf) -> None:
         if n < 1 or not 0 <= wait <= n:
             raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
@@ -68,6 +80,9 @@ class FixedWindow:
         pass
 
     def observe_draft(self, ms_per_token: float) -> None:
+        pass
+
+    def observe_lag(self, ms: float) -> None:
         pass
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -84,6 +99,8 @@ class AutoWindow:
     never wait). ``whole_windows``: drafted tokens reach the target a window at a time, as against one by one.
     ``vanilla``: draft and target take turns (plain speculative decoding), so `best_vanilla_window` chooses.
     """
+
+    patient = False
 
     def __init__(
         self,
@@ -103,6 +120,7 @@ class AutoWindow:
         self._retime = True
         self._medians: dict[int, float] = {}
         self._draft_ms = 0.0
+        self._lag_ms = 0.0
         self._pass_ms: tuple[float, ...] = ()
         self._made: dict[int, WindowChoice] = {}
 
@@ -115,6 +133,10 @@ class AutoWindow:
         self.estimates.observe_draft(ms_per_token)
         self._retime |= _differ(self.estimates.draft.value, self._draft_ms)
 
+    def observe_lag(self, ms: float) -> None:
+        self.estimates.observe_lag(ms)
+        self._retime |= abs(self.estimates.lag_ms - self._lag_ms) > _TIMING_CHANGE * self._draft_ms
+
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.estimates.observe_tested(accepted, rejected)
 
@@ -126,6 +148,7 @@ class AutoWindow:
             self._retime = False
             self._medians = self.estimates.passes.medians()
             self._draft_ms = self.estimates.draft.value
+            self._lag_ms = self.estimates.lag_ms
             curve = self.estimates.passes.curve()
             self._pass_ms = tuple(curve(n) for n in range(1, self._gamma_max + 2))
             self._made.clear()
@@ -138,16 +161,18 @@ class AutoWindow:
         def pass_ms(n: int) -> float:
             return self._pass_ms[n - 1]
 
-        draft_ms, whole = self._draft_ms, self._whole_windows
+        draft_ms, lag_ms, whole = self._draft_ms, self._lag_ms, self._whole_windows
         if self._vanilla:
             vanilla = best_vanilla_window(beta, pass_ms, draft_ms, self._gamma_max)
             return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
-        gamma, k, speedup = best_window(beta, pass_ms, draft_ms, self._gamma_max, self._wait_max, whole_windows=whole)
+        gamma, k, speedup = best_window(
+            beta, pass_ms, draft_ms, self._gamma_max, self._wait_max, whole_windows=whole, lag_ms=lag_ms
+        )
         patience_ms = 0.0
         if k > 0:
-            alone_ms = cycle_ms(gamma, 0, beta, pass_ms, draft_ms, whole_windows=whole)
-            waiting_ms = cycle_ms(gamma, k, beta, pass_ms, draft_ms, whole_windows=whole)
-            patience_ms = max(0.0, alone_ms - waiting_ms + k * draft_ms)
+            alone_ms = cycle_ms(gamma, 0, beta, pass_ms, draft_ms, whole_windows=whole, lag_ms=lag_ms)
+            waiting_ms = cycle_ms(gamma, k, beta, pass_ms, draft_ms, whole_windows=whole, lag_ms=lag_ms)
+            patience_ms = lag_ms + (k + 1) * draft_ms + max(0.0, alone_ms - waiting_ms)
         return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE)
 
 

@@ -1,14 +1,12 @@
-"""Channel and mailbox within one process: a queue to the actor's thread, a memory stream to the event loop."""
+"""Channel and mailbox within one process: a queue to the actor's thread, and calls to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import queue
 
-import anyio
-
 from pvlm.transports import MAILBOX_MESSAGES, ChannelClosed, ChannelFull
+from pvlm.transports.arrivals import Arrivals
 from pvlm_protocols.messages import FromActor, ToActor
 
 
@@ -26,12 +24,11 @@ class InprocChannel:
         self.dropped = 0
         self._loop = asyncio.get_running_loop()
         self._to_actor = to_actor
-        # The event loop always drains this stream, so it needs no bound of its own.
-        self._deliver, self._arrived = anyio.create_memory_object_stream[FromActor](math.inf)
-        self._closed = False
+        # The event loop always empties this, so it needs no bound of its own.
+        self._arrivals = Arrivals(self._loop)
 
     def post(self, message: ToActor) -> None:
-        if self._closed:
+        if self._arrivals.closed:
             raise ChannelClosed
         try:
             self._to_actor.put_nowait(message)
@@ -39,17 +36,12 @@ class InprocChannel:
             raise ChannelFull from None
 
     async def receive(self) -> FromActor:
-        try:
-            return await self._arrived.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            raise ChannelClosed from None
+        return await self._arrivals.get()
 
     async def aclose(self) -> None:
-        if self._closed:
+        if self._arrivals.closed:
             return
-        self._closed = True
-        self._deliver.close()
-        self._arrived.close()
+        self._arrivals.close()
         try:
             self._to_actor.put_nowait(None)
         except queue.Full:
@@ -57,16 +49,12 @@ class InprocChannel:
 
     def deliver(self, message: FromActor) -> None:
         """Called by the actor's thread."""
-        if self._closed:
+        if self._arrivals.closed:
             raise ChannelClosed
         try:
-            self._loop.call_soon_threadsafe(self._receive, message)
+            self._loop.call_soon_threadsafe(self._arrivals.put, message)
         except RuntimeError:  # the event loop is gone
             raise ChannelClosed from None
-
-    def _receive(self, message: FromActor) -> None:
-        if not self._closed:
-            self._deliver.send_nowait(message)
 
 
 class InprocMailbox:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 import zmq
-import zmq.asyncio
 
 from pvlm.transports import MAILBOX_MESSAGES, ChannelClosed, ChannelFull
+from pvlm.transports.arrivals import Arrivals
 from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_actor, encode
 from pvlm_protocols.messages import FromActor, ToActor
 
@@ -20,14 +22,20 @@ log = structlog.get_logger()
 
 
 class ZmqChannel:
-    """The engine's end; see `pvlm.transports.Channel`. It binds, the worker connects."""
+    """The engine's end; see `pvlm.transports.Channel`. It binds, the worker connects.
+
+    The socket is read in the event loop's own callback: pyzmq's asyncio sockets need three turns of the loop and a
+    future for a message.
+    """
 
     def __init__(self, endpoint: str) -> None:
         """``endpoint``: ``ipc://PATH`` or ``tcp://127.0.0.1:*``. Raises zmq.ZMQError if it cannot be bound."""
         self.dropped = 0
-        self._context = zmq.asyncio.Context()
+        self._loop = asyncio.get_running_loop()
+        self._arrivals = Arrivals(self._loop)
+        self._outgoing: deque[Sequence[Any]] = deque()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._waiting = 0
         _configure(self._socket, linger_ms=0)
         try:
             self._socket.bind(endpoint)
@@ -36,46 +44,57 @@ class ZmqChannel:
             raise
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         """Where the worker connects (with the port that ``*`` became)."""
+        self._loop.add_reader(self._socket.fileno(), self._on_event)
 
     def post(self, message: ToActor) -> None:
-        if self._socket.closed:
+        if self._arrivals.closed:
             raise ChannelClosed
-        if self._waiting >= MAILBOX_MESSAGES:
+        if len(self._outgoing) >= MAILBOX_MESSAGES:
             raise ChannelFull
-        # pyzmq sends at once if it can, so order and latency are those of a plain socket; else the future stays open.
-        sent: asyncio.Future[Any] = self._socket.send_multipart(encode(message), copy=False)  # type: ignore[assignment]
-        if not sent.done():
-            self._waiting += 1
-            sent.add_done_callback(self._sent)
-
-    def _sent(self, _: Any) -> None:
-        self._waiting -= 1
+        self._outgoing.append(encode(message))
+        self._send()
+        self._look_again()
 
     async def receive(self) -> FromActor:
-        while True:
-            if self._socket.closed:
-                raise ChannelClosed
+        return await self._arrivals.get()
+
+    async def aclose(self) -> None:
+        if not self._arrivals.closed:
+            self._arrivals.close()
+            self._loop.remove_reader(self._socket.fileno())
+            self._context.destroy(linger=0)
+
+    def _on_event(self) -> None:
+        if self._arrivals.closed:
+            return
+        self._send()
+        for _ in range(MAILBOX_MESSAGES):  # then let others have the event loop
             try:
-                frames = await self._socket.recv_multipart()
-            except zmq.ZMQError:
-                if self._socket.closed:
-                    raise ChannelClosed from None
-                raise
-            except asyncio.CancelledError:
-                # A socket that is closed cancels what waits on it, which is no cancellation of the task.
-                task = asyncio.current_task()
-                if self._socket.closed and task is not None and not task.cancelling():
-                    raise ChannelClosed from None
-                raise
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
             try:
-                return decode_from_actor(frames)
+                self._arrivals.put(decode_from_actor(frames))
             except ProtocolError as error:
                 self.dropped += 1
                 log.warning("message_dropped", endpoint=self.endpoint, reason=str(error))
+        self._look_again()
 
-    async def aclose(self) -> None:
-        if not self._socket.closed:
-            self._context.destroy(linger=0)
+    def _send(self) -> None:
+        """What can be sent now; the rest waits, for a worker that has not connected yet or does not read."""
+        while self._outgoing:
+            try:
+                self._socket.send_multipart(self._outgoing[0], zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._outgoing.popleft()
+
+    def _look_again(self) -> None:
+        """The descriptor tells of an event once only, and any use of the socket may have taken it."""
+        events = self._socket.getsockopt(zmq.EVENTS)
+        assert isinstance(events, int)
+        if events & zmq.POLLIN or (self._outgoing and events & zmq.POLLOUT):
+            self._loop.call_soon(self._on_event)
 
 
 class ZmqMailbox:

@@ -50,15 +50,24 @@ def simulated_vanilla(gamma: int, beta: float, target: Callable[[int], float], d
 
 
 class SimulatedLoop:
-    """Draft and target as event-driven actors, without message delays. In ms; tokens count from the last rollback.
+    """Draft and target as event-driven actors. In ms; tokens count from the last rollback.
 
-    The draft writes at most one full window beyond the one that the target has in work. ``whole``: the target sees
-    drafted tokens a window at a time.
+    The draft writes at most one full window beyond the one that the target has in work, and starts ``lag_ms`` after a
+    rollback. ``whole``: the target sees drafted tokens a window at a time.
     """
 
     def __init__(
-        self, gamma: int, k: int, beta: float, target: Callable[[int], float], draft_ms: float, whole: bool, seed: int
+        self,
+        gamma: int,
+        k: int,
+        beta: float,
+        target: Callable[[int], float],
+        draft_ms: float,
+        whole: bool,
+        seed: int,
+        lag_ms: float = 0.0,
     ) -> None:
+        self.lag_ms = lag_ms
         self.gamma, self.k, self.beta, self.target, self.draft_ms, self.whole = gamma, k, beta, target, draft_ms, whole
         self.random = random.Random(seed)
         self.now = 0.0
@@ -118,7 +127,7 @@ class SimulatedLoop:
             self.after(self.target(self.gamma), "verdict")
         if not self.drafting and self.written < self.end_of(self.window + 1):
             self.drafting = True
-            self.after(self.draft_ms, "token")
+            self.after(self.draft_ms + (0 if self.written else self.lag_ms), "token")
 
     def pass_ended(self) -> None:
         if self.settle(self.end_of(self.window) - self.settled):
@@ -166,6 +175,14 @@ def test_the_loop_is_what_the_formula_says(curve: Callable[[int], float], whole:
         predicted = loop_speedup(gamma, k, beta, curve, 10.0 / c, whole_windows=whole)
         worst = max(worst, abs(simulated / predicted - 1))
     assert worst < 0.02
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["token by token", "whole windows"])
+def test_a_draft_that_starts_late(whole: bool) -> None:
+    for c, lag_ms, (gamma, k) in product((2.0, 9.0), (0.5, 3.0, 12.0), ((1, 0), (5, 3), (9, 2))):
+        simulated = SimulatedLoop(gamma, k, 0.8, rising, 10.0 / c, whole, seed=6, lag_ms=lag_ms).run(4000)
+        predicted = loop_speedup(gamma, k, 0.8, rising, 10.0 / c, whole_windows=whole, lag_ms=lag_ms)
+        assert simulated == pytest.approx(predicted, rel=0.02)
 
 
 @pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())

@@ -196,17 +196,29 @@ def test_a_draft_as_slow_as_the_target_does_not_pay() -> None:
     assert choice.speedup < 1
 
 
-def test_patience_is_where_waiting_stops_to_pay() -> None:
-    """A wait as long as the patience costs as much per cycle as stepping alone."""
+def test_patience_is_a_token_beyond_where_waiting_stops_to_pay() -> None:
+    """A wait as long as the patience less a token costs as much per cycle as stepping alone."""
     policy = AutoWindow(16, whole_windows=False)
-    gamma, k, patience_ms, _ = fed(policy, 0.87, 90.0, 10.0)
+    gamma, k, patience_ms, *_ = fed(policy, 0.87, 90.0, 10.0)
     assert k > 0
+    patience_ms -= policy.estimates.draft.value
     beta, draft_ms = policy.estimates.acceptance.value, policy.estimates.draft.value
     curve = policy.estimates.passes.curve()
     waited = cycle_ms(gamma, k, beta, curve, draft_ms) - k * draft_ms + patience_ms
     assert waited == pytest.approx(cycle_ms(gamma, 0, beta, curve, draft_ms), rel=0.05)
     assert k * draft_ms < patience_ms < 3 * k * draft_ms + 90
     assert fed(AutoWindow(16, wait_max=0), 0.87, 90.0, 10.0)[1:3] == (0, 0.0)
+
+
+def test_a_draft_that_starts_late_is_given_more_time_and_expected_to_gain_less() -> None:
+    prompt, late, hopeless = AutoWindow(16), AutoWindow(16), AutoWindow(16)
+    late.observe_lag(10.0)
+    hopeless.observe_lag(2000.0)
+    in_time, behind, never = (fed(policy, 0.87, 90.0, 10.0) for policy in (prompt, late, hopeless))
+    assert in_time.wait > 0
+    assert behind.patience_ms > in_time.patience_ms + 5
+    assert behind.speedup < in_time.speedup
+    assert not never.pays
 
 
 def test_vanilla_windows_are_shorter() -> None:

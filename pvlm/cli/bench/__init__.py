@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pvlm.cli.bench import emulated, pruning
+from pvlm.cli.bench import adaptive, emulated, pruning
 from pvlm.cli.bench.pruning import DESCRIBE
 
 __all__ = ["DESCRIBE", "add_parser"]
@@ -13,5 +13,5 @@ __all__ = ["DESCRIBE", "add_parser"]
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser("bench", help="measure")
     what = bench.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for measurement in (emulated, pruning):
+    for measurement in (emulated, adaptive, pruning):
         measurement.add_parser(what)

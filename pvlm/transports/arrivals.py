@@ -1,0 +1,45 @@
+"""What has arrived at the engine's end and has not been received yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from pvlm.transports import ChannelClosed
+from pvlm_protocols.messages import FromActor
+
+
+class Arrivals:
+    """A queue with one receiver, used on one event loop only.
+
+    Unlike a memory stream it wakes its receiver in the same turn of the loop, and only if there is one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._messages: deque[FromActor] = deque()
+        self._awaited: asyncio.Future[None] | None = None
+        self.closed = False
+
+    def put(self, message: FromActor) -> None:
+        if not self.closed:
+            self._messages.append(message)
+            self._wake()
+
+    async def get(self) -> FromActor:
+        """The next message. Raises ChannelClosed after `close`."""
+        while not self.closed:
+            if self._messages:
+                return self._messages.popleft()
+            self._awaited = self._loop.create_future()
+            await self._awaited
+        raise ChannelClosed
+
+    def close(self) -> None:
+        """What has not been received is lost. May be called twice."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
