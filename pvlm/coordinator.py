@@ -9,8 +9,8 @@ text agrees with the line, windows are forwarded and the draft is told how far i
 line is dead: the epoch is raised, and the draft is sent back to the committed text.
 
 Where the window policy says that a draft does not pay, the target goes on *alone* for a while. Then the draft is asked
-for one window, a *probe*, while the target goes on: comparing the two costs the target nothing. The draft's first window
-is a probe too, so a draft that is slow to start holds nobody up; only a fixed window is waited for.
+for one window, a *probe*, while the target goes on: comparing the two costs the target nothing. The draft's first
+window is a probe too, so a draft that is slow to start holds nobody up; only a fixed window is waited for.
 """
 
 from __future__ import annotations
