@@ -21,7 +21,7 @@ demo: setup
 	@$(BIN)/pvlm demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 setup: $(VENV)/.installed
 
