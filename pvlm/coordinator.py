@@ -382,7 +382,7 @@ class Coordinator:
 
     def _choose(self) -> Window:
         choice = self._policy.choice()
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms)
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=choice.ahead)
 
     def _set_window(self, window: Window) -> list[Command]:
         """Tell the target, if what concerns it has changed."""
@@ -422,15 +422,15 @@ class Coordinator:
         return self._send_back(Window(gamma=max(window.gamma, PROBE_TOKENS)))
 
     def _on_window_while_alone(self, window: DraftWindow) -> list[Command]:
-        """A probe is compared with what the target has written meanwhile, and sent on if it is ahead of that."""
-        parted = self._parted(window.start)
-        ahead = not parted and len(self._line) > len(self.committed)
+        """A probe is compared with what the target has written meanwhile. It is sent on, as far as it is ahead of that,
+        if the two work together from now on, or if there was nothing to compare it with.
+        """
         if not self._probing:
             self.counts.dropped_windows += 1
             return []
         self._probing = False
-        commands = self._forward(window) if ahead else []
-        self.counts.dropped_windows += int(not ahead)
+        parted = self._parted(window.start)
+        ahead = not parted and len(self._line) > len(self.committed)
         agreed = 0
         for drafted, decided in zip(window.tokens, self.committed[window.start :], strict=False):
             if drafted != decided:
@@ -438,7 +438,11 @@ class Coordinator:
             agreed += 1
         if agreed or parted:
             self._policy.observe_tested(agreed, int(parted))
-        if self._policy.choice().pays:
+        together = self._policy.choice().pays
+        wanted = ahead and (together or not agreed)
+        commands = self._forward(window) if wanted else []
+        self.counts.dropped_windows += int(not wanted)
+        if together:
             return [*commands, *self._together(self._advance() if ahead else self._roll_back())]
         self._rest()
         return commands

@@ -79,11 +79,14 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Window sizes: ``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which
-    the target waits before its next pass (0: it steps alone at once), but no longer than ``patience_ms``."""
+    the target waits before its next pass (0: it steps alone at once), but no longer than ``patience_ms``.
+    ``ahead``: the first token of a window travels ahead of the rest.
+    """
 
     gamma: int
     wait: int = 0
     patience_ms: float = 0.0
+    ahead: bool = False
 
 
 class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +133,9 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``draft_ms``: time spent on the tokens; ``ended_s``: when the last of them was there, in seconds of the monotonic
-    clock of the draft's host. Travels from the draft to the coordinator and on to the target.
+    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``ended_s``: when the last of them
+    was there, in seconds of the monotonic clock of the draft's host. Travels from the draft to the coordinator and on
+    to the target.
     """
 
     epoch: int
@@ -139,6 +143,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     proposal_ids: np.ndarray | None = None
     proposal_probs: np.ndarray | None = None
+    more: bool = False
     draft_ms: float = 0.0
     ended_s: float = 0.0
 

@@ -46,6 +46,7 @@ class DraftSession(ActorSession):
         self.epoch = 0
         self.window = opening.window
         self._window_size = opening.window.gamma
+        self._window_begun = len(self.tokens)
         self._mask: PruneMask | None = None
         self._prefill_logits: torch.Tensor | None = None
         self._drafted: list[int] = []
@@ -85,7 +86,7 @@ class DraftSession(ActorSession):
             return self._mask is not None
         # A window may be begun while at most ``lead - 1`` windows before it wait for their verdict.
         sampling = self.opening.sampling
-        start = len(self.tokens) - len(self._drafted)
+        start = self._window_begun
         ended = len(self.tokens) > 0 and self.tokens[-1] in sampling.end_token_ids
         in_lead = start <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
         return in_lead and len(self.tokens) < sampling.max_tokens and not ended
@@ -143,14 +144,14 @@ class DraftSession(ActorSession):
             self._proposals.append(proposal)
         self._draft_ms += milliseconds_since(started)
         sampling = self.opening.sampling
-        if (
-            len(self._drafted) >= self._window_size
-            or token in sampling.end_token_ids
-            or len(self.tokens) >= sampling.max_tokens
-        ):
-            self._send_window()
+        written = len(self.tokens) - self._window_begun
+        if written >= self._window_size or token in sampling.end_token_ids or len(self.tokens) >= sampling.max_tokens:
+            self._send(more=False)
+            self._start_window(self.window.gamma)
+        elif written == 1 and self.window.ahead:
+            self._send(more=True)
 
-    def _send_window(self) -> None:
+    def _send(self, more: bool) -> None:
         ids, probs = stack_proposals(self._proposals) if self._proposals else (None, None)
         self.post(
             DraftWindow(
@@ -160,14 +161,19 @@ class DraftSession(ActorSession):
                 tokens=tuple(self._drafted),
                 proposal_ids=ids,
                 proposal_probs=probs,
+                more=more,
                 draft_ms=self._draft_ms,
                 ended_s=time.monotonic(),
             )
         )
-        self._start_window(self.window.gamma)
+        self._forget_sent()
 
     def _start_window(self, size: int) -> None:
         self._window_size = size
+        self._window_begun = len(self.tokens)
+        self._forget_sent()
+
+    def _forget_sent(self) -> None:
         self._drafted = []
         self._proposals = []
         self._draft_ms = 0.0

@@ -42,6 +42,9 @@ class TargetSession(ActorSession):
       the first drafted token without a pass; without a drafted token, a step alone draws from them.
     - *pending* (``_logits`` is None): a pass over ``[pending, x1 ... xk]`` settles the drafted tokens x1 to xk.
 
+    A window's first token may come ahead of the rest (``_more``): it is settled if that needs no pass, and the pass
+    waits for the rest.
+
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
     """
 
@@ -55,6 +58,7 @@ class TargetSession(ActorSession):
         self._prefilled = False
         self._logits: torch.Tensor | None = None
         self._queue: deque[Drafted] = deque()
+        self._more = False
         schedule = opening.schedule
         # Without an overlapped prefill no drafted token can be waiting yet: plain speculative decoding draws the first.
         self._steps = -1 if schedule.alone else int(schedule.bonus and not schedule.overlap_prefill)
@@ -78,18 +82,23 @@ class TargetSession(ActorSession):
             return
         if window.epoch > self.epoch:
             self.epoch = window.epoch
-            self._queue.clear()
+            self._drop_queue()
         if window.start > self._reach():
             return
+        self._more = window.more
         for index, drafted in enumerate(_unpack(window)):
             position = window.start + index
             if position < len(self.committed):
                 if self.committed[position] != drafted.token:
                     self.epoch = window.epoch + 1
-                    self._queue.clear()
+                    self._drop_queue()
                     return
             elif position == self._reach() and position < self.opening.sampling.max_tokens:
                 self._queue.append(drafted)
+
+    def _drop_queue(self) -> None:
+        self._queue.clear()
+        self._more = False
 
     def _reach(self) -> int:
         """Answer tokens that are committed or wait for their verdict."""
@@ -102,21 +111,27 @@ class TargetSession(ActorSession):
             return True
         if self.finished:
             return False
-        if self._queue or self._steps != 0:
+        if self._steps != 0 or (self._queue and not self._more):
             return True
-        return self._logits is None and not self._waiting()
+        if self._logits is not None:
+            return bool(self._queue)
+        return not self._waiting()
 
     def patience_s(self) -> float | None:
         if self.finished or not self._prefilled or self._logits is not None or not self._wants_window:
             return None
-        if self.opening.schedule.bonus:
+        if self.opening.schedule.bonus or self._rest_follows():
             return None
         return max(0.0, self.window.patience_ms / 1000 - (time.monotonic() - self._idle_since))
 
     def _waiting(self) -> bool:
-        """Pending, and a window is worth waiting for."""
+        """Pending, and a window (or the rest of one) is worth waiting for."""
         patience = self.patience_s()
         return self._wants_window and (patience is None or patience > 0)
+
+    def _rest_follows(self) -> bool:
+        """A window's first token is settled, and the draft is writing the others."""
+        return self._more and not self._queue
 
     def work(self) -> None:
         if self.model is None:
@@ -193,13 +208,16 @@ class TargetSession(ActorSession):
             accepted, rejected = self._settle_held(self._logits)
         # A token that was settled without a pass is now pending, and its pass takes in the rest of the window; but a
         # correction, or a token drawn alone, is told first.
-        if self._logits is None and not rejected and not self.finished and (accepted or len(self.committed) == start):
+        settled = accepted or len(self.committed) == start
+        if self._rest_follows() and accepted and self._steps == 0:
+            settled = False
+        if self._logits is None and not rejected and not self.finished and settled:
             started = time.monotonic()
             pass_tokens = 1 + len(self._queue)
             accepted_in_pass, rejected = self._settle_by_pass(model)
             accepted += accepted_in_pass
             pass_ms = milliseconds_since(started)
-        self._wants_window = self.opening.schedule.bonus or (rejected and self.window.wait > 0)
+        self._wants_window = self.opening.schedule.bonus or self._rest_follows() or (rejected and self.window.wait > 0)
         self._idle_since = time.monotonic()
         self.post(
             Verdict(
@@ -232,7 +250,7 @@ class TargetSession(ActorSession):
         )
         self._commit(token)
         if not accepted:
-            self._queue.clear()
+            self._drop_queue()
         return int(accepted), not accepted
 
     def _settle_by_pass(self, model: Session) -> tuple[int, bool]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 
 import msgspec
-import numpy as np
 
-from pvlm.bench.emulated import WARM_UP_TOKENS
+from pvlm.bench.emulated import FRAMES, QUESTION, emulated_settings, warm_up
 from pvlm.config import Transport, WindowSetting
 from pvlm.engine import Engine
 from pvlm.results import Answer
@@ -20,9 +19,6 @@ OF_BEST = 0.93
 """Share of the best fixed windows' speed that the automatic one is to reach."""
 OF_PLAIN = 0.98
 """Share of plain decoding's speed that it must not fall below."""
-
-_FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
-_QUESTION = "What happens?"
 
 
 @dataclass(frozen=True)
@@ -138,22 +134,11 @@ async def _answer(
         "stratified": True,
         "time_scale": time_scale,
     }
-    engine = Engine.create(
-        target=msgspec.json.encode(target).decode(),
-        draft=msgspec.json.encode(draft).decode(),
-        backend="emulated",
-        transport=transport,
-        prune="none",
-        affinity=(),
-        draft_affinity=(),
-        threads=1,
-        draft_threads=1,
-    )
-    async with engine:
-        await engine.answer(_FRAMES, _QUESTION, max_tokens=WARM_UP_TOKENS, method="sd", window=1)
+    async with Engine.create(emulated_settings(target, draft, transport), prune="none") as engine:
+        await warm_up(engine)
         return await engine.answer(
-            _FRAMES,
-            _QUESTION,
+            FRAMES,
+            QUESTION,
             max_tokens=sum(phase.tokens for phase in phases),
             method="ar" if window is None else "parallel",
             window=window or "auto",

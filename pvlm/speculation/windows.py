@@ -6,13 +6,16 @@ import math
 from typing import NamedTuple, Protocol
 
 from pvlm.speculation.estimates import Estimates
-from pvlm.speculation.theory import best_vanilla_window, best_window, cycle_ms
+from pvlm.speculation.theory import BestWindow, best_vanilla_window, best_window, cycle_ms
 
 START_GAMMA = 4
 """Window before both models have been timed."""
 
 WORTHWHILE = 1.02
 """Predicted speed-up from which on drafting is worth its while. (Plain speculative decoding always drafts.)"""
+
+AHEAD_GAIN = 1.005
+"""Predicted gain from which on a message for a window's first token is worth its while."""
 
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices void."""
@@ -27,8 +30,9 @@ class WindowChoice(NamedTuple):
 
     ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
     and one drafted token more, for the draft may have been in the middle of one.
-    ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is
-    enough for a draft to be worth its while.
+    ``ahead``: the first token of a window travels ahead of the rest, since windows come late. ``speedup``: predicted
+    against plain decoding, None before there are measurements. ``pays``: whether that is enough for a draft to be worth
+    its while.
     """
 
     gamma: int
@@ -36,6 +40,7 @@ class WindowChoice(NamedTuple):
     patience_ms: float = 0.0
     speedup: float | None = None
     pays: bool = True
+    ahead: bool = False
 
 
 class WindowPolicy(Protocol):
@@ -96,8 +101,8 @@ class AutoWindow:
     """The window that `best_window` finds for the running estimates, anew when they have moved materially.
 
     ``gamma_max``: the largest window. ``wait_max``: the most tokens to wait for (None: as many as the window has; 0:
-    never wait). ``whole_windows``: drafted tokens reach the target a window at a time, as against one by one.
-    ``vanilla``: draft and target take turns (plain speculative decoding), so `best_vanilla_window` chooses.
+    never wait). ``vanilla``: draft and target take turns (plain speculative decoding), so `best_vanilla_window`
+    chooses.
     """
 
     patient = False
@@ -107,7 +112,6 @@ class AutoWindow:
         gamma_max: int = 16,
         *,
         wait_max: int | None = None,
-        whole_windows: bool = True,
         vanilla: bool = False,
     ) -> None:
         if gamma_max < 1:
@@ -115,7 +119,6 @@ class AutoWindow:
         self.estimates = Estimates()
         self._gamma_max = gamma_max
         self._wait_max = wait_max
-        self._whole_windows = whole_windows
         self._vanilla = vanilla
         self._retime = True
         self._medians: dict[int, float] = {}
@@ -161,19 +164,24 @@ class AutoWindow:
         def pass_ms(n: int) -> float:
             return self._pass_ms[n - 1]
 
-        draft_ms, lag_ms, whole = self._draft_ms, self._lag_ms, self._whole_windows
+        draft_ms, lag_ms = self._draft_ms, self._lag_ms
         if self._vanilla:
             vanilla = best_vanilla_window(beta, pass_ms, draft_ms, self._gamma_max)
             return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
-        gamma, k, speedup = best_window(
-            beta, pass_ms, draft_ms, self._gamma_max, self._wait_max, whole_windows=whole, lag_ms=lag_ms
-        )
+
+        def best(whole: bool) -> BestWindow:
+            limits = self._gamma_max, self._wait_max
+            return best_window(beta, pass_ms, draft_ms, *limits, whole_windows=whole, lag_ms=lag_ms)
+
+        whole_window, split = best(True), best(False)
+        whole = split.speedup < AHEAD_GAIN * whole_window.speedup
+        gamma, k, speedup = whole_window if whole else split
         patience_ms = 0.0
         if k > 0:
             alone_ms = cycle_ms(gamma, 0, beta, pass_ms, draft_ms, whole_windows=whole, lag_ms=lag_ms)
             waiting_ms = cycle_ms(gamma, k, beta, pass_ms, draft_ms, whole_windows=whole, lag_ms=lag_ms)
             patience_ms = lag_ms + (k + 1) * draft_ms + max(0.0, alone_ms - waiting_ms)
-        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE)
+        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE, ahead=not whole)
 
 
 def _differ(ms: float, known: float) -> bool:

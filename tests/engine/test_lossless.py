@@ -117,6 +117,9 @@ FULL = {
     ("torch-ipc", "sd"),
     ("torch-ipc", "parallel"),
     ("torch-inproc", "parallel"),
+    ("hf-ipc", "ar"),
+    ("hf-ipc", "sd"),
+    ("hf-ipc", "parallel"),
     ("hf-inproc", "parallel"),
 }
 

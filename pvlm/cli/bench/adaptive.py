@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import anyio
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.adaptive import SCENARIOS, AdaptiveRow, measure_adaptive
+from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
 from pvlm.cli.console import number, quiet_logs
-
-ALL = "all"
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     adaptive = what.add_parser(
         "adaptive", help="the automatic window against the best fixed ones and plain decoding, on emulated pairs"
     )
-    adaptive.add_argument(
-        "--scenarios", nargs="+", choices=[ALL, *SCENARIOS], default=[ALL], metavar="NAME",
-        help=f"{ALL} (default), {', '.join(SCENARIOS)}",
-    )  # fmt: skip
+    add_choice(adaptive, "--scenarios", SCENARIOS)
     adaptive.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="the ratio is the median of N (default: 3)"
     )
-    adaptive.add_argument(
-        "--time-scale", type=float, default=1.0, metavar="S", help="multiplies the times (default: 1)"
-    )
-    adaptive.add_argument(
-        "--transport", choices=["ipc", "tcp", "inproc"], default="ipc",
-        help="worker processes (ipc, tcp) or threads; default: ipc",
-    )  # fmt: skip
-    adaptive.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    add_emulation_options(adaptive, time_scale=1.0)
+    add_json_option(adaptive)
     adaptive.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Exit status 1 if an answer's tokens are not those of the way that it is compared with."""
     quiet_logs(False)
-    names = list(SCENARIOS) if ALL in options.scenarios else list(dict.fromkeys(options.scenarios))
 
     async def measure() -> list[AdaptiveRow]:
         return await measure_adaptive(
-            [SCENARIOS[name] for name in names],
+            [SCENARIOS[name] for name in chosen(options.scenarios, SCENARIOS)],
             rounds=options.rounds,
             time_scale=options.time_scale,
             transport=options.transport,
@@ -53,8 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     rows = anyio.run(measure)
     Console(highlight=False).print(_table(rows))
-    if options.json:
-        Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+    write_rows(options.json, rows)
     return 0 if all(row.same_tokens for row in rows) else 1
 
 

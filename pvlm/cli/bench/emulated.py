@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import anyio
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.emulated import NEAR_THEORY, EmulatedRow, measure_emulated
 from pvlm.bench.pairs import PAIRS, VANILLA_WINDOW
+from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
 from pvlm.cli.console import number, quiet_logs
-
-ALL = "all"
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     emulated = what.add_parser(
         "emulated", help="speed-ups on pairs without weights that take the paper's times, beside theory's"
     )
-    emulated.add_argument(
-        "--pairs", nargs="+", choices=[ALL, *PAIRS], default=[ALL], metavar="NAME",
-        help=f"{ALL} (default), {', '.join(PAIRS)}",
-    )  # fmt: skip
+    add_choice(emulated, "--pairs", PAIRS)
     emulated.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens of each answer (default: 256)")
-    emulated.add_argument(
-        "--time-scale", type=float, default=0.1, metavar="S", help="multiplies the pairs' times (default: 0.1)"
-    )
-    emulated.add_argument(
-        "--transport", choices=["ipc", "tcp", "inproc"], default="ipc",
-        help="worker processes (ipc, tcp) or threads; default: ipc",
-    )  # fmt: skip
-    emulated.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    add_emulation_options(emulated, time_scale=0.1)
+    add_json_option(emulated)
     emulated.set_defaults(run=run)
 
 
@@ -42,11 +30,10 @@ def run(options: argparse.Namespace) -> int:
     """Exit status 1 if an answer's tokens are not those of plain decoding."""
     quiet_logs(False)
     console = Console(highlight=False)
-    names = list(PAIRS) if ALL in options.pairs else list(dict.fromkeys(options.pairs))
 
     async def measure() -> list[EmulatedRow]:
         return await measure_emulated(
-            [PAIRS[name] for name in names],
+            [PAIRS[name] for name in chosen(options.pairs, PAIRS)],
             tokens=options.tokens,
             time_scale=options.time_scale,
             transport=options.transport,
@@ -56,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
     console.print(_table(rows))
     for line in conclusions(rows):
         console.print(line, soft_wrap=True)
-    if options.json:
-        Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+    write_rows(options.json, rows)
     return 0 if all(row.same_tokens for row in rows) else 1
 
 

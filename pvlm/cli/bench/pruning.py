@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import anyio
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.pruning import PruningRow, measure_pruning
+from pvlm.cli.bench.common import add_json_option, write_rows
 from pvlm.cli.console import number, quiet_logs
 from pvlm.cli.options import add_engine_options, engine_settings
 from pvlm.config import engine_config
@@ -24,7 +23,7 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     pruning.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
     pruning.add_argument("--methods", nargs="+", default=["uv", "uniform", "random"], metavar="NAME")
     pruning.add_argument("--ratios", nargs="+", type=float, default=[0.0, 0.5, 0.9], metavar="R")
-    pruning.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    add_json_option(pruning)
     add_engine_options(pruning)
     pruning.set_defaults(run=run)
 
@@ -44,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     rows = anyio.run(measure)
     console.print(_table(rows))
-    if options.json:
-        Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+    write_rows(options.json, rows)
     return 0 if all(row.same_tokens for row in rows) else 1
 
 
