@@ -116,7 +116,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Close the engine; answers that are being written end with an error. May be called twice, and on an unopened
-        engine.
+        engine, but not from a task group that was opened inside ``async with engine`` and is still open.
         """
         await self.__aexit__()
 
