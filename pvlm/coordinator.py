@@ -182,6 +182,8 @@ class Coordinator:
         self._told: Window = opening.window
         self._held_mask: PruneMask | None = None
         self._gaps = Gaps()
+        self._rejected_s: float | None = None
+        """When the last verdict rejected, until the draft's next window is there."""
         self._awaited = False
         """The last verdict rejected, and the target was told to wait for the next window."""
         starts_alone = draft_opening is not None and not opening.schedule.bonus and not policy.patient
@@ -281,6 +283,10 @@ class Coordinator:
             self.counts.dropped_windows += 1
             return []
         self._line.extend(window.tokens)
+        if self._rejected_s is not None:
+            began_s = window.ended_s - window.draft_ms / 1000
+            self._policy.observe_lag(max(0.0, began_s - self._rejected_s) * 1000)
+            self._rejected_s = None
         if self._alone_until is not None:
             return self._on_window_while_alone(window)
         if self._parted(window.start):
@@ -335,17 +341,16 @@ class Coordinator:
         if verdict.pass_tokens:
             counts.target_passes += 1
             counts.target_pass_ms.append(verdict.pass_ms)
-            cost_ms = verdict.pass_ms
+            self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)
                 if verdict.window or not self._awaited:  # else it has waited in vain
                     counts.coordination_ms.append(gap.coordination_ms)
-                if verdict.window and self._awaited:
-                    self._policy.observe_lag(gap.coordination_ms)
-                elif verdict.window:
-                    cost_ms += gap.coordination_ms
-            self._policy.observe_pass(verdict.pass_tokens, cost_ms)
+                if verdict.window and not self._awaited:
+                    self._policy.observe_coordination(gap.coordination_ms)
         self._awaited = verdict.rejected and self._told.wait > 0
+        if verdict.rejected:
+            self._rejected_s = verdict.ended_s
 
     def _parted(self, start: int) -> bool:
         """Do line and committed text differ at or behind ``start``?"""
@@ -409,6 +414,7 @@ class Coordinator:
     def _follow(self, verdict: Verdict) -> None:
         """Without a rollback: the target has raised its epoch at a rejection."""
         self.epoch += int(verdict.rejected)
+        self._rejected_s = None
 
     def _on_verdict_while_alone(self, verdict: Verdict) -> list[Command]:
         assert self._alone_until is not None

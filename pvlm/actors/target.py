@@ -270,6 +270,7 @@ class TargetSession(ActorSession):
             if self.finished:
                 return index + 1, False
         if correction is not None:
+            self._drop_queue()
             self._commit(correction)
             model.truncate(len(self.committed) - 1)
             return accepted, True

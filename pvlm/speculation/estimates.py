@@ -12,6 +12,10 @@ HISTORY = 15
 """Measurements that a running median looks back on."""
 
 
+FEW = 3
+"""Measurements below which a median says little."""
+
+
 class RunningMedian:
     """The median of the last `HISTORY` measurements: one slow pass among them changes nothing."""
 
@@ -28,6 +32,11 @@ class RunningMedian:
     @property
     def count(self) -> int:
         return len(self._sorted)
+
+    @property
+    def least(self) -> float:
+        """Raises IndexError before the first measurement."""
+        return self._sorted[0]
 
     @property
     def value(self) -> float:
@@ -67,10 +76,12 @@ class PassTimeEstimate:
         neighbours.
 
         Pool-adjacent-violators: medians that fall are replaced by their mean, weighted by how often each n was seen.
+        Until an n was seen `FEW` times its fastest pass stands for it: a slow one must not keep it from being tried
+        again.
         """
         blocks: list[tuple[float, int, list[int]]] = []
         for n, median in sorted(self._medians.items()):
-            ms, weight, members = median.value, median.count, [n]
+            ms, weight, members = median.least if median.count < FEW else median.value, median.count, [n]
             while blocks and blocks[-1][0] > ms:
                 before_ms, before_weight, before_members = blocks.pop()
                 total = before_weight + weight
@@ -116,12 +127,15 @@ class AcceptanceEstimate:
 
 
 class Estimates:
-    """T_p(n), T_q, beta and the lag (how long after a rejection the draft starts anew), as measured. Times in ms."""
+    """T_p(n), T_q, beta, the lag (how long after a rejection the draft starts anew) and the coordination (what a pass
+    over a window costs on top), as measured. Times in ms.
+    """
 
     def __init__(self) -> None:
         self.passes = PassTimeEstimate()
         self.draft = RunningMedian()
         self.lag = RunningMedian()
+        self.coordination = RunningMedian()
         self.acceptance = AcceptanceEstimate()
 
     @property
@@ -137,6 +151,14 @@ class Estimates:
 
     def observe_lag(self, ms: float) -> None:
         self.lag.add(_checked_ms(ms))
+
+    def observe_coordination(self, ms: float) -> None:
+        self.coordination.add(_checked_ms(ms))
+
+    @property
+    def coordination_ms(self) -> float:
+        """0 before it was measured."""
+        return self.coordination.value if self.coordination.count else 0.0
 
     @property
     def lag_ms(self) -> float:

@@ -60,7 +60,11 @@ class WindowPolicy(Protocol):
         ...
 
     def observe_lag(self, ms: float) -> None:
-        """After a rejection it took this long, beyond the drafting itself, until the target had the new window."""
+        """After a rejection it took this long until the draft began its new window."""
+        ...
+
+    def observe_coordination(self, ms: float) -> None:
+        """Before the pass over a window the target lost this time, beyond waiting for the drafting."""
         ...
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -88,6 +92,9 @@ class FixedWindow:
         pass
 
     def observe_lag(self, ms: float) -> None:
+        pass
+
+    def observe_coordination(self, ms: float) -> None:
         pass
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -140,6 +147,9 @@ class AutoWindow:
         self.estimates.observe_lag(ms)
         self._retime |= abs(self.estimates.lag_ms - self._lag_ms) > _TIMING_CHANGE * self._draft_ms
 
+    def observe_coordination(self, ms: float) -> None:
+        self.estimates.observe_coordination(ms)
+
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.estimates.observe_tested(accepted, rejected)
 
@@ -153,7 +163,9 @@ class AutoWindow:
             self._draft_ms = self.estimates.draft.value
             self._lag_ms = self.estimates.lag_ms
             curve = self.estimates.passes.curve()
-            self._pass_ms = tuple(curve(n) for n in range(1, self._gamma_max + 2))
+            # A pass over one token is a step alone, which waits for nobody.
+            extra_ms = self.estimates.coordination_ms
+            self._pass_ms = tuple(curve(n) + (extra_ms if n > 1 else 0.0) for n in range(1, self._gamma_max + 2))
             self._made.clear()
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
         if step not in self._made:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pvlm.coordinator import Cancelled, DraftGone, State, TargetGone
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
-from pvlm_protocols.messages import DraftWindow, Failed, Opened, Verdict, Window
+from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Verdict, Window
 from tests.runtime.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import ToyBackend
 
@@ -220,6 +220,27 @@ def test_a_first_token_ahead_is_settled_before_its_window_is_there():
     counts = harness.coordinator.counts
     assert counts.windows == [1, 4] * 8
     assert counts.target_passes == 8
+
+
+def test_the_lag_is_from_a_rejection_to_the_drafts_new_start():
+    class Watching(FixedWindow):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.lags: list[float] = []
+
+        def observe_lag(self, ms: float) -> None:
+            self.lags.append(ms)
+
+    policy = Watching()
+    harness = Harness(policy=policy)
+    harness.coordinator.handle(PrefillDone(session=1, role="target", prompt_tokens=9, prefill_ms=1.0))
+    deliver = harness.coordinator.handle
+    deliver(DraftWindow(session=1, epoch=0, start=0, tokens=(5, 6), draft_ms=20.0, ended_s=10.0))
+    deliver(Verdict(session=1, epoch=0, start=0, tokens=(5, 7), accepted=1, rejected=True, window=2, ended_s=11.0))
+    deliver(DraftWindow(session=1, epoch=0, start=2, tokens=(8, 9), draft_ms=20.0, ended_s=11.005))  # too late
+    deliver(DraftWindow(session=1, epoch=1, start=2, tokens=(8, 9), draft_ms=20.0, ended_s=11.030))
+    deliver(DraftWindow(session=1, epoch=1, start=4, tokens=(8, 9), draft_ms=20.0, ended_s=11.050))
+    assert policy.lags == [pytest.approx(10.0)]
 
 
 class Moody(FixedWindow):

@@ -43,6 +43,13 @@ def test_pass_times_never_fall_with_n(passes: list[tuple[int, float]]) -> None:
     assert all(after >= before * (1 - 1e-12) for before, after in pairwise(curve))
 
 
+def test_one_slow_pass_does_not_keep_a_window_from_being_tried_again() -> None:
+    passes = PassTimeEstimate()
+    for n, ms in [(1, 10.0), (4, 10.0), (4, 10.2), (5, 14.0), (5, 10.1)]:
+        passes.observe(n, ms)
+    assert passes.points()[5] == 10.1
+
+
 def test_a_slow_outlier_at_a_rare_n_yields() -> None:
     estimate = PassTimeEstimate()
     estimate.observe(2, 500.0)  # The first pass warms up.
