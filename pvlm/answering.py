@@ -15,8 +15,9 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from pvlm.commands import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
 from pvlm.config import AnswerOptions, Method
-from pvlm.coordinator import Cancelled, Command, Coordinator, Emit, Fail, Finish, PrefillFinished, Progress
+from pvlm.coordinator import Coordinator
 from pvlm.errors import EngineStateError, ModelError, OptionError, PromptError, PvlmError, RemoteTraceback, TargetLost
 from pvlm.plugins import plugin_names
 from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none

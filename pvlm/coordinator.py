@@ -15,9 +15,23 @@ window is a probe too, so a draft that is slow to start holds nobody up; only a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from pvlm.commands import (
+    Cancelled,
+    Command,
+    DraftGone,
+    Emit,
+    Event,
+    Fail,
+    Finish,
+    PrefillFinished,
+    Progress,
+    TargetGone,
+    ToDraftActor,
+    ToTargetActor,
+)
+from pvlm.counts import Counts
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.gaps import Gaps
 from pvlm.speculation.windows import WindowPolicy
@@ -27,7 +41,6 @@ from pvlm_protocols.messages import (
     DraftWindow,
     Failed,
     FinishReason,
-    FromActor,
     Open,
     Opened,
     PrefillDone,
@@ -37,7 +50,6 @@ from pvlm_protocols.messages import (
     SetWindow,
     Step,
     ToDraft,
-    ToTarget,
     Verdict,
     Window,
 )
@@ -57,111 +69,6 @@ class State(Enum):
     DECODING = auto()
     FINISHED = auto()
     FAILED = auto()
-
-
-# ---- events that are no messages ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DraftGone:
-    """The draft actor is gone, or has given this session up."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class TargetGone:
-    """The target actor is gone."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The caller has left."""
-
-
-Event = FromActor | DraftGone | TargetGone | Cancelled
-
-# ---- commands -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ToDraftActor:
-    message: ToDraft
-
-
-@dataclass(frozen=True)
-class ToTargetActor:
-    message: ToTarget
-
-
-@dataclass(frozen=True)
-class Emit:
-    """Committed tokens, never taken back. The first ``accepted`` of them were drafted; with ``corrected`` the next one
-    stands where a drafted token was rejected.
-    """
-
-    tokens: tuple[int, ...]
-    accepted: int
-    corrected: bool = False
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The target's prefill has come so far, 0 to 1."""
-
-    fraction: float
-
-
-@dataclass(frozen=True)
-class PrefillFinished:
-    """The target is about to decide the first token."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    reason: FinishReason
-
-
-@dataclass(frozen=True)
-class Fail:
-    """The session has failed at the target."""
-
-    error: str
-    message: str
-    traceback: str
-
-
-Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Finish | Fail
-
-
-@dataclass
-class Counts:
-    """What happened in one session. Times in ms; only tokens of the answer are counted.
-
-    ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what is left of the gap
-    without the time in which the draft was still computing what the pass took in.
-    """
-
-    target_passes: int = 0
-    target_pass_ms: list[float] = field(default_factory=list)
-    idle_ms: list[float] = field(default_factory=list)
-    coordination_ms: list[float] = field(default_factory=list)
-    drafted_tokens: int = 0
-    draft_token_ms: list[float] = field(default_factory=list)
-    accepted_tokens: int = 0
-    rejected_tokens: int = 0
-    rollbacks: int = 0
-    rests: int = 0
-    windows: list[int] = field(default_factory=list)
-    dropped_windows: int = 0
-    dropped_verdicts: int = 0
-    prompt_tokens: int = 0
-    video_tokens: int = 0
-    kept_video_tokens: int = 0
-    prefill_ms: dict[str, float] = field(default_factory=dict)
-    draft_lost: str = ""
 
 
 class Coordinator:
@@ -212,7 +119,7 @@ class Coordinator:
         self.state = State.PREFILLING
         commands: list[Command] = [ToTargetActor(self._opening)]
         if self._alone_until is not None:
-            commands.append(ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1)))
+            commands.append(self._step(-1))
         if self._draft_opening is not None:
             commands.append(ToDraftActor(self._draft_opening))
         return commands
@@ -404,7 +311,7 @@ class Coordinator:
         """Tell the target to go on by itself; the draft stops by itself, since nothing it writes is confirmed."""
         self._follow(verdict)
         self._rest()
-        return [ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1))]
+        return [self._step(-1)]
 
     def _rest(self) -> None:
         self.counts.rests += 1
@@ -456,7 +363,7 @@ class Coordinator:
     def _together(self, commands: list[Command]) -> list[Command]:
         """Draft and target again; ``commands`` tell the draft."""
         self._alone_until, self._probing, self._rest_tokens = None, False, REST_TOKENS
-        return [ToTargetActor(Step(session=self.session, epoch=self.epoch, count=0)), *commands]
+        return [self._step(0), *commands]
 
     # ---- ends -----------------------------------------------------------------------------------------------------
 
@@ -467,10 +374,13 @@ class Coordinator:
         self.counts.draft_lost = lost.reason
         commands = self._to_draft(Close(session=self.session))
         self._draft = False
-        return [*commands, ToTargetActor(Step(session=self.session, epoch=self.epoch, count=-1))]
+        return [*commands, self._step(-1)]
 
     def _closing(self) -> list[Command]:
         return [ToTargetActor(Close(session=self.session)), *self._to_draft(Close(session=self.session))]
+
+    def _step(self, count: int) -> Command:
+        return ToTargetActor(Step(session=self.session, epoch=self.epoch, count=count))
 
     def _to_draft(self, message: ToDraft) -> list[Command]:
         return [ToDraftActor(message)] if self._draft else []

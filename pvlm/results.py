@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pvlm.coordinator import Counts
+from pvlm.counts import Counts
 
 FinishReason = Literal["stop", "length"]
 

@@ -10,8 +10,9 @@ import anyio
 import anyio.abc
 import structlog
 
+from pvlm.commands import Command, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
 from pvlm.config import BUNDLED, EngineConfig, Method, WindowSetting, bundled
-from pvlm.coordinator import Command, Coordinator, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
+from pvlm.coordinator import Coordinator
 from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
 from pvlm.plugins import load_plugin
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy

@@ -13,7 +13,8 @@ from typing import Any
 from pvlm.actors.actor import Actor
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.target import TargetActor
-from pvlm.coordinator import Coordinator, DraftGone, Emit, Fail, ToDraftActor, ToTargetActor
+from pvlm.commands import DraftGone, Emit, Fail, ToDraftActor, ToTargetActor
+from pvlm.coordinator import Coordinator
 from pvlm.speculation.windows import FixedWindow, WindowPolicy
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
 from tests.support.toy import END_TOKEN, VOCABULARY, ToyBackend

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm.coordinator import Cancelled, DraftGone, State, TargetGone
+from pvlm.commands import Cancelled, DraftGone, TargetGone
+from pvlm.coordinator import State
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Verdict, Window
