@@ -86,9 +86,8 @@ class DraftSession(ActorSession):
             return self._mask is not None
         # A window may be begun while at most ``lead - 1`` windows before it wait for their verdict.
         sampling = self.opening.sampling
-        start = self._window_begun
         ended = len(self.tokens) > 0 and self.tokens[-1] in sampling.end_token_ids
-        in_lead = start <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
+        in_lead = self._window_begun <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
         return in_lead and len(self.tokens) < sampling.max_tokens and not ended
 
     def work(self) -> None:

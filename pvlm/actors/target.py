@@ -206,12 +206,11 @@ class TargetSession(ActorSession):
         pass_tokens, pass_ms = 0, 0.0
         if self._logits is not None:
             accepted, rejected = self._settle_held(self._logits)
-        # A token that was settled without a pass is now pending, and its pass takes in the rest of the window; but a
-        # correction, or a token drawn alone, is told first.
-        settled = accepted or len(self.committed) == start
-        if self._rest_follows() and accepted and self._steps == 0:
-            settled = False
-        if self._logits is None and not rejected and not self.finished and settled:
+        # A token that was settled without a pass is now pending, and its pass takes in the rest of the window, once
+        # that is there; but a correction, or a token drawn alone, is told first.
+        drawn_alone = len(self.committed) > start and not accepted
+        await_rest = accepted > 0 and self._rest_follows() and self._steps == 0
+        if self._logits is None and not (rejected or drawn_alone or await_rest or self.finished):
             started = time.monotonic()
             pass_tokens = 1 + len(self._queue)
             accepted_in_pass, rejected = self._settle_by_pass(model)

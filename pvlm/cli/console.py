@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import msgspec
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from pvlm.errors import OptionError
 from pvlm.results import AnswerStats
 
 
@@ -56,6 +59,19 @@ class ProgressDisplay:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=1.0)
         self._progress.update(self._tasks[what], completed=fraction)
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Raises OptionError if it cannot be written."""
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise OptionError(f"cannot write '{path}': {error.strerror}") from None
+
+
+def write_json(path: str, value: Any) -> None:
+    """Indented, with a line's end. Raises OptionError if it cannot be written."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:

@@ -7,6 +7,9 @@ from typing import Any
 
 from pvlm.config import EngineConfig
 
+DESCRIBE = "Describe the video in detail."
+"""What measurements ask if no question is given."""
+
 
 def window(text: str) -> int | str:
     """``auto`` or a number."""

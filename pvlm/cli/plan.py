@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.planning import PairFigures, RatioPlan, measure, plan
-from pvlm.cli.bench import DESCRIBE
-from pvlm.cli.console import ProgressDisplay, quiet_logs
+from pvlm.cli.console import ProgressDisplay, quiet_logs, write_file, write_json
 from pvlm.cli.demo import bundled_clips
-from pvlm.cli.options import add_answer_options, add_engine_options, answer_settings, engine_settings
+from pvlm.cli.options import DESCRIBE, add_answer_options, add_engine_options, answer_settings, engine_settings
 from pvlm.config import engine_config
 from pvlm.errors import OptionError
 from pvlm.speculation.theory import acceptance_from_length
@@ -90,11 +88,11 @@ def run(options: argparse.Namespace) -> int:
         console.print("One acceptance rate was given; it is taken for every prune ratio.")
     if options.json:
         written = {"source": source, "target_ms": figures.target_ms, "ratios": plans}
-        _write(options.json, msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n")
+        write_json(options.json, written)
     if options.plot:
         picture = io.BytesIO()
         draw(plans).savefig(picture, format="png", dpi=160)
-        _write(options.plot, picture.getvalue())
+        write_file(options.plot, picture.getvalue())
     return 0
 
 
@@ -157,13 +155,6 @@ async def _measured_figures(options: argparse.Namespace) -> PairFigures:
             options=answer_settings(options),
             on_progress=progress.update,
         )
-
-
-def _write(path: str, content: bytes) -> None:
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise OptionError(f"cannot write '{path}': {error.strerror}") from None
 
 
 # ---- table --------------------------------------------------------------------------------------------------------

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 
 from pvlm.cli.bench import adaptive, emulated, pruning
-from pvlm.cli.bench.pruning import DESCRIBE
-
-__all__ = ["DESCRIBE", "add_parser"]
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

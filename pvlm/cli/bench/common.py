@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import msgspec
+
+from pvlm.cli.console import write_json
 
 ALL = "all"
 
@@ -41,6 +42,6 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def write_rows(file: str | None, rows: Sequence[msgspec.Struct]) -> None:
-    """As a JSON list, if a file was given."""
+    """As a JSON list, if a file was given. Raises OptionError if it cannot be written."""
     if file:
-        Path(file).write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+        write_json(file, rows)
