@@ -206,6 +206,24 @@ def test_first_tokens_that_travel_ahead_change_nothing(seed, order, noise, gamma
     assert harness.play(any_order(random.Random(order))) == target.greedy(24)
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=seeds, order=seeds, gamma=st.integers(2, 6))
+def test_after_a_rejection_nobody_waits_for_the_rest_of_a_dead_window(seed, order, gamma):
+    """With k = 0 the target steps alone at once."""
+    rng = random.Random(order)
+    harness = Harness(
+        target=ToyBackend(seed=seed),
+        draft=ToyBackend(noise=0.5, seed=seed),
+        policy=Ahead(gamma),
+        window=Window(gamma=gamma, ahead=True),
+    )
+    while not harness.coordinator.done:
+        harness.make(rng.choice(harness.moves()))
+        said = harness.boxes["target"].outgoing
+        if said and isinstance(said[-1], Verdict) and said[-1].rejected and said[-1].finish is None:
+            assert harness.actors["target"]._next_ready() is not None
+
+
 def test_a_first_token_ahead_is_settled_before_its_window_is_there():
     target = ToyBackend(seed=5, end_logit=-100)
     harness = Harness(
