@@ -89,11 +89,11 @@ def _header_problem(header: bytes) -> str:
 
 def _array(value: Any, frames: Sequence[Buffer]) -> np.ndarray:
     match value:
-        case [str(dtype), [*shape], bytes() | int() as where] if dtype in DTYPES:
+        case [str(dtype), [*shape], where] if dtype in DTYPES and type(where) in (bytes, int):
             pass
         case _:
             raise ProtocolError("an array is [dtype, shape, bytes or frame number]")
-    if not all(isinstance(size, int) and 0 <= size <= MAX_ARRAY_BYTES for size in shape) or len(shape) > 4:
+    if not all(type(size) is int and 0 <= size <= MAX_ARRAY_BYTES for size in shape) or len(shape) > 4:
         raise ProtocolError(f"{shape} is no shape of an array")
     if isinstance(where, int):
         if not 1 <= where < len(frames):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -253,6 +253,7 @@ def test_a_field_of_any_other_kind(message: Message, data: st.DataObject, value:
     where=st.integers(-2, 4) | st.binary(max_size=40) | st.booleans() | st.none() | st.text(max_size=2),
     extra=st.lists(st.binary(max_size=40), max_size=3),
 )
+@example(dtype="uint8", shape=[0], where=True, extra=[b""])
 def test_an_array_of_another_size_than_its_shape_says(
     dtype: str, shape: list[Any], where: Any, extra: list[bytes]
 ) -> None:
