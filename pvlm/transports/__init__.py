@@ -55,7 +55,10 @@ class Mailbox(Protocol):
         ...
 
     def post(self, message: FromActor) -> None:
-        """Send, in order. Raises ChannelClosed when the other end is known to be gone."""
+        """Send, in order; may wait for an engine that is slow to read.
+
+        Raises ChannelClosed when the other end is known to be gone.
+        """
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Channel and mailbox over ZeroMQ, for an actor in a process of its own (``ipc://`` or ``tcp://``)."""
+"""Channel and mailbox over ZeroMQ, for an actor in a process of its own (``tcp://HOST:PORT``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ZmqChannel:
     """
 
     def __init__(self, endpoint: str) -> None:
-        """``endpoint``: ``ipc://PATH`` or ``tcp://127.0.0.1:*``. Raises zmq.ZMQError if it cannot be bound."""
+        """``endpoint``: ``tcp://127.0.0.1:*`` lets the system choose a port. Raises OSError if it cannot be bound."""
         self.dropped = 0
         self._loop = asyncio.get_running_loop()
         self._arrivals = Arrivals(self._loop)
@@ -39,9 +39,9 @@ class ZmqChannel:
         _configure(self._socket, linger_ms=0)
         try:
             self._socket.bind(endpoint)
-        except zmq.ZMQError:
+        except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise
+            raise OSError(error.errno, error.strerror, endpoint) from None
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         """Where the worker connects (with the port that ``*`` became)."""
         self._loop.add_reader(self._socket.fileno(), self._on_event)

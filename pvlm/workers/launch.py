@@ -1,4 +1,4 @@
-"""Starting an actor from the engine: a process over ZeroMQ, or a thread in this process."""
+"""Starting an actor from the engine: a process behind a socket, or a thread in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import structlog
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
-from pvlm.transports.zmq import ZmqChannel
+from pvlm.transports.sockets import listen
 from pvlm.workers.actors import make_actor
 from pvlm.workers.process import WorkerSpec, load_backend
 from pvlm_protocols.backend import ModelInfo, Role
@@ -142,7 +142,7 @@ async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tup
             shutil.rmtree(directory)
             directory = tempfile.mkdtemp(prefix="pvlm-", dir="/tmp")
             endpoint = f"ipc://{directory}/{role}"
-    channel = ZmqChannel(endpoint)
+    channel = listen(endpoint)
     spec = msgspec.structs.replace(spec, connect=channel.endpoint)
     environment = dict(os.environ)
     if spec.threads is not None:

@@ -12,7 +12,7 @@ import msgspec
 from pvlm.actors.actor import dying
 from pvlm.plugins import load_plugin
 from pvlm.transports import ChannelClosed
-from pvlm.transports.zmq import ZmqMailbox
+from pvlm.transports.sockets import connect
 from pvlm.workers.actors import make_actor
 from pvlm_protocols.backend import Backend, LoadOptions, Role
 from pvlm_protocols.messages import FromActor, Loading
@@ -75,7 +75,7 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     _leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
-    mailbox = ZmqMailbox(spec.connect)
+    mailbox = connect(spec.connect)
     try:
         backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
     except Exception as error:

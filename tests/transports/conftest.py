@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvlm.transports import Channel, Mailbox, inproc
-from pvlm.transports.zmq import ZmqChannel, ZmqMailbox
+from pvlm.transports import Channel, Mailbox, inproc, sockets
 
 Connect = Callable[[], tuple[Channel, Mailbox]]
 
@@ -30,7 +29,7 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Connect:
     def make() -> tuple[Channel, Mailbox]:
         if request.param == "inproc":
             return inproc.connect()
-        channel = ZmqChannel(f"ipc://{tmp_path}/draft" if request.param == "ipc" else "tcp://127.0.0.1:*")
-        return channel, ZmqMailbox(channel.endpoint)
+        channel = sockets.listen(f"ipc://{tmp_path}/draft" if request.param == "ipc" else "tcp://127.0.0.1:*")
+        return channel, sockets.connect(channel.endpoint)
 
     return make

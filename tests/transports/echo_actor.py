@@ -6,7 +6,7 @@ import os
 import sys
 
 from pvlm.transports import Mailbox
-from pvlm.transports.zmq import ZmqMailbox
+from pvlm.transports.sockets import connect
 from pvlm_protocols.messages import Closed, DraftWindow, Ping, Pong, PruneMask, SessionMessage, Stop
 
 
@@ -28,6 +28,6 @@ def echo(mailbox: Mailbox, number: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    actor = ZmqMailbox(sys.argv[1])
+    actor = connect(sys.argv[1])
     echo(actor, os.getpid())
     actor.close()

@@ -6,18 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import numpy as np
 import pytest
-import zmq
 from anyio.to_thread import run_sync
 
-from pvlm.transports.zmq import ZmqChannel, ZmqMailbox
+from pvlm.transports import ChannelClosed
+from pvlm.transports.sockets import connect, listen
 from pvlm_protocols.codec import encode
 from pvlm_protocols.messages import Closed, DraftWindow, Ping, Pong, Stop
 from tests.protocols.samples import plain
+from tests.transports.strangers import Stranger, UnixStranger, ZmqStranger
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,62 +25,123 @@ MALFORMED: list[list[bytes]] = [
     [b""],
     [b"hello"],
     [b"PVLM\x63\x80"],
-    [b"PVLM\x01"],
-    [b"PVLM\x01\x81\xa4type\xa5Other"],
-    [b"PVLM\x01\x81\xa4\xff\xff\xff\xff\xa4Ping"],  # no UTF-8
-    [b"PVLM\x01\x82\xa4type\xa4Ping\xa5nonce\xa1x"],
-    [bytes(frame) for frame in encode(Ping(nonce=1))] + [b""] * 9,
-    [b"PVLM\x01" + bytes(2 * 1024 * 1024)],
+    [b"PVLM\x02"],
+    [b"PVLM\x02\x81\xa4type\xa5Other"],
+    [b"PVLM\x02\x81\xa4\xff\xff\xff\xff\xa4Ping"],  # no UTF-8
+    [b"PVLM\x02\x82\xa4type\xa4Ping\xa5nonce\xa1x"],
+    [b"PVLM\x02" + bytes(1024 * 1024 + 1)],
+]
+NOT_FRAMED = [
+    b"hello, who is there?",
+    b"PVLF\x00",
+    b"PVLF\x05",  # more frames than any message has
+    b"PVLF\x01" + (2**21 + 1).to_bytes(8, "little"),
+    b"PVLF\x02" + (1).to_bytes(8, "little") + (2**63).to_bytes(8, "little"),
 ]
 
 
 @pytest.fixture
-def stranger() -> Iterator[zmq.Socket[Any]]:
-    """A socket that says what it likes."""
-    context = zmq.Context()
-    yield context.socket(zmq.DEALER)
-    context.destroy(linger=0)
+def stranger(endpoint: str) -> Iterator[Stranger]:
+    stranger: Stranger = UnixStranger() if endpoint.startswith("ipc://") else ZmqStranger()
+    yield stranger
+    stranger.close()
 
 
 @pytest.mark.anyio
-async def test_a_channel_drops_and_counts_what_is_no_message(endpoint: str, stranger: zmq.Socket[Any]) -> None:
-    channel = ZmqChannel(endpoint)
+async def test_a_channel_drops_and_counts_what_is_no_message(endpoint: str, stranger: Stranger) -> None:
+    channel = listen(endpoint)
     try:
         stranger.connect(channel.endpoint)
-        for frames in MALFORMED:
-            stranger.send_multipart(frames)
-        stranger.send_multipart(encode(Stop()))  # a message, but not one for the engine
-        stranger.send_multipart(encode(Pong(nonce=4, role="draft", progress=0)))
+
+        def say_all() -> None:
+            for frames in MALFORMED:
+                stranger.say(frames)
+            stranger.say(encode(Stop()))  # a message, but not one for the engine
+            stranger.say(encode(Pong(nonce=4, role="draft", progress=0)))
+
         with anyio.fail_after(20):
-            assert await channel.receive() == Pong(nonce=4, role="draft", progress=0)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run_sync, say_all)
+                assert await channel.receive() == Pong(nonce=4, role="draft", progress=0)
         assert channel.dropped == len(MALFORMED) + 1
     finally:
         await channel.aclose()
 
 
-def test_a_mailbox_drops_and_counts_what_is_no_message(endpoint: str, stranger: zmq.Socket[Any]) -> None:
-    stranger.bind(endpoint)
-    mailbox = ZmqMailbox(stranger.getsockopt_string(zmq.LAST_ENDPOINT))
+@pytest.mark.anyio
+async def test_a_mailbox_drops_and_counts_what_is_no_message(endpoint: str, stranger: Stranger) -> None:
+    mailbox = connect(stranger.bind(endpoint))
     try:
-        for frames in MALFORMED:
-            stranger.send_multipart(frames)
-        stranger.send_multipart(encode(Pong(nonce=4, role="draft", progress=0)))  # not one for an actor
-        stranger.send_multipart(encode(Ping(nonce=4)))
-        assert mailbox.take(20) == Ping(nonce=4)
+
+        def say_all() -> None:
+            for frames in MALFORMED:
+                stranger.say(frames)
+            stranger.say(encode(Pong(nonce=4, role="draft", progress=0)))  # not one for an actor
+            stranger.say(encode(Ping(nonce=4)))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run_sync, say_all)
+            assert await run_sync(mailbox.take, 20) == Ping(nonce=4)
         assert mailbox.dropped == len(MALFORMED) + 1
     finally:
         mailbox.close()
 
 
 @pytest.mark.anyio
-async def test_an_endpoint_that_cannot_be_bound_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(zmq.ZMQError):
-        ZmqChannel(f"ipc://{tmp_path}/no/such/directory/draft")
+@pytest.mark.parametrize("data", NOT_FRAMED)
+async def test_a_stream_that_is_out_of_step_is_left(data: bytes, tmp_path: Path) -> None:
+    """By both ends of a Unix socket: where the next message begins cannot be told any more."""
+    stranger = UnixStranger()
+    endpoint = stranger.bind(f"ipc://{tmp_path}/a")
+    mailbox = connect(endpoint)
+    channel = listen(f"ipc://{tmp_path}/b")
+    other = UnixStranger()
+    other.connect(channel.endpoint)
+    try:
+        for speaker in (stranger, other):
+            speaker.say(encode(Ping(nonce=1)))
+            speaker.say_bytes(data)
+        assert mailbox.take(20) == Ping(nonce=1)
+        with pytest.raises(ChannelClosed):
+            mailbox.take(20)
+        assert mailbox.dropped == 1
+        with anyio.fail_after(20):
+            while channel.dropped < 2:  # the Ping, which is not one for the engine, and the rest
+                await anyio.sleep(0.01)
+        channel.post(Stop())  # goes nowhere, like a message to an actor that has just died
+    finally:
+        mailbox.close()
+        await channel.aclose()
+        stranger.close()
+        other.close()
+
+
+@pytest.mark.anyio
+async def test_an_actor_hears_at_once_that_the_engine_is_gone(tmp_path: Path) -> None:
+    channel = listen(f"ipc://{tmp_path}/draft")
+    mailbox = connect(channel.endpoint)
+    with anyio.fail_after(20):
+        channel.post(Ping(nonce=1))
+        assert await run_sync(mailbox.take) == Ping(nonce=1)
+        await channel.aclose()
+        with pytest.raises(ChannelClosed):
+            await run_sync(mailbox.take)
+        with pytest.raises(ChannelClosed):
+            mailbox.post(Pong(nonce=1, role="draft", progress=0))
+    mailbox.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", ["ipc://{}/no/such/directory/draft", "tcp://nonsense"])
+async def test_an_endpoint_that_cannot_be_bound_is_an_error(place: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        listen(place.format(tmp_path))
 
 
 @pytest.mark.anyio
 async def test_a_port_is_chosen_by_the_system() -> None:
-    first, second = ZmqChannel("tcp://127.0.0.1:*"), ZmqChannel("tcp://127.0.0.1:*")
+    first, second = listen("tcp://127.0.0.1:*"), listen("tcp://127.0.0.1:*")
     try:
         assert first.endpoint.startswith("tcp://127.0.0.1:")
         assert first.endpoint != second.endpoint
@@ -92,7 +153,7 @@ async def test_a_port_is_chosen_by_the_system() -> None:
 @pytest.mark.anyio
 async def test_two_processes_talk_over_a_real_socket(endpoint: str) -> None:
     """Short messages in order, arrays as frames, and the last words of a process that ends."""
-    channel = ZmqChannel(endpoint)
+    channel = listen(endpoint)
     command = [sys.executable, "-m", "tests.transports.echo_actor", channel.endpoint]
     process = subprocess.Popen(command, cwd=ROOT)  # noqa: ASYNC220 - starting it blocks for a moment only
     try:
