@@ -55,9 +55,20 @@ class HuggingFaceSession(CachedSession):
         return logits[0]
 
     @torch.no_grad()
-    def _extend(self, tokens: Sequence[int], row: int, position: int) -> torch.Tensor:
+    def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         ids = torch.tensor([*tokens], device=self._device)[None]
-        return self._run(torch.arange(position, position + len(tokens), device=self._device), input_ids=ids)
+        positions = torch.arange(position, position + len(tokens), device=self._device)
+        if after_layer is None:
+            return self._run(positions, input_ids=ids)
+        try:
+            with _after_each_layer(self._model.get_decoder().layers, after_layer):
+                return self._run(positions, input_ids=ids)
+        except BaseException:
+            assert self._cache is not None  # the prefill made it
+            layers: list[Any] = self._cache.layers
+            for layer in layers:  # those that have run have rows too many
+                layer.crop(row - layer.get_seq_length())
+            raise
 
     def _run(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
         output = self._model(position_ids=positions[None], past_key_values=self._cache, use_cache=True, **inputs)

@@ -104,8 +104,10 @@ class CachedSession(ABC):
         self._first_position = rows if compact_positions else len(self._prompt)
         return logits
 
-    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+    def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
         """Append n >= 1 answer tokens; float32 ``(n, vocab_size)``, row i predicting what follows ``tokens[i]``.
+
+        What ``on_progress`` raises between two layers ends the pass and passes through; the tokens are not appended.
 
         Raises:
             PromptError: the cache is full.
@@ -122,7 +124,14 @@ class CachedSession(ABC):
             raise PromptError(
                 f"the cache is full: {self._length} answer tokens and {count} more exceed the {self._capacity} reserved"
             )
-        logits = self._extend(tokens, self._prompt_rows + self._length, self._first_position + self._length)
+        after_layer: AfterLayer | None = None
+        if on_progress is not None:
+
+            def after_layer(layer: int, hidden: torch.Tensor) -> None:
+                on_progress()
+
+        row, position = self._prompt_rows + self._length, self._first_position + self._length
+        logits = self._extend(tokens, row, position, after_layer)
         self._length += count
         return logits
 
@@ -152,8 +161,11 @@ class CachedSession(ABC):
         """Run the prompt's tokens ``kept`` (None: all) at ``positions``, into an empty cache."""
 
     @abstractmethod
-    def _extend(self, tokens: Sequence[int], row: int, position: int) -> torch.Tensor:
-        """Run ``tokens`` into the cache from ``row`` on, at consecutive positions."""
+    def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
+        """Run ``tokens`` into the cache from ``row`` on, at consecutive positions.
+
+        What ``after_layer`` raises leaves the cache as if nothing had been run.
+        """
 
     @abstractmethod
     def _truncate(self, count: int) -> None:

@@ -183,11 +183,13 @@ class Session(Protocol):
         """
         ...
 
-    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+    def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
         """Append n >= 1 answer tokens; return float32 ``(n, vocab_size)``: row i predicts the token after
         ``tokens[i]``.
 
-        The result may be a buffer that this session's next call overwrites. Raises PromptError if the cache is full.
+        The result may be a buffer that this session's next call overwrites. ``on_progress`` is called between layers
+        where that can be done (never where a pass is one native call); what it raises ends the pass, passes through,
+        and leaves `length` as it was. Raises PromptError if the cache is full.
         """
         ...
 

@@ -37,7 +37,11 @@ log = structlog.get_logger()
 
 
 class SessionClosed(Exception):
-    """The session that is being prefilled has been closed."""
+    """The session that is being worked for has been closed."""
+
+
+class WorkAbandoned(Exception):
+    """A message has come that makes the work in hand worthless."""
 
 
 class ActorSession(ABC):
@@ -60,6 +64,10 @@ class ActorSession(ABC):
     @abstractmethod
     def work(self) -> None:
         """Do one unit: open, prefill, one token (draft), one pass (target)."""
+
+    def outdates(self, message: SessionMessage) -> bool:
+        """Does a message that has just come make the work in hand worthless?"""
+        return False
 
     def patience_s(self) -> float | None:
         """Seconds until `ready` may change without a message (None: it will not)."""
@@ -99,6 +107,8 @@ class Actor(ABC):
     """A model that serves sessions in turn. `run` blocks its thread until `Stop`, or until the engine is gone."""
 
     role: Role
+    look_every_s = 0.001
+    """How often it looks into its mailbox between the layers of a pass."""
 
     def __init__(self, backend: Backend, mailbox: Mailbox) -> None:
         self.backend = backend
@@ -109,6 +119,7 @@ class Actor(ABC):
         self._turns: deque[int] = deque()
         self._stopped = False
         self._told_progress_s = 0.0
+        self._looked_s = 0.0
 
     @abstractmethod
     def new_session(self, opening: Open) -> ActorSession: ...
@@ -145,12 +156,29 @@ class Actor(ABC):
             self._turns.rotate(-1)
             self._guarded(session, session.work)
 
-    def tick(self, session: ActorSession, fraction: float) -> None:
-        """Called by a session at least once a layer of its prefill. Raises SessionClosed if it is no longer wanted."""
+    def tick(self, session: ActorSession) -> None:
+        """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""
         self.progress += 1
+        if time.monotonic() - self._looked_s >= self.look_every_s:
+            self._look(session)
+
+    def _look(self, session: ActorSession) -> None:
+        self._looked_s = time.monotonic()
         self._read(0)
-        if any(isinstance(m, Stop) or (isinstance(m, Close) and m.session == session.id) for m in self._inbox):
-            raise SessionClosed
+        for message in self._inbox:
+            match message:
+                case Stop():
+                    raise SessionClosed
+                case SessionMessage() if message.session == session.id:
+                    if isinstance(message, Close):
+                        raise SessionClosed
+                    if session.outdates(message):
+                        raise WorkAbandoned
+
+    def tick_prefill(self, session: ActorSession, fraction: float) -> None:
+        """Called between the layers of a prefill, and tells how far it has come. Raises as `tick`."""
+        self.progress += 1
+        self._look(session)
         now = time.monotonic()
         if now - self._told_progress_s >= PROGRESS_EVERY_S:
             self._told_progress_s = now
@@ -199,6 +227,8 @@ class Actor(ABC):
         self.progress += 1
         try:
             action()
+        except WorkAbandoned:
+            pass
         except (SessionClosed, ChannelClosed) as leaving:
             self._close(session.id)
             if isinstance(leaving, ChannelClosed):

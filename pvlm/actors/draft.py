@@ -77,6 +77,10 @@ class DraftSession(ActorSession):
             if keep < self.model.length:
                 self.model.truncate(keep)
 
+    def outdates(self, message: SessionMessage) -> bool:
+        """A rollback is not awaited by the token that it makes worthless; a prefill serves all."""
+        return self._prefill_logits is not None and isinstance(message, Rollback) and message.epoch > self.epoch
+
     # ---- work -----------------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
@@ -116,7 +120,7 @@ class DraftSession(ActorSession):
         def on_progress() -> None:
             nonlocal done
             done += 1
-            self.actor.tick(self, done / layers)
+            self.actor.tick_prefill(self, done / layers)
 
         self._prefill_logits = model.prefill(
             keep, compact_positions=self.opening.pruning.compact_positions, on_progress=on_progress
@@ -134,7 +138,9 @@ class DraftSession(ActorSession):
     def _draft_token(self, model: Session) -> None:
         started = time.monotonic()
         unfed = self.tokens[model.length :]
-        logits = model.extend(unfed)[-1] if unfed else self._prefill_logits
+        logits = self._prefill_logits
+        if unfed:
+            logits = model.extend(unfed, on_progress=lambda: self.actor.tick(self))[-1]
         assert logits is not None
         token, proposal = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
         self.tokens.append(token)

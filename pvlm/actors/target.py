@@ -177,7 +177,7 @@ class TargetSession(ActorSession):
         def on_progress() -> None:
             nonlocal done
             done += 1
-            self.actor.tick(self, done / layers)
+            self.actor.tick_prefill(self, done / layers)
 
         wants_states = self._prunes(model) and load_pruner(pruning.method).needs_states
         started = time.monotonic()
@@ -256,7 +256,8 @@ class TargetSession(ActorSession):
         """Pending: one pass over the pending token and all drafted ones. Returns as `_settle_held`."""
         drafted = list(self._queue)
         self._queue.clear()
-        rows = model.extend([*self.committed[model.length :], *(d.token for d in drafted)])
+        tokens = [*self.committed[model.length :], *(d.token for d in drafted)]
+        rows = model.extend(tokens, on_progress=lambda: self.actor.tick(self))
         accepted, correction = self.coupling.judge_window(
             rows,
             [d.token for d in drafted],

@@ -114,10 +114,12 @@ def _settings(pair: Pair, accepted_length: float, time_scale: float, transport: 
     target = {
         "pass_ms": pair.target_ms,
         "prefill_ms": PREFILL_PASSES * pair.target_ms,
+        "layers": pair.target_layers,
         "time_scale": time_scale,
     }
     draft = {
         "pruned_pass_ms": pair.draft_ms,
+        "layers": pair.draft_layers,
         "acceptance": acceptance_from_length(accepted_length),
         "stratified": True,
         "time_scale": time_scale,

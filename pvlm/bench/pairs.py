@@ -25,7 +25,8 @@ class Pair:
 
     ``draft_ms``: T_q by prune ratio; ``accepted_length``: M, accepted tokens a rejection. ``paper``: the reported
     speed-ups of ParallelVLM and SpecVLM. ``specvlm_accepted_length``: SpecVLM's own M, where it is reported.
-    ``fitted``: which of T_p, T_q and M are not the paper's.
+    ``fitted``: which of T_p, T_q and M are not the paper's. ``target_layers``, ``draft_layers``: decoder layers of the
+    released models.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Pair:
     accepted_length: float
     paper: float
     paper_specvlm: float
+    target_layers: int
+    draft_layers: int
     specvlm_accepted_length: float | None = None
     fitted: tuple[str, ...] = ()
 
@@ -106,8 +109,8 @@ _QWEN_7B_MS = {0.0: 63.7, 0.5: 48.2, 0.9: 39.8}
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair("ov-7b-72b", "LLaVA-OneVision 7B & 72B", 420.0, _OV_7B_MS, 6.8, 3.36, 2.74, 4.4),
-        Pair("qwen-7b-32b", "Qwen2.5-VL 7B & 32B", 203.0, _QWEN_7B_MS, 4.3, 2.42, 2.11, 4.2),
+        Pair("ov-7b-72b", "LLaVA-OneVision 7B & 72B", 420.0, _OV_7B_MS, 6.8, 3.36, 2.74, 80, 28, 4.4),
+        Pair("qwen-7b-32b", "Qwen2.5-VL 7B & 32B", 203.0, _QWEN_7B_MS, 4.3, 2.42, 2.11, 64, 28, 4.2),
         # T_p: the 7B's own time as a draft. T_q: the paper's c = 2 without pruning, and 3 taken with it.
         Pair(
             "ov-0.5b-7b",
@@ -117,12 +120,14 @@ PAIRS = {
             8.3,
             2.11,
             1.81,
+            28,
+            24,
             4.8,
             fitted=("T_p", "T_q"),
         ),
         # A model and its pruned self: the paper says M > 14 for the first, and nothing for the second.
-        Pair("ov-7b-7b", "LLaVA-OneVision 7B & itself", 78.3, _OV_7B_MS, 14.0, 1.55, 1.22, fitted=("M",)),
-        Pair("qwen-7b-7b", "Qwen2.5-VL 7B & itself", 63.7, _QWEN_7B_MS, 14.0, 1.51, 1.21, fitted=("M",)),
+        Pair("ov-7b-7b", "LLaVA-OneVision 7B & itself", 78.3, _OV_7B_MS, 14.0, 1.55, 1.22, 28, 28, fitted=("M",)),
+        Pair("qwen-7b-7b", "Qwen2.5-VL 7B & itself", 63.7, _QWEN_7B_MS, 14.0, 1.51, 1.21, 28, 28, fitted=("M",)),
     )
 }
 """By name."""

@@ -13,6 +13,7 @@ A plug-in's own tests subclass `BackendContract` and define two fixtures::
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -186,6 +187,29 @@ class BackendContract:
             session.prefill(**arguments)
         close(backend.open(prompt, CAPACITY).prefill(), expected)
         close(session.prefill(), expected)
+
+    def test_an_abandoned_pass_leaves_everything_as_it_was(
+        self, backend: Backend, prompt: Prompt, session: Session
+    ) -> None:
+        """Wherever it is left; a backend whose pass is one call has no such place."""
+        other = backend.open(prompt, CAPACITY)
+        other.prefill()
+        expected = other.extend(TOKENS).clone()
+        session.prefill()
+        session.extend(TOKENS[:2])
+        for place in range(backend.info.layers + 1):
+            places = iter(range(place))
+
+            def leave(places: Iterator[int] = places) -> None:
+                if next(places, None) is None:
+                    raise _Cancelled
+
+            try:
+                session.extend([30, 31, 32], on_progress=leave)
+            except _Cancelled:
+                assert session.length == 2
+            session.truncate(2)
+        close(session.extend(TOKENS[2:], on_progress=lambda: None), expected[2:])
 
     def test_a_question_about_no_video(self, backend: Backend) -> None:
         session = backend.open(Prompt("What color is the sky?"), CAPACITY)

@@ -30,8 +30,13 @@ class Mailbox:
     def __init__(self) -> None:
         self.incoming: deque[Any] = deque()
         self.outgoing: deque[Any] = deque()
+        self.late = False
+        """What is there shall arrive only when the actor has begun to work: it looks in vain once."""
 
     def take(self, timeout_s: float | None = None) -> Any:
+        if self.late:
+            self.late = False
+            return None
         return self.incoming.popleft() if self.incoming else None
 
     def post(self, message: Any) -> None:
@@ -78,6 +83,8 @@ class Harness:
             "target": TargetActor(target or ToyBackend(), self.boxes["target"]),
             "draft": DraftActor(draft or ToyBackend(noise=1.0), self.boxes["draft"]),
         }
+        for actor in self.actors.values():
+            actor.look_every_s = 0.0
         self.emitted: list[int] = []
         self.failed: list[Fail] = []
         self.draft_alive = True
@@ -103,8 +110,11 @@ class Harness:
                 continue
             if self.boxes[role].outgoing:
                 moves.append(f"hear {role}")
-            if self.boxes[role].incoming or self.actors[role]._next_ready() is not None:
+            actor = self.actors[role]
+            if self.boxes[role].incoming or actor._inbox or actor._next_ready() is not None:
                 moves.append(f"run {role}")
+            if self.boxes[role].incoming and actor._next_ready() is not None:
+                moves.append(f"interrupt {role}")
         return moves
 
     def play(self, choose: Choose = lambda moves: moves[0], steps: int = 20_000) -> list[int]:
@@ -122,6 +132,7 @@ class Harness:
         if verb == "hear":
             self._carry_out(self.coordinator.handle(self.boxes[role].outgoing.popleft()))
         else:
+            self.boxes[role].late = verb == "interrupt"
             self._run(self.actors[role])
 
     def lose_draft(self) -> None:

@@ -13,7 +13,7 @@ from pvlm.commands import Cancelled, DraftGone, TargetGone
 from pvlm.coordinator import State
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
-from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Verdict, Window
+from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window
 from tests.runtime.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import ToyBackend
 
@@ -90,6 +90,24 @@ def test_repeated_late_and_forged_messages_are_dropped(order, seed, data):
             if is_old or (isinstance(late, Verdict) and late.start < len(coordinator.committed) and late.tokens):
                 harness.deliver(late)
         harness.make(rng.choice(harness.moves()))
+    assert harness.emitted == target.greedy(24)
+
+
+def test_a_rollback_ends_the_token_that_the_draft_is_computing():
+    target, draft = ToyBackend(seed=3, end_logit=-100), ToyBackend(seed=3, noise=2.0, end_logit=-100)
+    harness = Harness(target=target, draft=draft)
+    abandoned = 0
+    while not harness.coordinator.done:
+        moves = harness.moves()
+        rolled_back = any(isinstance(message, Rollback) for message in harness.boxes["draft"].incoming)
+        computed = len(draft.calls)
+        if rolled_back and "interrupt draft" in moves:
+            harness.make("interrupt draft")
+            abandoned += 1
+            assert len(draft.calls) == computed
+        else:
+            harness.make(sorted(moves, key=lambda move: ("interrupt" in move, "draft" in move))[0])
+    assert abandoned >= 3
     assert harness.emitted == target.greedy(24)
 
 

@@ -137,12 +137,14 @@ class ToySession:
         self._backend.calls.append(f"prefill {self.video_tokens if keep is None else int(keep.sum())}")
         return self._backend.row(())
 
-    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+    def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
         assert self._open
         assert tokens
         if self.length + len(tokens) > self._capacity:
             raise PromptError(f"the cache holds {self._capacity} answer tokens")
         time.sleep(self._backend.pass_ms / 1000)
+        if on_progress is not None:
+            on_progress()
         rows = []
         for token in tokens:
             self._tokens.append(token)

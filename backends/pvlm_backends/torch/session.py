@@ -53,13 +53,13 @@ class TorchSession(CachedSession):
         return decoder.logits(hidden[-1:])[0]
 
     @torch.inference_mode()
-    def _extend(self, tokens: Sequence[int], row: int, position: int) -> torch.Tensor:
+    def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         assert self._cache is not None  # the prefill made both
         assert self._rotations is not None
         decoder = self._decoder
         hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
         rotation = self._rotations[position : position + len(tokens)]
-        return decoder.logits(decoder.forward(hidden, rotation, self._cache, row))
+        return decoder.logits(decoder.forward(hidden, rotation, self._cache, row, after_layer))
 
     def _truncate(self, count: int) -> None:
         """Nothing to do: rows behind the length are overwritten before they are read."""

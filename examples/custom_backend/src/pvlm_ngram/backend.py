@@ -107,8 +107,8 @@ class NgramSession:
             on_progress()
         return self._logits([0])[0]
 
-    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Float32 ``(n, vocab_size)``: row i predicts what follows ``tokens[i]``."""
+    def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
+        """Float32 ``(n, vocab_size)``: row i predicts what follows ``tokens[i]``. No layers, so no progress to tell."""
         if not tokens or min(tokens) < 0 or max(tokens) >= self._model.vocab_size:
             raise ValueError(f"tokens must be one or more ids below {self._model.vocab_size}, not {list(tokens)}")
         before = self.length
