@@ -47,11 +47,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Tokens a window: a number, or "auto" (from measured times and acceptance)."""
 
     prune: str = "auto"
-    """Entry point of group ``pvlm.pruners`` (uv, uniform, random, none); auto: uv for method parallel, none for sd."""
+    """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, uniform, random, none); auto: uv for method
+    parallel, none for sd.
+    """
     prune_ratio: float = 0.5
     """Share of the video tokens that the draft does not see; 0 <= ratio < 1."""
     early_layer: int = 0
-    """Target layer behind which UV-Prune takes its second look; 0: by depth."""
+    """Target layer whose output UV-Prune compares with the input, and whose attention others use; 0: by depth."""
     compact_positions: bool = False
     """Renumber kept tokens in the draft, instead of leaving them at their original positions."""
 

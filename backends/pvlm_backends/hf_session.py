@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from .processing import PreparedPrompt
 from .session import AfterLayer, CachedSession
@@ -53,6 +54,19 @@ class HuggingFaceSession(CachedSession):
             logits = self._run(torch.from_numpy(positions).to(self._device), inputs_embeds=embeddings, logits_to_keep=1)
         self._embeddings = None
         return logits[0]
+
+    def _queries_and_keys(
+        self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._cache is not None  # the running prefill made it
+        decoder = self._model.get_decoder()
+        block = decoder.layers[layer - 1]
+        query = block.self_attn.q_proj(block.input_layernorm(hidden[None]))
+        query = query.unflatten(-1, (-1, block.self_attn.head_dim)).transpose(1, 2)
+        cosine, sine = decoder.rotary_emb(query, torch.from_numpy(positions).to(query.device)[None])
+        query, _ = apply_rotary_pos_emb(query, query, cosine, sine)
+        filled: Any = self._cache.layers[layer - 1]
+        return query[0], filled.keys[0]
 
     @torch.no_grad()
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pvlm_protocols.backend import BackendError, EarlyStates, PromptError
 
+from .attention import mean_attention
 from .processing import PreparedPrompt
 
 AfterLayer = Callable[[int, torch.Tensor], None]
@@ -18,7 +19,7 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 
 
 class CachedSession(ABC):
-    """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate` and `_close`.
+    """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
 
     Row ``r`` of the cache holds the r-th token that was *kept*; its position is its place in the unpruned
     prompt, or with compact positions ``r`` itself. Answer token ``i`` follows the prompt in both countings.
@@ -62,6 +63,7 @@ class CachedSession(ABC):
         compact_positions: bool = False,
         early_layer: int | None = None,
         on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """Run the prompt once; float32 ``(vocab_size,)``, the last position's logits.
@@ -73,6 +75,7 @@ class CachedSession(ABC):
             compact_positions: number the kept tokens without gaps.
             early_layer: 1 to the number of layers; needed with ``on_early_layer``.
             on_early_layer: called between two layers. Not together with ``keep``.
+            early_attention: the early states hold the attention too.
             on_progress: called before the first layer and after each.
 
         Raises:
@@ -87,7 +90,7 @@ class CachedSession(ABC):
         if on_early_layer is not None and keep is not None:
             raise ValueError("early states are of the whole prompt: give either keep or on_early_layer")
 
-        tap = _EarlyTap(self._prompt, early_layer, on_early_layer) if on_early_layer is not None else None
+        tap: _EarlyTap | None = None
 
         def after_layer(layer: int, hidden: torch.Tensor) -> None:
             if tap is not None:
@@ -99,6 +102,8 @@ class CachedSession(ABC):
         rows = len(self._prompt) if kept is None else len(kept)
         # Pruning leaves gaps in the kept tokens' positions, or none when they are numbered anew.
         positions = np.arange(rows) if kept is None or compact_positions else kept
+        if on_early_layer is not None and early_layer is not None:
+            tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
         logits = self._prefill(kept, positions, after_layer)
         self._prompt_rows = rows
         self._first_position = rows if compact_positions else len(self._prompt)
@@ -161,6 +166,16 @@ class CachedSession(ABC):
         """Run the prompt's tokens ``kept`` (None: all) at ``positions``, into an empty cache."""
 
     @abstractmethod
+    def _queries_and_keys(
+        self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of layer number ``layer``, as it has just run in the prefill: some tokens' queries, and the prompt's keys.
+
+        ``hidden``: ``(n, hidden_size)``, the tokens' input to the layer. Returns rotated ``(heads, n, head_dim)`` and
+        ``(kv_heads, P, head_dim)``.
+        """
+
+    @abstractmethod
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         """Run ``tokens`` into the cache from ``row`` on, at consecutive positions.
 
@@ -177,21 +192,44 @@ class CachedSession(ABC):
 
 
 class _EarlyTap:
-    """Copies two layers' states of video and question out of a prefill, and hands them on."""
+    """Copies two layers' states of video and question out of a prefill, and hands them on.
 
-    def __init__(self, prompt: PreparedPrompt, layer: int | None, deliver: Callable[[EarlyStates], None]) -> None:
-        self._prompt = prompt
+    ``positions``: the prompt's, if the layer's attention is wanted too.
+    """
+
+    def __init__(
+        self,
+        session: CachedSession,
+        layer: int,
+        deliver: Callable[[EarlyStates], None],
+        positions: NDArray[np.int64] | None,
+    ) -> None:
+        self._session = session
+        self._prompt = session._prompt
         self._layer = layer
         self._deliver = deliver
+        self._positions = positions
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._attending = torch.empty(0)  # the question's input to the layer
 
     def __call__(self, layer: int, hidden: torch.Tensor) -> None:
         if layer == 0:
             self._first = self._copy(hidden)
-        elif layer == self._layer and self._first is not None:
+        if layer == self._layer - 1 and self._positions is not None:
+            self._attending = self._copy(hidden)[1]
+        if layer == self._layer and self._first is not None:
             video, question = self._copy(hidden)
-            self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question))
+            self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question, self._attention()))
             self._first = None
+
+    def _attention(self) -> torch.Tensor | None:
+        if self._positions is None:
+            return None
+        start, stop = self._prompt.question
+        query, keys = self._session._queries_and_keys(self._layer, self._attending, self._positions[..., start:stop])
+        attention = mean_attention(query, keys, start, self._prompt.video)
+        with torch.inference_mode(False):
+            return attention.clone()
 
     @torch.inference_mode(False)
     def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,6 +96,10 @@ class EarlyStates:
     ``video_first, video_last``: ``(m, d)``, the m prunable video tokens; ``question_first, question_last``:
     ``(n, d)``, the tokens of the question's text. ``first`` is the decoder's input (layer 0), ``last`` the
     output of layer ``layer``. Dtype and device are the model's.
+
+    ``attention``, if it was asked for: float32 ``(m,)``, the mean probability with which layer ``layer`` attends from a
+    question token to each video token: softmax over all rows that the question token sees, then the mean over heads and
+    question tokens (0 without question tokens).
     """
 
     layer: int
@@ -103,6 +107,7 @@ class EarlyStates:
     video_last: torch.Tensor
     question_first: torch.Tensor
     question_last: torch.Tensor
+    attention: torch.Tensor | None = None
 
 
 class FrameDefaults(msgspec.Struct, frozen=True):
@@ -172,14 +177,16 @@ class Session(Protocol):
         compact_positions: bool = False,
         early_layer: int | None = None,
         on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """Run the prompt; return the last position's logits, float32 ``(vocab_size,)``.
 
         ``keep``: bool ``(m,)``, the video tokens to keep (None: all). Kept tokens stay at their original positions
         unless ``compact_positions``. ``on_early_layer`` is called once, when layers 1 to ``early_layer`` have run
-        over the whole prompt and before later layers start. ``on_progress`` is called at least once a
-        layer; what it raises ends the prefill and passes through.
+        over the whole prompt and before later layers start; with ``early_attention`` its states hold the attention of
+        that layer too. ``on_progress`` is called at least once a layer; what it raises ends the prefill and passes
+        through.
         """
         ...
 

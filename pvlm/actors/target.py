@@ -179,11 +179,13 @@ class TargetSession(ActorSession):
             done += 1
             self.actor.tick_prefill(self, done / layers)
 
-        wants_states = self._prunes(model) and load_pruner(pruning.method).needs_states
+        pruner = load_pruner(pruning.method)
+        wants_states = self._prunes(model) and pruner.needs_states
         started = time.monotonic()
         self._logits = model.prefill(
             early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
             on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
+            early_attention=wants_states and pruner.needs_attention,
             on_progress=on_progress,
         )
         if self.committed:

@@ -45,13 +45,18 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--transport", choices=["ipc", "tcp", "inproc"], help="worker processes (ipc, tcp) or threads; default: ipc"
     )
     how.add_argument(
-        "--prune", help="which video tokens the draft sees: uv, uniform, random, none (default: uv, for sd none)"
+        "--prune",
+        help="which video tokens the draft sees: uv, attention, specvlm, uniform, random, none "
+        "(default: uv, for sd none)",
     )
     how.add_argument(
         "--prune-ratio", type=float, metavar="R", help="share of the video tokens that the draft does not see"
     )
     how.add_argument(
-        "--early-layer", type=int, metavar="L", help="target layer that UV-Prune looks at; default: by depth"
+        "--early-layer",
+        type=int,
+        metavar="L",
+        help="target layer that uv, attention and specvlm look at; default: by depth",
     )
     how.add_argument(
         "--compact-positions", action="store_true", default=None, help="renumber the kept tokens in the draft"

@@ -15,9 +15,11 @@ from pvlm_protocols.backend import EarlyStates
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "AttentionPruner",
     "NonePruner",
     "Pruner",
     "RandomPruner",
+    "SpecVLMPruner",
     "UVPruner",
     "UniformPruner",
     "default_early_layer",
@@ -35,6 +37,10 @@ class Pruner(Protocol):
     name: ClassVar[str]
     needs_states: ClassVar[bool]
     """Whether `select` needs the target's early states. Without them the mask is ready before the prefill starts."""
+    needs_attention: ClassVar[bool]
+    """Whether these states must hold the attention of the early layer, which costs a little. Only with
+    ``needs_states``.
+    """
 
     def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
         """bool ``(m,)`` on the CPU with ``keep`` of the ``m`` video tokens set. The same arguments, the same mask."""
@@ -51,6 +57,7 @@ class UVPruner:
 
     name: ClassVar[str] = "uv"
     needs_states: ClassVar[bool] = True
+    needs_attention: ClassVar[bool] = False
 
     def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
         _check_counts(m, keep)
@@ -62,9 +69,7 @@ class UVPruner:
             )
         if len(states.question_first) == 0:
             return UniformPruner().select(m, keep, None, seed)
-        gain = visual_text_gain(states).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        best = gain.sort(descending=True, stable=True).indices[:keep]
-        return _mask_of(best.cpu(), m)
+        return _mask_of(_best_first(visual_text_gain(states))[:keep], m)
 
 
 def visual_text_gain(states: EarlyStates) -> Tensor:
@@ -81,15 +86,70 @@ def _alignment(video: Tensor, question: Tensor) -> Tensor:
     return normalize(video.float(), dim=-1) @ normalize(question.float(), dim=-1).sum(dim=0)
 
 
+class AttentionPruner:
+    """Keep the tokens that the question attends to most in the early layer; of equal ones the lower index stays.
+
+    What UV-Prune is compared with: attention favours places in the prompt as well as content. A prompt without question
+    tokens is thinned evenly.
+    """
+
+    name: ClassVar[str] = "attention"
+    needs_states: ClassVar[bool] = True
+    needs_attention: ClassVar[bool] = True
+
+    def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
+        attention = _attention(self.name, m, keep, states)
+        if not attention.any():
+            return UniformPruner().select(m, keep, None, seed)
+        return _mask_of(_best_first(attention)[:keep], m)
+
+
+class SpecVLMPruner:
+    """Verifier-guided pruning of SpecVLM (2508.16201): attention for a part of the places, the rest evenly.
+
+    Tokens are taken in order of attention until they hold `MASS` of what the video gets, and never more than there are
+    places; the other places are spread evenly over the tokens that are left.
+    """
+
+    name: ClassVar[str] = "specvlm"
+    needs_states: ClassVar[bool] = True
+    needs_attention: ClassVar[bool] = True
+
+    MASS: ClassVar[float] = 0.4
+
+    def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
+        attention = _attention(self.name, m, keep, states)
+        order = _best_first(attention)
+        mass = attention[order].double().cumsum(dim=0)
+        guided = 0
+        if attention.any():  # the shortest run that holds the mass
+            guided = min(keep, int((mass < self.MASS * mass[-1]).sum()) + 1)
+        mask = _mask_of(order[:guided], m)
+        left = (~mask).nonzero()[:, 0]
+        mask[left[_evenly(len(left), keep - guided)]] = True
+        return mask
+
+
+def _attention(name: str, m: int, keep: int, states: EarlyStates | None) -> Tensor:
+    """float32 ``(m,)`` on the CPU: what the question attends to, NaN as 0. Raises ValueError where there is none."""
+    _check_counts(m, keep)
+    if states is None or states.attention is None:
+        raise ValueError(f"the '{name}' pruner needs the attention of the target's early layer")
+    if states.attention.shape != (m,):
+        raise ValueError(f"there is attention to {len(states.attention)} video tokens, not {m}")
+    return states.attention.float().nan_to_num(nan=0.0).cpu()
+
+
 class UniformPruner:
     """Evenly spread over the video: token ``floor((i + 1/2) * m / keep)`` for each i below ``keep``."""
 
     name: ClassVar[str] = "uniform"
     needs_states: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False
 
     def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
         _check_counts(m, keep)
-        return _mask_of((2 * torch.arange(keep) + 1) * m // (2 * keep), m)
+        return _mask_of(_evenly(m, keep), m)
 
 
 class RandomPruner:
@@ -98,6 +158,7 @@ class RandomPruner:
 
     name: ClassVar[str] = "random"
     needs_states: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False
 
     def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
         _check_counts(m, keep)
@@ -110,6 +171,7 @@ class NonePruner:
 
     name: ClassVar[str] = "none"
     needs_states: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False
 
     def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
         return torch.ones(m, dtype=torch.bool)
@@ -137,6 +199,17 @@ def default_early_layer(layers: int) -> int:
 def _check_counts(m: int, keep: int) -> None:
     if not 0 <= keep <= m or (keep == 0 and m > 0):
         raise ValueError(f"cannot keep {keep} of {m} video tokens")
+
+
+def _best_first(score: Tensor) -> Tensor:
+    """int64 ``(m,)`` on the CPU: indices by falling score, equal ones by rising index, NaN last."""
+    score = score.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return score.sort(descending=True, stable=True).indices.cpu()
+
+
+def _evenly(m: int, keep: int) -> Tensor:
+    """int64 ``(keep,)``: indices below m at equal distances."""
+    return (2 * torch.arange(keep) + 1) * m // (2 * max(1, keep))
 
 
 def _mask_of(kept: Tensor, m: int) -> Tensor:

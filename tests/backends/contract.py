@@ -157,6 +157,20 @@ class BackendContract:
             assert question.shape[1] == backend.info.hidden_size
         close(logits, untapped)
 
+    def test_early_attention_comes_if_it_is_asked_for(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        states: list[EarlyStates] = []
+        logits = session.prefill(early_layer=1, on_early_layer=states.append, early_attention=True).clone()
+        without = backend.open(prompt, CAPACITY).prefill(early_layer=1, on_early_layer=states.append)
+        close(logits, without)
+        attention = states[0].attention
+        assert attention is not None
+        assert attention.shape == (session.video_tokens,)
+        assert attention.dtype == torch.float32
+        assert 0 < float(attention.sum()) < 1
+        assert float(attention.min()) >= 0
+        assert attention.add_(1).isfinite().all()  # it is the receiver's
+        assert states[1].attention is None
+
     def test_early_states_belong_to_their_receiver(self, backend: Backend, prompt: Prompt, session: Session) -> None:
         def spoil(states: EarlyStates) -> None:
             for tensor in (states.video_first, states.video_last, states.question_first, states.question_last):
@@ -215,8 +229,10 @@ class BackendContract:
         session = backend.open(Prompt("What color is the sky?"), CAPACITY)
         assert session.video_tokens == 0
         states: list[EarlyStates] = []
-        assert session.prefill(early_layer=1, on_early_layer=states.append).isfinite().all()
+        assert session.prefill(early_layer=1, on_early_layer=states.append, early_attention=True).isfinite().all()
         assert states[0].video_last.shape == (0, backend.info.hidden_size)
+        assert states[0].attention is not None
+        assert states[0].attention.shape == (0,)
         session.extend(TOKENS)
 
     def test_a_full_cache_says_so(self, session: Session) -> None:

@@ -88,6 +88,18 @@ class Reference:
         return tuple(states[0] for states in output.hidden_states)
 
     @torch.no_grad()
+    def attention(self, question: str, frames: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:
+        """``(heads, P, P)`` for each layer, by transformers' eager attention."""
+        inputs = self.embeddings(question, frames)[None]
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            output = self.model(inputs_embeds=inputs, output_attentions=True, use_cache=False)
+        finally:
+            self.model.set_attn_implementation(before)
+        return tuple(probabilities[0] for probabilities in output.attentions)
+
+    @torch.no_grad()
     def generate(self, question: str, frames: NDArray[np.uint8], max_tokens: int, end: Sequence[int]) -> list[int]:
         """The greedy answer by `generate`, everything neutral."""
         ids = torch.tensor([self.ids(question, len(frames))])

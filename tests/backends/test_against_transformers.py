@@ -89,6 +89,14 @@ def test_a_question_about_no_video(
     close(session.extend(ANSWER), expected[1:])
 
 
+def video_and_question(reference: Reference, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the prunable video tokens, and of the question's text, in the prompt."""
+    ids = torch.tensor(reference.ids(QUESTION, frames))
+    text = reference.tokenizer(QUESTION)["input_ids"]
+    start = next(i for i in range(len(ids)) if ids[i : i + len(text)].tolist() == text)
+    return (ids == reference.model.config.video_token_id).nonzero()[:-1, 0], torch.arange(start, start + len(text))
+
+
 @pytest.mark.parametrize("early_layer", [1, 2])
 @pytest.mark.parametrize("checkpoint", ["target", "tied"])
 def test_early_states(
@@ -104,15 +112,33 @@ def test_early_states(
     found: list[EarlyStates] = []
     session.prefill(early_layer=early_layer, on_early_layer=found.append)
     states = reference.hidden_states(QUESTION, prompt.frames)
-    ids = torch.tensor(reference.ids(QUESTION, len(prompt.frames)))
-    video = (ids == reference.model.config.video_token_id).nonzero()[:-1, 0]
-    text = reference.tokenizer(QUESTION)["input_ids"]
-    start = next(i for i in range(len(ids)) if ids[i : i + len(text)].tolist() == text)
-    question = slice(start, start + len(text))
+    video, question = video_and_question(reference, len(prompt.frames))
     close(found[0].video_first, states[0][video])
     close(found[0].question_first, states[0][question])
     close(found[0].video_last, states[early_layer][video])
     close(found[0].question_last, states[early_layer][question])
+
+
+@pytest.mark.parametrize("early_layer", [1, 3])
+@pytest.mark.parametrize("checkpoint", ["target", "tied", "ungrouped"])
+def test_early_attention(
+    load_backend: LOAD,
+    references: Callable[[str], Reference],
+    backend_name: str,
+    checkpoint: str,
+    early_layer: int,
+) -> None:
+    reference = references(checkpoint)
+    session, prompt = open_session(load_backend(backend_name, checkpoint), reference)
+    assert prompt.frames is not None
+    found: list[EarlyStates] = []
+    session.prefill(early_layer=early_layer, on_early_layer=found.append, early_attention=True)
+    attention = reference.attention(QUESTION, prompt.frames)[early_layer - 1]
+    video, question = video_and_question(reference, len(prompt.frames))
+    assert found[0].attention is not None
+    expected = attention[:, question][..., video].mean(dim=(0, 1))
+    assert float(expected.sum()) < 0.99  # what the question gives to text counts in the softmax
+    torch.testing.assert_close(found[0].attention, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("checkpoint", ["target", "draft"])

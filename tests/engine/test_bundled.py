@@ -86,6 +86,7 @@ SEEDED: dict[str, dict[str, Any]] = {
     "sd, windows of 5": {"method": "sd", "window": 5},
     "nothing pruned": {"method": "parallel", "prune_ratio": 0.0},
     "most pruned": {"method": "parallel", "prune_ratio": 0.9},
+    "pruned by attention": {"method": "parallel", "prune": "specvlm", "prune_ratio": 0.7},
     "pruned at random": {"method": "parallel", "prune": "random", "prune_ratio": 0.7},
 }
 

@@ -16,11 +16,11 @@ GROUP = "pvlm.pruners"
 
 def test_our_own_are_found() -> None:
     assert load_plugin(GROUP, "uv") is UVPruner
-    assert plugin_names(GROUP) == ["none", "random", "uniform", "uv"]
+    assert plugin_names(GROUP) == ["attention", "none", "random", "specvlm", "uniform", "uv"]
 
 
 def test_an_unknown_name_names_the_known() -> None:
-    with pytest.raises(ConfigError, match="no plug-in 'uvv' in group pvlm.pruners: use one of none, random"):
+    with pytest.raises(ConfigError, match="no plug-in 'uvv' in group pvlm.pruners: use one of attention, none, random"):
         load_plugin(GROUP, "uvv")
 
 

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pvlm.errors import ConfigError
 from pvlm.speculation.masks import kept_count, pack_mask, unpack_mask
 from pvlm.speculation.pruning import (
+    AttentionPruner,
     NonePruner,
     RandomPruner,
+    SpecVLMPruner,
     UniformPruner,
     UVPruner,
     default_early_layer,
@@ -33,8 +35,13 @@ def layered_states(m: int, n: int, layers: int, width: int = 16) -> tuple[torch.
     )
 
 
-def ends(video: torch.Tensor, question: torch.Tensor) -> EarlyStates:
-    return EarlyStates(len(video) - 1, video[0], video[-1], question[0], question[-1])
+def ends(video: torch.Tensor, question: torch.Tensor, attention: torch.Tensor | None = None) -> EarlyStates:
+    return EarlyStates(len(video) - 1, video[0], video[-1], question[0], question[-1], attention)
+
+
+def attending(*attention: float) -> EarlyStates:
+    """Early states of which only the attention counts."""
+    return ends(*layered_states(len(attention), 2, 1), torch.tensor(attention))
 
 
 @pytest.mark.parametrize(("m", "n", "layers"), [(30, 5, 4), (7, 1, 1), (50, 12, 9)])
@@ -101,11 +108,64 @@ def test_uv_refuses_states_of_another_prompt() -> None:
         UVPruner().select(10, 4, None, 0)
 
 
+def test_attention_keeps_what_the_question_looks_at() -> None:
+    mask = AttentionPruner().select(6, 3, attending(0.1, 0.02, 0.2, 0.02, 0.0, 0.02), 0)
+    assert mask.tolist() == [True, True, True, False, False, False]  # of equal ones the first
+
+
+def test_specvlm_spreads_what_attention_does_not_claim() -> None:
+    # Tokens 6 and 7 hold 0.45 of the mass: two places by attention, two evenly over the six tokens before them.
+    states = attending(0.1, 0.1, 0.09, 0.09, 0.09, 0.08, 0.25, 0.2)
+    assert SpecVLMPruner().select(8, 4, states, 0).nonzero()[:, 0].tolist() == [1, 4, 6, 7]
+    assert SpecVLMPruner().select(8, 1, states, 0).nonzero()[:, 0].tolist() == [6]
+
+
+@given(attention=arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(0, 1, width=32)), data=st.data())
+def test_specvlm_s_mass_rule(attention: np.ndarray, data: st.DataObject) -> None:
+    """Attention fills the fewest places that hold 40% of its mass, or all; the others are even over what is left."""
+    m = len(attention)
+    keep = data.draw(st.integers(1, m))
+    states = attending(*attention.tolist())
+    mask = SpecVLMPruner().select(m, keep, states, 0)
+    ranked = sorted(range(m), key=lambda i: (-attention[i], i))
+    total = sum(map(float, attention))
+    held = [sum(float(attention[i]) for i in ranked[:n]) for n in range(m + 1)]
+    assume(all(abs(mass - 0.4 * total) > 1e-6 * total for mass in held))  # no rounding decides; not all are 0
+    needed = next(n for n in range(m + 1) if held[n] >= 0.4 * total)
+    assert mask[ranked[: min(needed, keep)]].all()
+    rest = sorted(ranked[needed:])
+    gaps = torch.tensor([rest.index(i) for i in rest if mask[i]]).diff()
+    if keep > needed:
+        assert int(mask[rest].sum()) == keep - needed
+        assert len(gaps) == 0 or int(gaps.max() - gaps.min()) <= 1
+
+
+@given(scores=st.permutations(range(1, 25)), keep=st.integers(1, 23))
+def test_attention_with_more_places_keeps_what_it_kept(scores: list[int], keep: int) -> None:
+    states = attending(*(score / 400 for score in scores))
+    fewer, more = (AttentionPruner().select(24, count, states, 0) for count in (keep, keep + 1))
+    assert (more >= fewer).all()
+    assert float(torch.tensor(scores)[fewer].min()) > 24 - keep
+
+
+@pytest.mark.parametrize("pruner", [AttentionPruner(), SpecVLMPruner()])
+def test_attention_that_is_none(pruner: Any) -> None:
+    """Without a question, or where it looks at nothing, the video is thinned evenly; without attention at all, not."""
+    evenly = UniformPruner().select(10, 4, None, 0)
+    assert torch.equal(pruner.select(10, 4, attending(*[0.0] * 10), 0), evenly)
+    assert torch.equal(pruner.select(10, 4, attending(*[float("nan")] * 10), 0), evenly)
+    with pytest.raises(ValueError, match=f"'{pruner.name}' pruner needs the attention"):
+        pruner.select(10, 4, ends(*layered_states(10, 2, 1)), 0)
+    with pytest.raises(ValueError, match="10 video tokens, not 11"):
+        pruner.select(11, 4, attending(*[0.1] * 10), 0)
+
+
 @given(m=st.integers(1, 300), data=st.data())
 def test_every_pruner_keeps_what_it_is_told(m: int, data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, m))
-    states = ends(*layered_states(m, 3, 1, width=4))
-    for pruner in (UVPruner(), UniformPruner(), RandomPruner()):
+    video, question = layered_states(m, 3, 1, width=4)
+    states = ends(video, question, video[0, :, 0].softmax(dim=0))
+    for pruner in (UVPruner(), AttentionPruner(), SpecVLMPruner(), UniformPruner(), RandomPruner()):
         mask = pruner.select(m, keep, states if pruner.needs_states else None, seed=3)
         assert mask.dtype == torch.bool
         assert mask.shape == (m,)
@@ -140,14 +200,17 @@ def test_counts_that_cannot_be(pruner: Any) -> None:
 
 
 def test_built_in_pruners_by_name() -> None:
-    for name, kind in [("uv", UVPruner), ("uniform", UniformPruner), ("random", RandomPruner), ("none", NonePruner)]:
+    for kind in (UVPruner, AttentionPruner, SpecVLMPruner, UniformPruner, RandomPruner, NonePruner):
+        name = kind.name
         pruner = load_pruner(name)
         assert type(pruner) is kind
         assert pruner.name == name
 
 
 def test_an_unknown_pruner_names_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of none, random"):
+    with pytest.raises(
+        ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of attention, none, random"
+    ):
         load_pruner("uvv")
 
 

@@ -104,6 +104,9 @@ class ToyBackend:
 
 
 class ToySession:
+    """Early states are random, and the same for every prompt of a length; half of the attention goes to the video, by
+    the softmax of the states' first coordinate."""
+
     def __init__(self, backend: ToyBackend, prompt: Prompt, capacity: int) -> None:
         self._backend = backend
         self._capacity = capacity
@@ -124,6 +127,7 @@ class ToySession:
         compact_positions: bool = False,
         early_layer: int | None = None,
         on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         for layer in range(1, self._backend.info.layers + 1):
@@ -132,8 +136,11 @@ class ToySession:
                 on_progress()
             if layer == early_layer and on_early_layer is not None:
                 self._backend.calls.append("early")
-                states = [torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (self.video_tokens, 3)]
-                on_early_layer(EarlyStates(layer, states[0], states[0].roll(1, 0), states[1], states[1].roll(1, 0)))
+                video, text = (
+                    torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (self.video_tokens, 3)
+                )
+                attention = video[:, 0].softmax(dim=0) / 2 if early_attention else None
+                on_early_layer(EarlyStates(layer, video, video.roll(1, 0), text, text.roll(1, 0), attention))
         self._backend.calls.append(f"prefill {self.video_tokens if keep is None else int(keep.sum())}")
         return self._backend.row(())
 

@@ -48,6 +48,7 @@ class EmulatedSession(CachedSession):
         self._guesses = guesses
         self._device = device
         self._pruned = 0.0
+        self._hidden = torch.empty(0)  # random states of the prompt
 
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
@@ -58,13 +59,19 @@ class EmulatedSession(CachedSession):
         self._pruned = dropped / prompt.video_tokens if prompt.video_tokens else 0.0
         seconds = self._model.prefill_s(1 - dropped / len(prompt))
         random = np.random.default_rng(len(prompt)).standard_normal((len(prompt), HIDDEN_SIZE), np.float32)
-        hidden = torch.from_numpy(random).to(self._device)
+        self._hidden = hidden = torch.from_numpy(random).to(self._device)
         logits = self._logits([0])[0]
         after_layer(0, hidden)
         for layer in range(1, self._layers + 1):
             wait_until(started + seconds * layer / self._layers)
             after_layer(layer, hidden.roll(layer, 0))
         return logits
+
+    def _queries_and_keys(
+        self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One head, whose queries and keys are the layer's random input itself: the attention is as random."""
+        return hidden[None], self._hidden.roll(layer - 1, 0)[None]
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         started = time.perf_counter()
@@ -94,7 +101,7 @@ class EmulatedSession(CachedSession):
         """There is nothing but the length."""
 
     def _close(self) -> None:
-        """There is nothing to drop."""
+        self._hidden = torch.empty(0)
 
 
 def wait_until(deadline_s: float) -> None:

@@ -143,6 +143,17 @@ class Decoder:
                 after_layer(index + 1, hidden)
         return hidden
 
+    def queries(self, layer: int, hidden: Tensor, rotation: Tensor) -> Tensor:
+        """float32 ``(heads, n, head_dim)``: what layer number ``layer`` asks the keys of its cache with.
+
+        ``hidden``: ``(n, hidden_size)``, the layer's input; ``rotation`` as in `forward`.
+        """
+        weights, heads, head_dim = self._layers[layer - 1], self.config.heads, self.config.head_dim
+        width = heads * head_dim
+        query = torch.addmm(weights.qkv_bias[:width], weights.input_norm(hidden), weights.qkv[:, :width])
+        pairs = torch.view_as_complex(query.float().view(-1, heads, head_dim // 2, 2))
+        return torch.view_as_real(pairs * rotation).flatten(-2).transpose(0, 1)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 ``(n, vocab_size)`` from the last layer's output."""
         normed = self._norm(hidden)

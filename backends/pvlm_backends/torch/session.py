@@ -52,6 +52,14 @@ class TorchSession(CachedSession):
         self._video = None
         return decoder.logits(hidden[-1:])[0]
 
+    def _queries_and_keys(
+        self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._cache is not None  # the running prefill made it
+        rotation = self._decoder.rotations(torch.from_numpy(positions).to(hidden.device))
+        keys = self._cache.filled(len(self._prompt))[2 * (layer - 1)]
+        return self._decoder.queries(layer, hidden, rotation), keys[0]
+
     @torch.inference_mode()
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         assert self._cache is not None  # the prefill made both

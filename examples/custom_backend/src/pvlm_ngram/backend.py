@@ -98,6 +98,7 @@ class NgramSession:
         compact_positions: bool = False,
         early_layer: int | None = None,
         on_early_layer: Callable[..., Any] | None = None,
+        early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """Logits of the first token, float32 ``(vocab_size,)``."""

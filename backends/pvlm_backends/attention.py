@@ -1,0 +1,28 @@
+"""How much the question looks at each video token, where fused attention kernels keep no probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, video: tuple[int, int]) -> torch.Tensor:
+    """Mean attention probability that n successive tokens give to each video token, float32 ``(m,)``.
+
+    Softmax over all rows that a token sees, in float32; then the mean over heads and tokens, 0 if there are none. Only
+    these tokens' rows of the attention matrix are made: ``heads * n * rows`` numbers.
+
+    Args:
+        query: ``(heads, n, head_dim)``, rotated.
+        keys: ``(kv_heads, rows, head_dim)``, rotated; heads that share a key head are neighbours.
+        first_row: the first token's row; it sees the rows up to its own.
+        video: first row of the video, and the row behind its last.
+    """
+    heads, count, head_dim = query.shape
+    keys = keys[:, : first_row + count].float()
+    by_key_head = query.float().reshape(len(keys), -1, head_dim)
+    scores = (by_key_head @ keys.transpose(1, 2) / math.sqrt(head_dim)).view(heads, count, -1)
+    later = torch.ones_like(scores[0], dtype=torch.bool).triu_(first_row + 1)
+    probabilities = scores.masked_fill_(later, -math.inf).softmax(dim=-1)
+    return probabilities[..., video[0] : video[1]].sum(dim=(0, 1)) / max(1, heads * count)
