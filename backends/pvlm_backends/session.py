@@ -177,7 +177,8 @@ class _EarlyTap:
         if layer == 0:
             self._first = self._copy(hidden)
         elif layer == self._layer and self._first is not None:
-            video, question = self._copy(hidden)
+            device = self._first[0].device  # a model's layers may lie on several
+            video, question = (states.to(device) for states in self._copy(hidden))
             self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question))
             self._first = None
 

@@ -44,7 +44,7 @@ class TorchSession(CachedSession):
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
         rows = len(positions)
         # Made here and not when the session is opened: only now is it known how many rows pruning leaves.
-        self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.device)
+        self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.layer_devices)
         last = len(self._prompt) + self._capacity
         self._rotations = decoder.rotations(torch.arange(last, device=decoder.device))
         rotation = self._rotations[torch.from_numpy(positions).to(decoder.device)]
