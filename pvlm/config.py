@@ -60,6 +60,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     transport: Transport = "ipc"
     """``ipc``, ``tcp`` (loopback): a worker process for each model; ``inproc``: a thread for each, in this process."""
     device: str = "cpu"
+    """Of the target; several, separated by commas, share out its layers: ``"cuda:0,cuda:1"``."""
     draft_device: str | None = None
     dtype: str = "auto"
     draft_dtype: str | None = None

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, ModelInfo, Processor, Prompt
+from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-
     from .hf_session import HuggingFaceSession
     from .processing import LlavaOnevisionProcessor
 
 _EXTRA_OPTIONS = ("attn_implementation",)
-_LOADING = Lock()
-"""transformers patches torch while it loads: of two models at once (transport inproc) one may lose its tied weights."""
 
 
 class HuggingFaceBackend:
@@ -67,17 +60,19 @@ class HuggingFaceBackend:
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> HuggingFaceBackend:
         """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
-        from .loading import check_extra_options, choose_device, choose_dtype
+        from .hf_loading import load_model
+        from .loading import check_extra_options, choose_devices, choose_dtype
         from .processing import LlavaOnevisionProcessor
         from .processing.files import locate_checkpoint, read_settings
 
         check_extra_options(options, _EXTRA_OPTIONS)
-        device = choose_device(options)
+        devices = choose_devices(options)
         folder = locate_checkpoint(options.model, pickled=options.allow_pickle)
         settings = read_settings(folder, "config.json")
         processor = LlavaOnevisionProcessor(folder, settings)
         own_dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-        model = _load_model(folder, options, choose_dtype(options, device, own_dtype)).to(device)
+        dtype = choose_dtype(options, devices[0], own_dtype)
+        model = load_model(folder, settings, options, devices, dtype, on_progress)
         if on_progress is not None:
             on_progress(1.0)
         text = model.config.get_text_config()
@@ -92,40 +87,6 @@ class HuggingFaceBackend:
             max_positions=text.max_position_embeddings,
             parameters=sum(weight.numel() for weight in model.parameters()),
             dtype=str(model.dtype).removeprefix("torch."),
-            device=str(device),
+            device=",".join(map(str, devices)),
         )
         return cls(info, processor, model)
-
-
-def _load_model(folder: Path, options: LoadOptions, dtype: torch.dtype) -> Any:
-    """The model, with all of its weights from the checkpoint. Raises CheckpointError."""
-    from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
-
-    if not options.allow_pickle and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder} holds weights as pickle only, which can run any code when loaded; convert them to "
-            "safetensors, or set allow_pickle if you trust their source"
-        )
-    with _LOADING:
-        with_bar = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=None if options.allow_pickle else True,
-                trust_remote_code=options.trust_remote_code,
-                output_loading_info=True,
-                **options.extra,
-            )
-        except Exception as error:  # whatever the loader meets: OSError, SafetensorError, RuntimeError, ValueError, ...
-            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-        finally:
-            if with_bar:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    # transformers would go on with random weights in their place.
-    model, report = loaded
-    if report["missing_keys"]:
-        raise CheckpointError(f"{folder} holds no weight {sorted(report['missing_keys'])[0]!r}")
-    return model.eval()

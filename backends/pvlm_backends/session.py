@@ -218,8 +218,12 @@ class _EarlyTap:
         if layer == self._layer - 1 and self._positions is not None:
             self._attending = self._copy(hidden)[1]
         if layer == self._layer and self._first is not None:
-            video, question = self._copy(hidden)
-            self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question, self._attention()))
+            device = self._first[0].device  # a model's layers may lie on several
+            video, question = (states.to(device) for states in self._copy(hidden))
+            attention = self._attention()
+            if attention is not None:
+                attention = attention.to(device)
+            self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question, attention))
             self._first = None
 
     def _attention(self) -> torch.Tensor | None:

@@ -67,6 +67,7 @@ class LoadOptions:
     model: str
     role: Role = "target"
     device: str = "cpu"
+    """Several, separated by commas, share out the layers: ``"cuda:0,cuda:1"``."""
     dtype: str = "auto"
     """``auto``: float32 on the CPU, the checkpoint's own dtype elsewhere."""
     threads: int | None = None
@@ -95,7 +96,7 @@ class EarlyStates:
 
     ``video_first, video_last``: ``(m, d)``, the m prunable video tokens; ``question_first, question_last``:
     ``(n, d)``, the tokens of the question's text. ``first`` is the decoder's input (layer 0), ``last`` the
-    output of layer ``layer``. Dtype and device are the model's.
+    output of layer ``layer``. The dtype is the model's, the device that of its input.
 
     ``attention``, if it was asked for: float32 ``(m,)``, the mean probability with which layer ``layer`` attends from a
     question token to each video token: softmax over all rows that the question token sees, then the mean over heads and

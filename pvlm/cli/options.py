@@ -25,7 +25,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     models.add_argument("--backend", help="plug-in that runs the models: torch, hf, ... (default: torch)")
     models.add_argument("--draft-backend", help="the draft's, if it is another")
-    models.add_argument("--device", help="device of the target, for instance cuda:0 (default: cpu)")
+    models.add_argument(
+        "--device", help="device of the target, for instance cuda:0; cuda:0,cuda:1 share its layers (default: cpu)"
+    )
     models.add_argument("--draft-device", help="the draft's, if it is another")
     models.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default)")
     models.add_argument("--draft-dtype", help="the draft's, if it is another")

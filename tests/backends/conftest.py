@@ -94,6 +94,24 @@ def random_checkpoint(
     return folder
 
 
+def large_checkpoint(folder: Path) -> Path:
+    """A model of 104 million random numbers in bfloat16, in several files; a third of it are embeddings and head."""
+    shutil.copytree(random_checkpoint(folder.with_name("small")), folder, ignore=shutil.ignore_patterns("model*"))
+    config = LlavaOnevisionConfig.from_pretrained(folder)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "vocab_size": 20_000}
+    for name, value in sizes.items():
+        setattr(config.text_config, name, value)
+    config.text_config.layer_types = ["full_attention"] * 4
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    with torch.device("meta"):  # drawing the numbers as a fresh model does would take long
+        model = LlavaOnevisionForConditionalGeneration(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    for weight in model.parameters():
+        weight.data.uniform_(-0.03, 0.03)
+    model.save_pretrained(folder, max_shard_size="60MB")
+    return folder
+
+
 def edit_settings(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file; None removes one."""
     settings = {**json.loads(path.read_text()), **changes}

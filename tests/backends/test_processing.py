@@ -287,7 +287,7 @@ def test_where_a_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object, **__: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     for model, message in (
         (str(tmp_path / "none"), "no folder"),
         ("no/such", "no network"),
@@ -295,5 +295,9 @@ def test_where_a_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(CheckpointError, match=message):
             locate_checkpoint(model)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match="fetching 'no/such' .* failed: OSError: no network"):
+        locate_checkpoint("no/such")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     assert locate_checkpoint("no/such") == tmp_path

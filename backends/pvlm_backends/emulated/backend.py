@@ -103,10 +103,10 @@ class EmulatedBackend:
             CheckpointError: the specification is not valid, or is a draft's and the role a target's.
             BackendError: an option is not known, or the device cannot be used.
         """
-        from ..loading import check_extra_options, choose_device
+        from ..loading import check_extra_options, choose_devices
 
         check_extra_options(options)
-        device = choose_device(options)
+        device = choose_devices(options)[0]
         model = read_model(options.model)
         guesses = None
         if options.role == "draft":

@@ -9,15 +9,20 @@ from typing import Any
 
 from pvlm_protocols.backend import CheckpointError
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
 _SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt")
 _WEIGHTS_PATTERNS = ("*.safetensors",)
 _PICKLE_PATTERNS = ("*.bin",)
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+_HUB_TIMEOUT_S = 10.0
 
 
 def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False) -> Path:
     """The folder of a checkpoint: a local folder, or a Hugging Face Hub name whose files are fetched once.
+
+    What the Hub's cache holds is used as it is, without a look at the network.
 
     Args:
         model: a path, or ``owner/name``. A folder of that path wins.
@@ -34,17 +39,67 @@ def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False
         raise CheckpointError(f"{model!r} is a file; a checkpoint is a folder that holds config.json and the weights")
     if not _HUB_NAME.fullmatch(model):
         raise CheckpointError(f"there is no folder {model!r}, and that is not a Hugging Face name (owner/name) either")
-    from huggingface_hub import snapshot_download
-
     patterns = [
         *_SETTINGS_PATTERNS,
         *(_WEIGHTS_PATTERNS if weights else ()),
         *(_PICKLE_PATTERNS if pickled else ()),
     ]
+    return _cached(model, patterns, weights, pickled) or _fetch(model, patterns)
+
+
+def _cached(model: str, patterns: list[str], weights: bool, pickled: bool) -> Path | None:
+    """The snapshot in the Hub's cache, if it is whole."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True))
+    except Exception:  # not in the cache, or known to be partial
+        return None
+    # The processor fetches settings alone, so that weights may be missing; of their shards the index tells.
+    wanted = [(folder / name).is_file() for name in ("config.json", "tokenizer.json")]
+    if weights:
+        shards = set(weight_map(folder).values()) or {"model.safetensors"}
+        whole = all((folder / shard).is_file() for shard in shards)
+        wanted.append(whole or (pickled and any(folder.glob("*.bin"))))
+    return folder if all(wanted) else None
+
+
+def _fetch(model: str, patterns: list[str]) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        # The download itself would wait for a silent network as long as the system does, which is minutes.
+        HfApi().model_info(model, timeout=_HUB_TIMEOUT_S)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{model!r} is on the Hugging Face Hub, but its owner must grant access: ask for it on the model's page, "
+            "then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no folder {model!r}, and no such model on the Hugging Face Hub: check the name; a private one "
+            "needs `hf auth login`"
+        ) from error
+    except Exception as error:  # the Hub client raises its own, the HTTP client's and the system's errors
+        raise CheckpointError(
+            f"there is no folder {model!r}, it is not (or only partly) in the Hugging Face cache "
+            f"{constants.HF_HUB_CACHE}, and the Hub cannot be reached: {_reason(error)}. Give a folder that holds "
+            f"the checkpoint; or run `hf download {model}` where there is a network, and name the cache that it "
+            "fills with HF_HUB_CACHE"
+        ) from error
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:  # the Hub client raises its own, the HTTP client's and the system's errors
-        raise CheckpointError(f"there is no folder {model!r}, and fetching it from the Hub failed: {error}") from error
+    except Exception as error:  # also a full disk
+        raise CheckpointError(f"fetching {model!r} from the Hugging Face Hub failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:
@@ -67,3 +122,16 @@ def read_optional_settings(folder: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} holds a JSON {type(settings).__name__}, not an object")
     return settings
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """The file of each weight in a checkpoint of several files; empty for one in a single file. Raises
+    CheckpointError.
+    """
+    index = read_optional_settings(folder, WEIGHTS_INDEX)
+    if index is None:
+        return {}
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise CheckpointError(f"{folder / WEIGHTS_INDEX} has no weight_map that names a file for each weight")
+    return named

@@ -69,7 +69,7 @@ class TorchBackend:
         """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
         import torch
 
-        from ..loading import check_extra_options, choose_device, choose_dtype
+        from ..loading import check_extra_options, choose_devices, choose_dtype
         from ..processing import LlavaOnevisionProcessor
         from ..processing.files import locate_checkpoint, read_settings
         from .checkpoint import Checkpoint
@@ -78,15 +78,15 @@ class TorchBackend:
         from .vision import VideoEncoder
 
         check_extra_options(options)
-        device = choose_device(options)
+        devices = choose_devices(options)
         folder = locate_checkpoint(options.model)
         settings = read_settings(folder, "config.json")
         config = ModelConfig.from_settings(folder, settings)
-        dtype = choose_dtype(options, device, config.dtype)
+        dtype = choose_dtype(options, devices[0], config.dtype)
         processor = LlavaOnevisionProcessor(folder, settings)
         with torch.inference_mode():
-            weights = Checkpoint(folder, dtype, device, on_progress)
-            decoder = Decoder(config.text, weights, dtype, device)
+            weights = Checkpoint(folder, dtype, devices[0], on_progress)
+            decoder = Decoder(config.text, weights, dtype, devices)
             encoder = VideoEncoder(config, weights)
         if on_progress is not None:
             on_progress(1.0)
@@ -101,6 +101,6 @@ class TorchBackend:
             max_positions=config.text.max_positions,
             parameters=weights.parameters,
             dtype=str(dtype).removeprefix("torch."),
-            device=str(device),
+            device=",".join(map(str, devices)),
         )
         return cls(info, processor, decoder, encoder)

@@ -1,17 +1,17 @@
-"""Weights on disk: memory-mapped safetensors, in one file or several, under one set of names."""
+"""A checkpoint's weights under one set of names, whoever saved them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from pvlm_protocols.backend import CheckpointError
 
-from ..processing.files import read_optional_settings
+from ..processing.files import WEIGHTS_INDEX
+from ..weights import WeightFiles
 
 # The names of each transformers version, prefix by prefix, to those of its version 5 modules without "model.".
 _RENAMES = (
@@ -25,14 +25,21 @@ _RENAMES = (
 class Checkpoint:
     """The weights of a checkpoint's folder.
 
+    A weight that stays as it is stored is taken; parts of a fused one are filled into what `empty` gives, so that no
+    weight is in memory twice::
+
+        fused = weights.empty(width, 2 * inner)                  # stored (in, out)
+        weights.fill(fused[:, :inner].t(), "mlp.gate_proj.weight")
+        weights.fill(fused[:, inner:].t(), "mlp.up_proj.weight")
+
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and the files that it names.
         dtype: what weights are converted to.
-        device: where they go.
-        on_progress: gets the fraction of the weights that were taken.
+        device: where they go unless another device is given.
+        on_progress: gets the fraction of the bytes that were read.
 
     Raises:
-        CheckpointError: there are no safetensors, or they are damaged.
+        CheckpointError: there are no safetensors, they are damaged, or files are missing.
     """
 
     def __init__(
@@ -45,62 +52,55 @@ class Checkpoint:
         self.folder = folder
         self._dtype = dtype
         self._device = device
-        self._on_progress = on_progress
-        self._places: dict[str, tuple[Any, str]] = {}
-        for path in _weight_files(folder):
-            try:
-                file = safe_open(str(path), framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path} cannot be read: {error}") from error
-            for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 (not a dict)
-                self._places[_canonical(name)] = (file, name)
+        self._files = WeightFiles(folder, on_progress)
+        self._stored_names = {_canonical(name): name for name in self._files}
         self._taken: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._stored_names
 
     @property
     def parameters(self) -> int:
         """Numbers in the weights taken so far."""
         return sum(self._taken.values())
 
-    def take(self, name: str, *shape: int) -> torch.Tensor:
+    def numel(self, prefix: str = "") -> int:
+        """Numbers in all stored weights whose canonical names start with ``prefix``."""
+        return sum(self._files[stored].numel for name, stored in self._stored_names.items() if name.startswith(prefix))
+
+    def empty(self, *shape: int, device: torch.device | None = None) -> torch.Tensor:
+        """Room for weights."""
+        return torch.empty(shape, dtype=self._dtype, device=self._device if device is None else device)
+
+    def take(self, name: str, *shape: int, device: torch.device | None = None) -> torch.Tensor:
         """A weight by its canonical name. Raises CheckpointError where it is missing or of another shape."""
-        if name not in self._places:
-            raise CheckpointError(f"{self.folder} holds no weight {name!r}")
-        file, stored_name = self._places[name]
-        try:
-            weight: torch.Tensor = file.get_tensor(stored_name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder}: weight {stored_name!r} cannot be read: {error}") from error
-        if weight.shape != shape:
-            raise CheckpointError(
-                f"{self.folder}: weight {stored_name!r} has shape {tuple(weight.shape)}; config.json says {shape}"
-            )
-        self._taken[name] = weight.numel()
-        if self._on_progress is not None:
-            self._on_progress(len(self._taken) / len(self._places))
-        return weight.to(self._device, self._dtype)
+        weight = self.empty(*shape, device=device)
+        self.fill(weight, name)
+        return weight
 
+    def fill(self, destination: torch.Tensor, name: str, *shape: int) -> None:
+        """Copy a weight into ``destination``, a view of what `empty` gave: a part of it, transposed, permuted.
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = read_optional_settings(folder, "model.safetensors.index.json")
-    if index is not None:
-        names = sorted(set((index.get("weight_map") or {}).values()))
-        paths = [folder / name for name in names]
-        if missing := [path.name for path in paths if not path.is_file()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which model.safetensors.index.json names")
-        if paths:
-            return paths
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    if pickled := sorted(path.name for path in folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder} holds weights as pickle only ({pickled[0]}), which can run any code when loaded; convert them "
-            "to safetensors, or let the 'hf' backend read them with allow_pickle"
-        )
-    raise CheckpointError(f"{folder} holds no weights (model.safetensors)")
+        Args:
+            destination: of the weight's shape; or its leading dimensions split the weight's first one, as heads do.
+            name: canonical.
+            shape: the weight's own, where the destination splits it.
+
+        Raises:
+            CheckpointError: the weight is missing, of another shape or dtype, or cannot be read.
+        """
+        if name not in self._stored_names:
+            self._raise_missing(name)
+        self._files.fill(destination, self._stored_names[name], *shape)
+        self._taken[name] = destination.numel()
+
+    def _raise_missing(self, name: str) -> NoReturn:
+        for stored_name, file in self._files.lacking.items():
+            if _canonical(stored_name) == name:
+                raise CheckpointError(
+                    f"{self.folder / file} lacks the weight {stored_name!r}, which {WEIGHTS_INDEX} has there"
+                )
+        raise CheckpointError(f"{self.folder} holds no weight {name!r}")
 
 
 def _canonical(name: str) -> str:

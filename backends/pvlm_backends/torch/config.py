@@ -64,6 +64,8 @@ class ModelConfig:
     def from_settings(cls, folder: Path, settings: Mapping[str, Any]) -> ModelConfig:
         """Read config.json. Raises CheckpointError, naming the key, for what this implementation does not do."""
         check_model_type(folder, dict(settings))
+        if settings.get("quantization_config") is not None:
+            raise CheckpointError(f"{folder}/config.json: quantization_config: this backend reads no quantised weights")
         text, vision = settings.get("text_config") or {}, settings.get("vision_config") or {}
         _require(folder, "text_config.model_type", text.get("model_type", "qwen2"), "qwen2")
         tower = "siglip_vision_model"

@@ -7,13 +7,14 @@ projections, weights stored ``(in, out)``, residuals added by the matrix product
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ..loading import place_layers
 from .cache import KeyValueCache
 from .checkpoint import Checkpoint
 from .config import TextConfig
@@ -24,6 +25,7 @@ _KEPT_WORKSPACES = 64
 
 @dataclass(frozen=True)
 class _Layer:
+    device: torch.device
     input_norm: RMSNorm
     qkv: Tensor
     qkv_bias: Tensor
@@ -81,22 +83,33 @@ class Workspace:
 class Decoder:
     """The decoder's weights and its passes. Raises CheckpointError where weights are missing or misshapen.
 
+    Embeddings are on the first device and the head on the last one, or where the embeddings are if it shares their
+    weight; the layers between lie in order, so that each device holds about the same number of bytes. The hidden
+    state, rotations and masks go along from device to device.
+
     One pass runs at a time: passes of equal length share buffers.
     """
 
-    def __init__(self, config: TextConfig, weights: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: TextConfig, weights: Checkpoint, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> None:
         self.config = config
         self.dtype = dtype
-        self.device = device
+        self.device = devices[0]
+        """Where token ids, video tokens and rotations are to be."""
         width = config.hidden_size
-        self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         tied = config.tied_head and "lm_head.weight" not in weights
-        self._head = (self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width)).t()
+        self._head_device = devices[0 if tied else -1]
+        self.layer_devices = _place_layers(config, weights, devices)
+        self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
+        head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
+        self._head = head.t()
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
-        self._norm = RMSNorm(weights.take("language_model.norm.weight", width), config.rms_norm_eps)
+        norm = weights.take("language_model.norm.weight", width, device=self._head_device)
+        self._norm = RMSNorm(norm, config.rms_norm_eps)
         halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self._frequencies = (1.0 / config.rope_theta**halves).to(device)
-        self._workspaces: dict[int, Workspace] = {}
+        self._frequencies = (1.0 / config.rope_theta**halves).to(self.device)
+        self._workspaces: dict[tuple[int, torch.device], Workspace] = {}
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64 ``(n,)`` to ``(n, hidden_size)``."""
@@ -123,15 +136,20 @@ class Decoder:
             after_layer: called with 0 and the input, then with each layer's number and its output.
 
         Returns:
-            ``(n, hidden_size)``, the last layer's output before the final norm.
+            ``(n, hidden_size)``, the last layer's output before the final norm, on that layer's device.
         """
-        count = hidden.shape[0]
-        workspace = self._workspace(count)
+        count, device = hidden.shape[0], self.device
+        workspace = self._workspace(count, device)
         places, filled = cache.places(row, count), cache.filled(row + count)
         mask = self._causal_mask(count, row) if row and count > 1 else None
         if after_layer is not None:
             after_layer(0, hidden)
         for index, layer in enumerate(self._layers):
+            if layer.device != device:
+                device = layer.device
+                hidden, rotation = hidden.to(device), rotation.to(device)
+                mask = None if mask is None else mask.to(device)
+                workspace = self._workspace(count, device)
             torch.addmm(layer.qkv_bias, layer.input_norm(hidden), layer.qkv, out=workspace.qkv)
             workspace.rotate(rotation)
             places[index].copy_(workspace.key_value)
@@ -156,10 +174,10 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 ``(n, vocab_size)`` from the last layer's output."""
-        normed = self._norm(hidden)
+        normed = self._norm(hidden.to(self._head_device))
         # An ordinary tensor although this runs in inference mode: its receiver may write to it.
         with torch.inference_mode(False):
-            logits = torch.empty(hidden.shape[0], self.config.vocab_size, device=self.device)
+            logits = torch.empty(hidden.shape[0], self.config.vocab_size, device=self._head_device)
         if self.dtype == torch.float32:
             return torch.mm(normed, self._head, out=logits)
         return logits.copy_(torch.mm(normed, self._head))
@@ -180,44 +198,63 @@ class Decoder:
         mask = torch.full((count, row + count), -math.inf, dtype=self.dtype, device=self.device).triu_(row + 1)
         return mask.repeat(self.config.heads // self.config.kv_heads, 1)
 
-    def _workspace(self, tokens: int) -> Workspace:
-        workspace = self._workspaces.get(tokens)
+    def _workspace(self, tokens: int, device: torch.device) -> Workspace:
+        workspace = self._workspaces.get((tokens, device))
         if workspace is None:
-            workspace = Workspace(self.config, tokens, self.dtype, self.device)
+            workspace = Workspace(self.config, tokens, self.dtype, device)
             if tokens <= _KEPT_WORKSPACES:
-                self._workspaces[tokens] = workspace
+                self._workspaces[tokens, device] = workspace
         return workspace
 
     def _load_layer(self, weights: Checkpoint, index: int) -> _Layer:
-        config = self.config
-        width, inner = config.hidden_size, config.intermediate_size
-        sizes = {"q": config.heads * config.head_dim, "k": config.kv_heads * config.head_dim}
-        sizes["v"] = sizes["k"]
+        config, device = self.config, self.layer_devices[index]
+        width, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
         prefix = f"language_model.layers.{index}"
 
-        def take(name: str, *shape: int) -> Tensor:
-            return weights.take(f"{prefix}.{name}", *shape)
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(weights.take(f"{prefix}.{name}.weight", width, device=device), config.rms_norm_eps)
 
-        qkv = [take(f"self_attn.{name}_proj.weight", size, width) for name, size in sizes.items()]
-        bias = [take(f"self_attn.{name}_proj.bias", size) for name, size in sizes.items()]
-        for parts in (qkv, bias):
-            parts[:2] = [_pairs_together(part, config.head_dim) for part in parts[:2]]
-        gate_up = [take(f"mlp.{name}_proj.weight", inner, width) for name in ("gate", "up")]
+        def transposed(name: str, outputs: int, inputs: int) -> Tensor:
+            matrix = weights.empty(inputs, outputs, device=device)
+            weights.fill(matrix.t(), f"{prefix}.{name}.weight")
+            return matrix
+
+        queries, keys = config.heads * head_dim, config.kv_heads * head_dim
+        qkv = weights.empty(width, queries + 2 * keys, device=device)
+        qkv_bias = weights.empty(queries + 2 * keys, device=device)
+        gate_up = weights.empty(width, 2 * inner, device=device)
+        sizes = [queries, keys, keys]
+        for letter, matrix, bias in zip("qkv", torch.split(qkv.t(), sizes), torch.split(qkv_bias, sizes), strict=True):
+            rows = len(bias)
+            if letter != "v":
+                matrix, bias = _halves_apart(matrix, head_dim), _halves_apart(bias, head_dim)
+            weights.fill(matrix, f"{prefix}.self_attn.{letter}_proj.weight", rows, width)
+            weights.fill(bias, f"{prefix}.self_attn.{letter}_proj.bias", rows)
+        for name, matrix in zip(("gate", "up"), torch.split(gate_up.t(), inner), strict=True):
+            weights.fill(matrix, f"{prefix}.mlp.{name}_proj.weight")
         return _Layer(
-            input_norm=RMSNorm(take("input_layernorm.weight", width), config.rms_norm_eps),
-            qkv=torch.cat(qkv).t().contiguous(),
-            qkv_bias=torch.cat(bias),
-            output=take("self_attn.o_proj.weight", width, sizes["q"]).t().contiguous(),
-            post_norm=RMSNorm(take("post_attention_layernorm.weight", width), config.rms_norm_eps),
-            gate_up=torch.cat(gate_up).t().contiguous(),
-            down=take("mlp.down_proj.weight", width, inner).t().contiguous(),
+            device=device,
+            input_norm=norm("input_layernorm"),
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            output=transposed("self_attn.o_proj", width, queries),
+            post_norm=norm("post_attention_layernorm"),
+            gate_up=gate_up,
+            down=transposed("mlp.down_proj", width, inner),
         )
 
 
-def _pairs_together(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorder a query or key projection's outputs so that the two halves of a rotary pair are neighbours.
+def _place_layers(config: TextConfig, weights: Checkpoint, devices: Sequence[torch.device]) -> tuple[torch.device, ...]:
+    layers = [weights.numel(f"language_model.layers.{index}.") for index in range(config.layers)]
+    head = weights.numel("lm_head.")
+    return place_layers(weights.numel() - sum(layers) - head, layers, head, devices)
+
+
+def _halves_apart(weight: Tensor, head_dim: int) -> Tensor:
+    """View a query or key projection ``(outputs, ...)`` whose rotary pairs are neighbours as a checkpoint has it:
+    ``(heads, 2, head_dim / 2, ...)``.
 
     Checkpoints pair dimension i of a head with i + head_dim / 2; side by side a pair is one complex number, and the
     rotation one product. Scores do not change, because queries and keys are reordered alike.
     """
-    return torch.unflatten(weight, 0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    return torch.unflatten(weight, 0, (-1, head_dim // 2, 2)).transpose(1, 2)

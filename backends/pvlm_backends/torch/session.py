@@ -44,7 +44,7 @@ class TorchSession(CachedSession):
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
         rows = len(positions)
         # Made here and not when the session is opened: only now is it known how many rows pruning leaves.
-        self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.device)
+        self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.layer_devices)
         last = len(self._prompt) + self._capacity
         self._rotations = decoder.rotations(torch.arange(last, device=decoder.device))
         rotation = self._rotations[torch.from_numpy(positions).to(decoder.device)]
@@ -56,9 +56,10 @@ class TorchSession(CachedSession):
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._cache is not None  # the running prefill made it
-        rotation = self._decoder.rotations(torch.from_numpy(positions).to(hidden.device))
+        decoder = self._decoder
+        rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
         keys = self._cache.filled(len(self._prompt))[2 * (layer - 1)]
-        return self._decoder.queries(layer, hidden, rotation), keys[0]
+        return decoder.queries(layer, hidden.to(keys.device), rotation.to(keys.device)), keys[0]
 
     @torch.inference_mode()
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:

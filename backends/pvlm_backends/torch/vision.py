@@ -72,10 +72,14 @@ class VisionTower:
             name = f"vision_tower.encoder.layers.{index}.{name}"
             return weights.take(f"{name}.weight", *shape), weights.take(f"{name}.bias", shape[0])
 
-        query, key, value = (take(f"self_attn.{name}_proj", width, width) for name in "qkv")
+        qkv = weights.empty(3 * width, width), weights.empty(3 * width)
+        for letter, matrix, bias in zip("qkv", *(torch.split(tensor, width) for tensor in qkv), strict=True):
+            name = f"vision_tower.encoder.layers.{index}.self_attn.{letter}_proj"
+            weights.fill(matrix, f"{name}.weight")
+            weights.fill(bias, f"{name}.bias")
         return _Layer(
             norm1=take("layer_norm1", width),
-            qkv=(torch.cat([query[0], key[0], value[0]]), torch.cat([query[1], key[1], value[1]])),
+            qkv=qkv,
             output=take("self_attn.out_proj", width, width),
             norm2=take("layer_norm2", width),
             up=take("mlp.fc1", inner, width),

@@ -1,0 +1,158 @@
+"""Loading a model into transformers: one copy of its weights, progress by bytes, layers over several devices."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from types import EllipsisType
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import logging
+
+from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions
+
+from .loading import place_layers
+from .weights import WeightFiles
+
+_LOADING = Lock()
+"""transformers patches torch while it loads: of two models at once (transport inproc) one may lose its tied weights."""
+
+
+def load_model(
+    folder: Path,
+    settings: Mapping[str, Any],
+    options: LoadOptions,
+    devices: Sequence[torch.device],
+    dtype: torch.dtype,
+    on_progress: Callable[[float], None] | None,
+) -> Any:
+    """The model in evaluation mode, with all of its weights from the checkpoint.
+
+    Pickled and quantised weights, and models that bring code, are left to transformers: it maps whole files until the
+    last weight is converted, and tells nothing of its progress.
+
+    Args:
+        settings: config.json.
+        devices: where the decoder's layers go, see `place_layers`.
+        dtype: of the weights.
+        on_progress: gets the fraction of the bytes that were read.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, lacks weights, or transformers cannot load it.
+        BackendError: several devices, and accelerate is missing or cannot do it.
+    """
+    pickled = options.allow_pickle and not any(folder.glob("*.safetensors"))
+    by_transformers = pickled or options.trust_remote_code or "quantization_config" in settings
+    files = None if by_transformers else WeightFiles(folder, on_progress)
+    spread = _to_be_spread(options, devices)
+    with _LOADING, warnings.catch_warnings():
+        # image_newline, a parameter by itself, is no module, but has its place all the same.
+        warnings.filterwarnings("ignore", ".*device_map keys do not match any submodules")
+        with_bar = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+            with torch.device("meta"):
+                skeleton = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
+                    copy.deepcopy(config), trust_remote_code=options.trust_remote_code
+                )
+            source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+            if pickled:
+                source["use_safetensors"] = False
+            if files is not None:
+                weights = {name: _WeightOnDisk(files, name, dtype) for name in files}
+                source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
+            loaded: Any = type(skeleton).from_pretrained(
+                **source,
+                dtype=dtype,
+                device_map=device_map(skeleton, devices) if spread else None,
+                output_loading_info=True,
+                **options.extra,
+            )
+        except BackendError:
+            raise
+        except Exception as error:  # whatever the loader meets: OSError, SafetensorError, RuntimeError, ValueError, ...
+            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+        finally:
+            if with_bar:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random weights in their place
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise CheckpointError(f"{folder} holds no weight {missing[0]!r}{others}")
+    return model.eval() if spread else model.to(devices[0]).eval()
+
+
+def _to_be_spread(options: LoadOptions, devices: Sequence[torch.device]) -> bool:
+    kinds = {device.type for device in devices}
+    if kinds == {"cpu"} or len(set(devices)) == 1:  # cpu:0 and cpu:1 are one
+        return False
+    if "cpu" in kinds:
+        raise BackendError(
+            f"the backend 'hf' cannot run a part of the layers on the CPU ({options.device!r}): accelerate would keep "
+            "them there and run them elsewhere; name other devices, or use the backend 'torch'"
+        )
+    if find_spec("accelerate") is None:
+        raise BackendError(
+            "the backend 'hf' needs the package accelerate to spread a model over several devices, here "
+            f"{options.device!r}: install it (pip install accelerate), or name one device"
+        )
+    return True
+
+
+class _WeightOnDisk:
+    """Stands for a weight until transformers reads it, ``[...]``, as it does with a slice of a safetensors file.
+
+    Such a slice keeps its whole file mapped, and mapped pages are a second copy in memory where the dtype changes.
+    """
+
+    _reading = Lock()  # transformers reads in several threads
+
+    def __init__(self, files: WeightFiles, name: str, dtype: torch.dtype) -> None:
+        self._files, self._name, self._dtype = files, name, dtype
+
+    def __getitem__(self, everything: EllipsisType) -> torch.Tensor:
+        weight = torch.empty(self._files[self._name].shape, dtype=self._dtype)
+        with self._reading:
+            self._files.fill(weight, self._name)
+        return weight
+
+
+def device_map(model: Any, devices: Sequence[torch.device]) -> dict[str, str]:
+    """accelerate's ``device_map``: where each module (and each lone parameter) of a model goes, by name.
+
+    As in the raw-torch backend: what comes before the layers on the first device, the norm and the head behind them on
+    the last, unless the head shares the embeddings' weight.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings
+    layers = [_numel(layer) for layer in decoder.layers]
+    behind = 0 if tied else _numel(head)
+    placed = place_layers(_numel(model) - sum(layers) - behind, layers, behind, devices)
+    last = {decoder.norm} if tied else {decoder.norm, head}
+    found: dict[str, str] = {}
+
+    def place(module: torch.nn.Module, name: str) -> None:
+        prefix = f"{name}." if name else ""
+        if module is decoder.layers:
+            found.update({f"{prefix}{index}": str(device) for index, device in enumerate(placed)})
+        elif any(part is decoder.layers for part in module.modules()):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            found.update({f"{prefix}{parameter}": str(devices[0]) for parameter, _ in own})
+            for child_name, child in module.named_children():
+                place(child, f"{prefix}{child_name}")
+        else:
+            found[name] = str(devices[-1] if module in last else devices[0])
+
+    place(model, "")
+    return found
+
+
+def _numel(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
