@@ -84,6 +84,8 @@ class Coordinator:
         self._opening = opening
         self._draft_opening = draft_opening
         self._policy = policy
+        self._choice = policy.choice()
+        self._learned = False
         self._draft = draft_opening is not None
         self._line: list[int] = list(opening.committed)
         self._told: Window = opening.window
@@ -128,6 +130,8 @@ class Coordinator:
         """Take one event in. Late and repeated events are dropped by rule and counted, never an error."""
         if self.done or self.state is State.NEW:
             return []
+        self.reconsider()
+        self._learned = True
         match event:
             case Verdict():
                 return self._on_verdict(event)
@@ -158,6 +162,16 @@ class Coordinator:
                 return [Fail("TargetLost", event.reason, ""), *self._closing()]
             case _:
                 return []
+
+    def reconsider(self) -> None:
+        """Choose the window anew, by what the last event has taught.
+
+        `handle` does so before it looks at the next event. Who calls this when the commands are out, and nobody waits,
+        takes the time for it (up to a millisecond) off the way from a verdict to the draft.
+        """
+        if self._learned:
+            self._learned = False
+            self._choice = self._policy.choice()
 
     # ---- prefill --------------------------------------------------------------------------------------------------
 
@@ -191,8 +205,7 @@ class Coordinator:
             return []
         self._line.extend(window.tokens)
         if self._rejected_s is not None:
-            began_s = window.ended_s - window.draft_ms / 1000
-            self._policy.observe_lag(max(0.0, began_s - self._rejected_s) * 1000)
+            self._policy.observe_lag(max(0.0, window.began_s - self._rejected_s) * 1000)
             self._rejected_s = None
         if self._alone_until is not None:
             return self._on_window_while_alone(window)
@@ -228,7 +241,7 @@ class Coordinator:
             return self._on_verdict_while_alone(verdict)
         if not verdict.tokens:
             return []
-        if not self._policy.choice().pays:
+        if not self._choice.pays:
             return self._go_alone(verdict)
         # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
         # on may have guessed that token, which its next window will show.
@@ -293,7 +306,7 @@ class Coordinator:
         return commands + self._to_draft(Advance(session=self.session, epoch=self.epoch, length=length, window=window))
 
     def _choose(self) -> Window:
-        choice = self._policy.choice()
+        choice = self._choice
         return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=choice.ahead)
 
     def _set_window(self, window: Window) -> list[Command]:
@@ -326,7 +339,7 @@ class Coordinator:
     def _on_verdict_while_alone(self, verdict: Verdict) -> list[Command]:
         assert self._alone_until is not None
         self._follow(verdict)
-        if (verdict.accepted or verdict.rejected) and self._policy.choice().pays:
+        if (verdict.accepted or verdict.rejected) and self._choice.pays:
             return self._together(self._roll_back())
         if self._probing or len(self.committed) < self._alone_until:
             return []

@@ -288,6 +288,7 @@ class LiveSession:
 
     def handle(self, event: Event) -> None:
         self.execute(self.coordinator.handle(event))
+        self.coordinator.reconsider()
 
     def execute(self, commands: list[Command]) -> None:
         for command in commands:

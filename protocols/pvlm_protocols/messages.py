@@ -133,9 +133,9 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``ended_s``: when the last of them
-    was there, in seconds of the monotonic clock of the draft's host. Travels from the draft to the coordinator and on
-    to the target.
+    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: when
+    the first was begun and the last was there, in seconds of the monotonic clock of the draft's host. Travels from the
+    draft to the coordinator and on to the target.
     """
 
     epoch: int
@@ -145,6 +145,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     proposal_probs: np.ndarray | None = None
     more: bool = False
     draft_ms: float = 0.0
+    began_s: float = 0.0
     ended_s: float = 0.0
 
 

@@ -52,6 +52,7 @@ class DraftSession(ActorSession):
         self._drafted: list[int] = []
         self._proposals: list[Proposal] = []
         self._draft_ms = 0.0
+        self._began_s = 0.0
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -137,6 +138,8 @@ class DraftSession(ActorSession):
 
     def _draft_token(self, model: Session) -> None:
         started = time.monotonic()
+        if not self._drafted:
+            self._began_s = started
         unfed = self.tokens[model.length :]
         logits = self._prefill_logits
         if unfed:
@@ -168,6 +171,7 @@ class DraftSession(ActorSession):
                 proposal_probs=probs,
                 more=more,
                 draft_ms=self._draft_ms,
+                began_s=self._began_s,
                 ended_s=time.monotonic(),
             )
         )

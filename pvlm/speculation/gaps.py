@@ -43,8 +43,7 @@ class Gaps:
         waited = 0.0
         for window in self._windows:
             if window.start < verdict.start + verdict.window:
-                drafting_since = window.ended_s - window.draft_ms / 1000
-                waited += max(0.0, min(began, window.ended_s) - max(before, drafting_since))
+                waited += max(0.0, min(began, window.ended_s) - max(before, window.began_s))
         gap = max(0.0, began - before)
         return Gap(gap * 1000, max(0.0, gap - waited) * 1000)
 

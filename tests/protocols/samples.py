@@ -77,6 +77,7 @@ SAMPLES: tuple[Message, ...] = (
         proposal_probs=np.array([[1.0, 0.0], [0.75, 0.25]], np.float32),
         more=True,
         draft_ms=0.5,
+        began_s=0.125,
         ended_s=0.25,
     ),
     Step(session=7, epoch=1, count=-1),

@@ -147,6 +147,7 @@ class Harness:
         actor.turn(0)
 
     def _carry_out(self, commands: list[Any]) -> None:
+        self.coordinator.reconsider()
         for command in commands:
             match command:
                 case ToTargetActor(message):

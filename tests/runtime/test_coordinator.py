@@ -272,11 +272,11 @@ def test_the_lag_is_from_a_rejection_to_the_drafts_new_start():
     harness = Harness(policy=policy)
     harness.coordinator.handle(PrefillDone(session=1, role="target", prompt_tokens=9, prefill_ms=1.0))
     deliver = harness.coordinator.handle
-    deliver(DraftWindow(session=1, epoch=0, start=0, tokens=(5, 6), draft_ms=20.0, ended_s=10.0))
+    deliver(DraftWindow(session=1, epoch=0, start=0, tokens=(5, 6), began_s=9.98, ended_s=10.0))
     deliver(Verdict(session=1, epoch=0, start=0, tokens=(5, 7), accepted=1, rejected=True, window=2, ended_s=11.0))
-    deliver(DraftWindow(session=1, epoch=0, start=2, tokens=(8, 9), draft_ms=20.0, ended_s=11.005))  # too late
-    deliver(DraftWindow(session=1, epoch=1, start=2, tokens=(8, 9), draft_ms=20.0, ended_s=11.030))
-    deliver(DraftWindow(session=1, epoch=1, start=4, tokens=(8, 9), draft_ms=20.0, ended_s=11.050))
+    deliver(DraftWindow(session=1, epoch=0, start=2, tokens=(8, 9), began_s=10.985, ended_s=11.005))  # too late
+    deliver(DraftWindow(session=1, epoch=1, start=2, tokens=(8, 9), began_s=11.010, ended_s=11.030))
+    deliver(DraftWindow(session=1, epoch=1, start=4, tokens=(8, 9), began_s=11.030, ended_s=11.050))
     assert policy.lags == [pytest.approx(10.0)]
 
 
