@@ -19,6 +19,7 @@ from pvlm_protocols.messages import (
     PruneMask,
     Rollback,
     SessionMessage,
+    Stopped,
 )
 
 
@@ -52,6 +53,7 @@ class DraftSession(ActorSession):
         self._drafted: list[int] = []
         self._proposals: list[Proposal] = []
         self._draft_ms = 0.0
+        self._stopped: list[Stopped] = []
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -66,6 +68,16 @@ class DraftSession(ActorSession):
                 self.window = message.window
 
     def _roll_back(self, message: Rollback) -> None:
+        if self._drafted:
+            self._stopped.append(
+                Stopped(
+                    epoch=self.epoch,
+                    start=len(self.tokens) - len(self._drafted),
+                    tokens=len(self._drafted),
+                    draft_ms=self._draft_ms,
+                    ended_s=time.monotonic(),
+                )
+            )
         self.epoch = message.epoch
         self.window = message.window
         self.tokens = self.tokens[: message.keep] + list(message.tokens)
@@ -132,6 +144,7 @@ class DraftSession(ActorSession):
                 role="draft",
                 prompt_tokens=model.prompt_tokens - dropped,
                 prefill_ms=milliseconds_since(started),
+                ended_s=time.monotonic(),
             )
         )
 
@@ -169,8 +182,10 @@ class DraftSession(ActorSession):
                 more=more,
                 draft_ms=self._draft_ms,
                 ended_s=time.monotonic(),
+                stopped=tuple(self._stopped),
             )
         )
+        self._stopped.clear()
         self._forget_sent()
 
     def _start_window(self, size: int) -> None:
