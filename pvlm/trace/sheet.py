@@ -107,10 +107,10 @@ def _subtitle(recording: Recording, mask: NDArray[np.bool_]) -> str:
 
 
 def _columns(frames: int, size: tuple[int, int]) -> int:
-    """So many that the sheet is not higher than wide, as far as `SHEET_WIDTH` allows, and its last row well filled."""
+    """So many that the sheet is rather wide than high, as far as `SHEET_WIDTH` allows, and its last row well filled."""
     most = max(1, (SHEET_WIDTH - 2 * MARGIN) // (size[0] + GAP))
     wanted = math.ceil(math.sqrt(frames * (size[1] + CAPTION) / size[0] * 1.5))
-    rows = math.ceil(frames / min(most, max(wanted, 3)))
+    rows = math.ceil(frames / min(most, max(wanted, 5)))
     return math.ceil(frames / rows)
 
 
@@ -120,7 +120,7 @@ def _picture(frame: NDArray[np.uint8], size: tuple[int, int], keep: NDArray[np.b
     if keep is None or keep.all():
         return picture
     cells = Image.fromarray(np.where(keep, 255, 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    dimmed = Image.blend(Image.new("RGB", size, (205, 206, 208)), picture.convert("L").convert("RGB"), DIMMED)
+    dimmed = Image.blend(Image.new("RGB", size, (206, 206, 206)), picture.convert("L").convert("RGB"), DIMMED)
     shown = Image.composite(picture, dimmed, cells)
     _frame_kept(ImageDraw.Draw(shown), size, keep)
     return shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import msgspec
 
@@ -32,7 +33,7 @@ def page(recording: Recording, timeline: Timeline) -> bytes:
     source = files(__name__)
     data = {
         "question": subject.opening.question,
-        "models": {role: info.name for role, info in subject.models.items() if role in timeline.rows},
+        "models": {role: _short(subject.models[role].name) for role in timeline.rows if role in subject.models},
         "ended": "" if answer is not None else _why_unfinished(timeline),
         "figures": [] if answer is None else figures(answer.stats),
         "pieces": _text_pieces(recording, timeline),
@@ -47,6 +48,11 @@ def page(recording: Recording, timeline: Timeline) -> bytes:
     }
     template = source.joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], template).encode()
+
+
+def _short(model: str) -> str:
+    """A hub name as it is; of a path the last two parts, for a page may be shown to others."""
+    return str(Path(*Path(model).parts[-2:])) if Path(model).is_absolute() else model
 
 
 def _why_unfinished(timeline: Timeline) -> str:

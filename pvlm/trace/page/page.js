@@ -220,7 +220,7 @@ function drawCells(group, cells, left, top, wide) {
     shape(group, "rect", { x: left + index * each, y: top, width: (next - index) * each, height: TRACK, class: cells[index].state });
     index = next;
   }
-  if (each < 4) return;
+  if (each < 3) return;
   cells.forEach((cell, index) => {
     const at = left + index * each;
     if (index) shape(group, "line", { x1: at, x2: at, y1: top, y2: top + TRACK, class: "seam" });
@@ -229,7 +229,7 @@ function drawCells(group, cells, left, top, wide) {
       shape(group, "text", { x: at + each / 2, y: top + TRACK / 2 + 4, "text-anchor": "middle", class: "on-cell" }, words);
     else if (each >= 15 && words.length <= 14) {
       const turned = `translate(${at + each / 2 + 4} ${top + TRACK - 5}) rotate(-90)`;
-      if (words.length * 7 <= TRACK - 8)
+      if (words.length * 7.4 <= TRACK - 8)
         shape(group, "text", { transform: turned, class: "on-cell" }, words);
     }
   });
