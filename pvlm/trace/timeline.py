@@ -229,7 +229,7 @@ class _Builder:
 
     def _fate(self, window: DraftWindow, position: int) -> State:
         """What became of a drafted token. An accepted or rejected one was of the epoch of its verdict."""
-        if id(window) not in self._forwarded or position not in self._settled:
+        if position not in self._settled:
             return "unused"
         verdict, state = self._settled[position]
         if verdict.epoch == window.epoch and state == "accepted":

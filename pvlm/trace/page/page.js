@@ -62,7 +62,7 @@ function described(item) {
   if (item.kind === "stopped") lines.push(`${plural(detail.tokens, "token")} from ${item.start} on, never sent`);
   if (item.kind === "window") {
     lines.push(`${positions(item)}, ${ms(took / item.cells.length)} a token, epoch ${detail.epoch}`);
-    if (detail.dropped) lines.push("dropped: it continued a text that had been left");
+    if (detail.dropped) lines.push("not sent to the target");
   }
   if (item.kind === "pass") {
     const settled = item.cells.length ? `settles ${positions(item)}` : "settles nothing";
