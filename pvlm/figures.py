@@ -12,6 +12,7 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 
 def figures(stats: AnswerStats) -> list[tuple[str, str]]:
     """Name and value of the figures of one answer."""
+    sees = ""
     window = sum(stats.windows) / len(stats.windows) if stats.windows else None
     rows = [
         ("method", stats.method),
@@ -28,5 +29,5 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
             ("window (γ), mean", number(window, 1)),
             ("rollbacks", str(stats.rollbacks)),
         ]
-    rows.append(("video tokens", f"{stats.video_tokens}, the draft sees {stats.kept_video_tokens} ({stats.prune})"))
-    return rows
+        sees = f", the draft sees {stats.kept_video_tokens} ({stats.prune})"
+    return [*rows, ("video tokens", f"{stats.video_tokens}{sees}")]

@@ -18,7 +18,7 @@ GAP = 14
 MARGIN = 24
 CAPTION = 20
 HEADER = 64
-SHEET_WIDTH = 1600
+SHEET_WIDTH = 2000
 """About; the number of frames in a row follows."""
 SMALLEST_CELL = 2
 """Pixels; smaller ones would show nothing."""
@@ -67,13 +67,13 @@ def frame_sheet(recording: Recording) -> bytes:
     for index, frame in enumerate(frames):
         left = MARGIN + index % columns * (size[0] + GAP)
         top = HEADER + index // columns * (size[1] + CAPTION + GAP)
-        keep = None if problem else mask.reshape(t, h, w)[index * t // len(frames)]
+        keep = None if problem or mask.all() else mask.reshape(t, h, w)[index * t // len(frames)]
         sheet.paste(_picture(frame, size, keep), (left, top))
         caption = f"frame {subject.frame_indices[index]}"
         if video.timestamps_s:
             caption += f" · {video.timestamps_s[index]:.2f} s"
         draw.text((left, top + size[1] + 4), caption, INK, small)
-        if keep is not None and not mask.all():
+        if keep is not None:
             draw.text((left + size[0], top + size[1] + 4), f"{keep.sum()} of {keep.size}", FAINT, small, anchor="ra")
     png = io.BytesIO()
     sheet.save(png, "PNG", optimize=True)
@@ -117,7 +117,7 @@ def _columns(frames: int, size: tuple[int, int]) -> int:
 def _picture(frame: NDArray[np.uint8], size: tuple[int, int], keep: NDArray[np.bool_] | None) -> Image.Image:
     """A frame, uint8 ``(H, W, 3)``, in ``size``, with the tokens ``keep``, bool ``(h, w)``, brought out."""
     picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
-    if keep is None or keep.all():
+    if keep is None:
         return picture
     cells = Image.fromarray(np.where(keep, 255, 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     dimmed = Image.blend(Image.new("RGB", size, (206, 206, 206)), picture.convert("L").convert("RGB"), DIMMED)

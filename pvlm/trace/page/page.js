@@ -171,10 +171,10 @@ function draw() {
   }
   const plot = shape(svg, "g", { "clip-path": "url(#plot)" });
   drawRuler(plot);
-  slices.forEach((piece) => visible(piece.begin_ms, piece.end_ms) && drawSlice(plot, piece));
+  slices.forEach((piece, number) => visible(piece.begin_ms, piece.end_ms) && drawSlice(plot, piece, number));
   const seen = arrows.filter((arrow) => visible(arrow.begin_ms, arrow.end_ms));
   if (seen.length <= ARROWS_AT_MOST) seen.forEach((arrow) => drawArrow(plot, arrow));
-  marks.forEach((mark) => visible(mark.at_ms, mark.at_ms) && drawMark(plot, mark));
+  marks.forEach((mark, number) => visible(mark.at_ms, mark.at_ms) && drawMark(plot, mark, number));
   drawOverview();
 }
 
@@ -194,11 +194,11 @@ function drawRuler(plot) {
   }
 }
 
-function drawSlice(plot, piece) {
+function drawSlice(plot, piece, number) {
   const left = x(piece.begin_ms);
   const wide = Math.max(0.6, x(piece.end_ms) - left);
   const top = rowTop[piece.row];
-  const group = shape(plot, "g", { class: `slice ${piece.kind}`, "data-number": slices.indexOf(piece) });
+  const group = shape(plot, "g", { class: `slice ${piece.kind}`, "data-number": number });
   if (piece.cells.length) drawCells(group, piece.cells, left, top, wide);
   else shape(group, "rect", { x: left, y: top, width: wide, height: TRACK, class: piece.kind === "pass" ? "bare" : piece.kind });
   if (piece.kind === "open" || piece.kind === "prefill") {
@@ -246,9 +246,9 @@ function drawArrow(plot, arrow) {
 }
 
 /** Verdicts without a pass hang below the target's track, everything else stands above its row's. */
-function drawMark(plot, mark) {
+function drawMark(plot, mark, number) {
   const at = x(mark.at_ms);
-  const group = shape(plot, "g", { class: "slice", "data-mark": marks.indexOf(mark) });
+  const group = shape(plot, "g", { class: "slice", "data-mark": number });
   if (mark.kind === "verdict") {
     const y = rowTop.target + TRACK;
     mark.cells.forEach((cell, index) =>
