@@ -90,8 +90,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent.
-    ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
+    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
+    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
     """
 
     epoch: int

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
+from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_since
 from pvlm.speculation.coupling import coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -68,7 +68,7 @@ class DraftSession(ActorSession):
                 self.window = message.window
 
     def _roll_back(self, message: Rollback) -> None:
-        if self._drafted:
+        if self._draft_ms:
             self._stopped.append(
                 Stopped(
                     epoch=self.epoch,
@@ -153,7 +153,11 @@ class DraftSession(ActorSession):
         unfed = self.tokens[model.length :]
         logits = self._prefill_logits
         if unfed:
-            logits = model.extend(unfed, on_progress=lambda: self.actor.tick(self))[-1]
+            try:
+                logits = model.extend(unfed, on_progress=lambda: self.actor.tick(self))[-1]
+            except WorkAbandoned:  # for a rollback, which reports the time
+                self._draft_ms += milliseconds_since(started)
+                raise
         assert logits is not None
         token, proposal = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
         self.tokens.append(token)
