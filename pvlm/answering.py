@@ -20,6 +20,7 @@ from pvlm.config import AnswerOptions, Method
 from pvlm.coordinator import Coordinator
 from pvlm.errors import EngineStateError, ModelError, OptionError, PromptError, PvlmError, RemoteTraceback, TargetLost
 from pvlm.plugins import plugin_names
+from pvlm.recorder import Recorded, Recorder
 from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none
 from pvlm.runtime import LiveSession, Runtime
 from pvlm.speculation.settings import resolve_coupling
@@ -48,6 +49,7 @@ class AnswerStream:
         question: str,
         options: AnswerOptions,
         on_progress: Callable[[str, float], None],
+        recorder: Recorder | None = None,
     ) -> None:
         if not question.strip():
             raise OptionError("the question is empty: ask something about the video")
@@ -56,6 +58,7 @@ class AnswerStream:
         self._question = question
         self._options = options
         self._on_progress = on_progress
+        self._recorder = recorder
         self._stack = AsyncExitStack()
         self._session: LiveSession | None = None
         self._error: PvlmError | None = None
@@ -114,7 +117,18 @@ class AnswerStream:
             self._coordinator.counts.draft_lost = runtime.draft_away
         self._log = log.bind(session=self._opening.session)
         self._runtime = runtime
-        self._session = runtime.open(self._coordinator, self._on_command)
+        if self._recorder is not None:
+            self._recorder.began(
+                Recorded(
+                    opening=self._opening,
+                    with_draft=draft is not None,
+                    frame_indices=self._video.indices,
+                    frame_size=self._video.frames.shape[1:3],
+                    processor=runtime.target_processor,
+                    models=runtime.models,
+                )
+            )
+        self._session = runtime.open(self._coordinator, self._on_command, self._recorder)
 
     async def _resized(self, processor: Processor) -> VideoFrames:
         pixels = await anyio.to_thread.run_sync(processor.resize, self._video.frames)
@@ -191,6 +205,8 @@ class AnswerStream:
             finish_reason=reason,
             stats=self._stats(),
         )
+        if self._recorder is not None:
+            self._recorder.ended(self._answer)
         stats = self._answer.stats
         self._log.info(
             "answered",

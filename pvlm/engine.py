@@ -13,6 +13,7 @@ import anyio
 from pvlm.answering import AnswerStream
 from pvlm.config import EngineConfig, answer_options, engine_config
 from pvlm.errors import EngineStateError
+from pvlm.recorder import Recorder
 from pvlm.results import Answer
 from pvlm.runtime import Runtime
 from pvlm_protocols.backend import ModelInfo, Role
@@ -122,24 +123,29 @@ class Engine:
 
     # ---- answers --------------------------------------------------------------------------------------------------
 
-    async def answer(self, video: VideoSource, question: str, **options: Any) -> Answer:
+    async def answer(
+        self, video: VideoSource, question: str, *, trace: Recorder | None = None, **options: Any
+    ) -> Answer:
         """Answer a question about a video.
 
         ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images.
+        ``trace``: a `pvlm.trace.Trace`, which then holds what draft and target did.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
         Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineStateError.
         """
-        async with self.stream(video, question, **options) as chunks:
+        async with self.stream(video, question, trace=trace, **options) as chunks:
             async for _ in chunks:
                 pass
         return chunks.answer
 
-    def stream(self, video: VideoSource, question: str, **options: Any) -> AnswerStream:
+    def stream(
+        self, video: VideoSource, question: str, *, trace: Recorder | None = None, **options: Any
+    ) -> AnswerStream:
         """As `answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
-        return AnswerStream(_Borrowed(self), video, question, answer_options(options), self._on_progress)
+        return AnswerStream(_Borrowed(self), video, question, answer_options(options), self._on_progress, trace)
 
     def answer_sync(self, video: VideoSource, question: str, **options: Any) -> Answer:
         """As `answer`, for scripts without an event loop. Raises EngineStateError inside one, and on an open engine."""

@@ -15,6 +15,7 @@ from pvlm.config import BUNDLED, EngineConfig, Method, WindowSetting, bundled
 from pvlm.coordinator import Coordinator
 from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
 from pvlm.plugins import load_plugin
+from pvlm.recorder import Recorder
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.transports import ChannelClosed, ChannelFull
 from pvlm.workers.launch import RunningActor, launch
@@ -127,10 +128,14 @@ class Runtime:
             return FixedWindow(window)
         return self._policies.setdefault(method, AutoWindow(vanilla=self.schedule(method).bonus))
 
-    def open(self, coordinator: Coordinator, on_command: Callable[[Command], None]) -> LiveSession:
-        """Start a session. ``on_command`` gets what is not for an actor, at once. Raises TargetLost."""
+    def open(
+        self, coordinator: Coordinator, on_command: Callable[[Command], None], recorder: Recorder | None = None
+    ) -> LiveSession:
+        """Start a session. ``on_command`` gets what is not for an actor, at once; ``recorder`` every event and command.
+        Raises TargetLost.
+        """
         self.check_target()
-        session = LiveSession(self, coordinator, on_command)
+        session = LiveSession(self, coordinator, on_command, recorder)
         self._sessions[coordinator.session] = session
         session.execute(coordinator.start())
         return session
@@ -271,12 +276,19 @@ class Runtime:
 class LiveSession:
     """One coordinator at work."""
 
-    def __init__(self, runtime: Runtime, coordinator: Coordinator, on_command: Callable[[Command], None]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        coordinator: Coordinator,
+        on_command: Callable[[Command], None],
+        recorder: Recorder | None,
+    ) -> None:
         self.id = coordinator.session
         self.coordinator = coordinator
         self.freed = anyio.Event()
         self._runtime = runtime
         self._on_command = on_command
+        self._recorder = recorder
         self._holders: set[Role] = {"target"}
         if coordinator.with_draft:
             self._holders.add("draft")
@@ -287,7 +299,10 @@ class LiveSession:
             self._free(role)
 
     def handle(self, event: Event) -> None:
-        self.execute(self.coordinator.handle(event))
+        commands = self.coordinator.handle(event)
+        if self._recorder is not None:
+            self._recorder.handled(event, commands)
+        self.execute(commands)
         self.coordinator.reconsider()
 
     def execute(self, commands: list[Command]) -> None:

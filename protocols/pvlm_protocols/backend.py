@@ -144,6 +144,15 @@ class Processor(Protocol):
         """Resize uint8 ``(T, H, W, 3)`` to what the vision tower takes: uint8 ``(T, H', W', 3)``."""
         ...
 
+    def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
+        """Where the video tokens of ``frames`` lie, given as `resize` leaves them: ``(t, h, w)``. The
+        ``m = t * h * w`` prunable tokens stand in this order: times, in each of them rows, in each of these columns.
+
+        ``t`` is T where every frame has tokens of its own, and less where neighbours share them. It is for pictures
+        alone: nothing else depends on it.
+        """
+        ...
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of answer tokens, special tokens left out. Incomplete UTF-8 at the end reads as U+FFFD."""
         ...

@@ -89,6 +89,18 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     ahead: bool = False
 
 
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
+    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
+    """
+
+    epoch: int
+    start: int
+    tokens: int
+    draft_ms: float
+    ended_s: float
+
+
 class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
     """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame."""
 
@@ -135,7 +147,8 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
     ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: when
     the first was begun and the last was there, in seconds of the monotonic clock of the draft's host. Travels from the
-    draft to the coordinator and on to the target.
+    draft to the coordinator and on to the target. ``stopped``: what the draft has written in vain since the last
+    window.
     """
 
     epoch: int
@@ -147,6 +160,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     draft_ms: float = 0.0
     began_s: float = 0.0
     ended_s: float = 0.0
+    stopped: tuple[Stopped, ...] = ()
 
 
 class Step(SessionMessage, frozen=True, kw_only=True):
@@ -207,10 +221,15 @@ class Loading(Message, frozen=True, kw_only=True):
 
 
 class Opened(SessionMessage, frozen=True, kw_only=True):
+    """The prompt is built, and the vision tower has run. ``ended_s``: when, in seconds of the monotonic clock of the
+    actor's host.
+    """
+
     role: Role
     prompt_tokens: int
     video_tokens: int
     open_ms: float
+    ended_s: float = 0.0
 
 
 class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
@@ -219,11 +238,12 @@ class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
 
 
 class PrefillDone(SessionMessage, frozen=True, kw_only=True):
-    """``prompt_tokens``: rows in the cache (a pruned draft has fewer than the prompt)."""
+    """``prompt_tokens``: rows in the cache (a pruned draft has fewer than the prompt). ``ended_s`` as in `Opened`."""
 
     role: Role
     prompt_tokens: int
     prefill_ms: float
+    ended_s: float = 0.0
 
 
 class Verdict(SessionMessage, frozen=True, kw_only=True):

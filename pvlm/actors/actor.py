@@ -90,6 +90,7 @@ class ActorSession(ABC):
                 prompt_tokens=self.model.prompt_tokens,
                 video_tokens=self.model.video_tokens,
                 open_ms=milliseconds_since(started),
+                ended_s=time.monotonic(),
             )
         )
         return self.model

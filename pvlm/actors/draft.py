@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
+from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_since
 from pvlm.speculation.coupling import coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -19,6 +19,7 @@ from pvlm_protocols.messages import (
     PruneMask,
     Rollback,
     SessionMessage,
+    Stopped,
 )
 
 
@@ -53,6 +54,7 @@ class DraftSession(ActorSession):
         self._proposals: list[Proposal] = []
         self._draft_ms = 0.0
         self._began_s = 0.0
+        self._stopped: list[Stopped] = []
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -67,6 +69,16 @@ class DraftSession(ActorSession):
                 self.window = message.window
 
     def _roll_back(self, message: Rollback) -> None:
+        if self._draft_ms:
+            self._stopped.append(
+                Stopped(
+                    epoch=self.epoch,
+                    start=len(self.tokens) - len(self._drafted),
+                    tokens=len(self._drafted),
+                    draft_ms=self._draft_ms,
+                    ended_s=time.monotonic(),
+                )
+            )
         self.epoch = message.epoch
         self.window = message.window
         self.tokens = self.tokens[: message.keep] + list(message.tokens)
@@ -133,6 +145,7 @@ class DraftSession(ActorSession):
                 role="draft",
                 prompt_tokens=model.prompt_tokens - dropped,
                 prefill_ms=milliseconds_since(started),
+                ended_s=time.monotonic(),
             )
         )
 
@@ -143,7 +156,11 @@ class DraftSession(ActorSession):
         unfed = self.tokens[model.length :]
         logits = self._prefill_logits
         if unfed:
-            logits = model.extend(unfed, on_progress=lambda: self.actor.tick(self))[-1]
+            try:
+                logits = model.extend(unfed, on_progress=lambda: self.actor.tick(self))[-1]
+            except WorkAbandoned:  # for a rollback, which reports the time
+                self._draft_ms += milliseconds_since(started)
+                raise
         assert logits is not None
         token, proposal = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
         self.tokens.append(token)
@@ -173,8 +190,10 @@ class DraftSession(ActorSession):
                 draft_ms=self._draft_ms,
                 began_s=self._began_s,
                 ended_s=time.monotonic(),
+                stopped=tuple(self._stopped),
             )
         )
+        self._stopped.clear()
         self._forget_sent()
 
     def _start_window(self, size: int) -> None:

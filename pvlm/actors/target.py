@@ -198,6 +198,7 @@ class TargetSession(ActorSession):
                 role="target",
                 prompt_tokens=model.prompt_tokens,
                 prefill_ms=milliseconds_since(started),
+                ended_s=self._idle_since,
             )
         )
 

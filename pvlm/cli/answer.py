@@ -9,10 +9,11 @@ import anyio
 import msgspec
 from rich.console import Console
 
-from pvlm.cli.console import ProgressDisplay, figures, quiet_logs
+from pvlm.cli.console import ProgressDisplay, figures_table, quiet_logs
 from pvlm.cli.options import add_answer_options, add_engine_options, answer_settings, engine_settings
 from pvlm.engine import Engine
 from pvlm.results import Answer
+from pvlm.trace import Trace, make_directory
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,6 +21,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("video", metavar="VIDEO", help="path of a video")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--json", action="store_true", help="print one object: text, tokens, finish_reason, stats")
+    parser.add_argument(
+        "--trace", metavar="DIR",
+        help="write pictures of the answer to a directory: timeline.html, timeline.json (Perfetto) and frames.png",
+    )  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log, and where an error came from")
     add_engine_options(parser)
     add_answer_options(parser)
@@ -28,19 +33,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     quiet_logs(options.verbose)
-    answer = anyio.run(_answer, options)
+    trace = None
+    if options.trace is not None:
+        make_directory(options.trace)  # before any model is loaded
+        trace = Trace()
+    try:
+        answer = anyio.run(_answer, options, trace)
+    finally:  # an answer that has failed may need a look most
+        if trace is not None and trace.recorded:
+            print(f"trace: {', '.join(map(str, trace.write(options.trace)))}", file=sys.stderr)
     if options.json:
         fields = {name: getattr(answer, name) for name in ("text", "tokens", "finish_reason", "stats")}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(fields).decode(), indent=2) + "\n")
     else:
-        Console(stderr=True, highlight=False).print(figures(answer.stats))
+        Console(stderr=True, highlight=False).print(figures_table(answer.stats))
     return 0
 
 
-async def _answer(options: argparse.Namespace) -> Answer:
+async def _answer(options: argparse.Namespace, trace: Trace | None) -> Answer:
     with ProgressDisplay() as progress:
         engine = Engine.create(on_progress=progress.update, **engine_settings(options))
-        async with engine.stream(options.video, options.question, **answer_settings(options)) as chunks:
+        settings = answer_settings(options)
+        async with engine.stream(options.video, options.question, trace=trace, **settings) as chunks:
             async for chunk in chunks:
                 if not options.json:
                     sys.stdout.write(chunk.text)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from pvlm.errors import OptionError
+from pvlm.figures import figures
 from pvlm.results import AnswerStats
 
 
@@ -74,33 +75,11 @@ def write_json(path: str, value: Any) -> None:
     write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A figure, or a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.{digits}f}{unit}"
-
-
-def figures(stats: AnswerStats) -> Table:
+def figures_table(stats: AnswerStats) -> Table:
     """The figures of one answer."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
-    window = sum(stats.windows) / len(stats.windows) if stats.windows else None
-    rows = [
-        ("method", stats.method),
-        ("new tokens", f"{stats.new_tokens} ({number(stats.tokens_per_second, 1)} a second)"),
-        ("prefill / decode", f"{stats.prefill_s:.3f} s / {stats.decode_s:.3f} s"),
-        ("first token after", f"{stats.time_to_first_token_s:.3f} s (reading the video: {stats.video_s:.3f} s)"),
-        ("target passes", f"{stats.target_passes} of {number(stats.target_pass_ms, 2, ' ms')}"),
-    ]
-    if stats.method != "ar":
-        rows += [
-            ("drafted tokens", f"{stats.drafted_tokens} of {number(stats.draft_token_ms, 2, ' ms')}"),
-            ("acceptance rate", f"{number(stats.acceptance_rate)} of the tokens that were tested"),
-            ("mean accepted length", f"{number(stats.mean_accepted_length, 1)} tokens a rejection"),
-            ("window (γ), mean", number(window, 1)),
-            ("rollbacks", str(stats.rollbacks)),
-        ]
-    rows.append(("video tokens", f"{stats.video_tokens}, the draft sees {stats.kept_video_tokens} ({stats.prune})"))
-    for row in rows:
+    for row in figures(stats):
         table.add_row(*row)
     return table

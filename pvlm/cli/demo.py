@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pvlm.cli.console import ProgressDisplay, figures, quiet_logs
+from pvlm.cli.console import ProgressDisplay, figures_table, quiet_logs
 from pvlm.cli.options import add_engine_options, engine_settings
 from pvlm.engine import Engine
 from pvlm.results import Answer, median_or_none
@@ -92,7 +92,7 @@ async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Pat
         )
         console.print(_who_wrote(answer))
         console.print()
-    console.print(figures(answer.stats))
+    console.print(figures_table(answer.stats))
     console.print()
     console.print(_speeds([ours, plain, alone]))
 

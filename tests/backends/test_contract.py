@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,6 +52,17 @@ def test_a_closed_backend_opens_nothing(name: str, prompt: Prompt, checkpoints: 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_its_processor_keeps_the_interface(name: str, checkpoints: Callable[[str], object]) -> None:
     assert isinstance(BACKENDS[name].processor(str(checkpoints("tied"))), Processor)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_its_processor_knows_where_the_video_tokens_lie(
+    name: str, checkpoints: Callable[[str], object], load_backend: Callable[[str, str], Backend], prompt: Prompt
+) -> None:
+    """The random checkpoint has 5 x 5 patches a frame: pooled, rounded up, 3 x 3 tokens."""
+    assert prompt.frames is not None
+    grid = BACKENDS[name].processor(str(checkpoints("tied"))).video_grid(prompt.frames)
+    assert grid == (3, 3, 3)
+    assert math.prod(grid) == load_backend(name, "tied").open(prompt, 1).video_tokens
 
 
 @pytest.mark.parametrize("module", ["torch:TorchBackend", "hf:HuggingFaceBackend"])

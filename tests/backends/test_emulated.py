@@ -109,6 +109,17 @@ def test_its_processor_has_words() -> None:
     assert same.tokenizer_fingerprint == processor.tokenizer_fingerprint != other.tokenizer_fingerprint
 
 
+@pytest.mark.parametrize(
+    ("tokens", "frames", "grid"),
+    [(1024, 16, (16, 8, 8)), (96, 8, (8, 3, 4)), (35, 5, (5, 1, 7)), (32, 2, (2, 4, 4)), (32, 3, (1, 1, 32))],
+)
+def test_its_tokens_are_shared_out_to_the_frames_or_stand_in_one_row(
+    tokens: int, frames: int, grid: tuple[int, int, int]
+) -> None:
+    processor = EmulatedBackend.processor(spec(video_tokens=tokens))
+    assert processor.video_grid(np.zeros((frames, 4, 4, 3), np.uint8)) == grid
+
+
 # ---- text ---------------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "DraftWindow": (
-        b"\x8b\xa4type\xabDraftWindow"
+        b"\x8c\xa4type\xabDraftWindow"
         b"\xa7session\x07"
         b"\xa5epoch\x01"
         b"\xa5start\x02"
@@ -66,6 +66,12 @@ GOLDEN: dict[str, bytes] = {
         b"\xa4more\xc3"
         b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7began_s\xcb?\xc0\x00\x00\x00\x00\x00\x00"
+        b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+        b"\xa7stopped\x91\x85"
+        b"\xa5epoch\x01"
+        b"\xa5start\x02"
+        b"\xa6tokens\x03"
+        b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "Step": (
@@ -135,12 +141,13 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8fraction\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "Opened": (
-        b"\x86\xa4type\xa6Opened"
+        b"\x87\xa4type\xa6Opened"
         b"\xa7session\x07"
         b"\xa4role\xa6target"
         b"\xadprompt_tokens\x15"
         b"\xacvideo_tokens\x10"
         b"\xa7open_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+        b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "PrefillProgress": (
         b"\x84\xa4type\xafPrefillProgress"
@@ -149,11 +156,12 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8fraction\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "PrefillDone": (
-        b"\x85\xa4type\xabPrefillDone"
+        b"\x86\xa4type\xabPrefillDone"
         b"\xa7session\x07"
         b"\xa4role\xa6target"
         b"\xadprompt_tokens\x15"
         b"\xaaprefill_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "Verdict": (
         b"\x8c\xa4type\xa7Verdict"

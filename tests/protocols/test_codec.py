@@ -25,7 +25,18 @@ from pvlm_protocols.codec import (
     decode_from_actor,
     encode,
 )
-from pvlm_protocols.messages import Close, DraftWindow, Message, Open, Ping, Rollback, Step, VideoFrames, Window
+from pvlm_protocols.messages import (
+    Close,
+    DraftWindow,
+    Message,
+    Open,
+    Ping,
+    Rollback,
+    Step,
+    Stopped,
+    VideoFrames,
+    Window,
+)
 from tests.protocols.samples import ALL_TYPES, FROM_ACTOR, SAMPLES, TO_ACTOR, plain
 
 HEADER = b"PVLM" + bytes([PROTOCOL_VERSION])
@@ -70,7 +81,7 @@ def a_struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 
 
 st.register_type_strategy(np.ndarray, an_array())
-for part in (Open, DraftWindow, VideoFrames, Window, ModelInfo):
+for part in (Open, DraftWindow, Stopped, VideoFrames, Window, ModelInfo):
     st.register_type_strategy(part, a_struct(part))
 messages: st.SearchStrategy[Message] = st.one_of([cast(Any, a_struct(kind)) for kind in ALL_TYPES])
 

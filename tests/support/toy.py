@@ -181,6 +181,9 @@ class ToyProcessor:
     def resize(self, frames: np.ndarray) -> np.ndarray:
         return frames
 
+    def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
+        return len(frames), 2, 2
+
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(ord("a") + token - 1) for token in tokens if token != END_TOKEN)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class EmulatedBackend:
             family="emulated",
             vocab_size=model.vocab_size,
             end_token_ids=(END_TOKEN,),
-            tokenizer_fingerprint=EmulatedProcessor(model.vocab_size).tokenizer_fingerprint,
+            tokenizer_fingerprint=EmulatedProcessor(model).tokenizer_fingerprint,
             layers=model.layers,
             hidden_size=HIDDEN_SIZE,
             max_positions=MAX_POSITIONS,
@@ -93,7 +94,7 @@ class EmulatedBackend:
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
         """Words without meaning. Raises CheckpointError."""
-        return EmulatedProcessor(read_model(model).vocab_size)
+        return EmulatedProcessor(read_model(model))
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> EmulatedBackend:
@@ -128,8 +129,9 @@ class EmulatedProcessor:
     end_token_ids = (END_TOKEN,)
     ignored_generation_options = ()
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, model: EmulatedModel) -> None:
+        self._vocab_size = model.vocab_size
+        self._video_tokens = model.video_tokens
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -139,6 +141,16 @@ class EmulatedProcessor:
     def resize(self, frames: np.ndarray) -> np.ndarray:
         """Nothing to do: nobody looks at them."""
         return frames
+
+    def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
+        """``(T, h, w)`` with h as near to w as can be, though nothing is looked at; where T frames cannot share the
+        model's tokens evenly, one row of them for all frames together: ``(1, 1, m)``.
+        """
+        each, left = divmod(self._video_tokens, len(frames))
+        if left:
+            return 1, 1, self._video_tokens
+        rows = next(rows for rows in range(math.isqrt(each), 0, -1) if each % rows == 0)
+        return len(frames), rows, each // rows
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Words with a space behind each, the end token left out."""

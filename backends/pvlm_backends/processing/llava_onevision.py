@@ -54,8 +54,8 @@ class LlavaOnevisionProcessor:
         vision = config.get("vision_config") or {}
         self._image_size: int = vision.get("image_size", 384)
         # The tower's grid of patches, halved by the pooling, rounded up.
-        side = math.ceil(self._image_size // vision.get("patch_size", 14) / 2)
-        self.tokens_per_frame = side * side
+        self._side = math.ceil(self._image_size // vision.get("patch_size", 14) / 2)
+        self.tokens_per_frame = self._side * self._side
         self._end_token_ids = end_token_ids(folder, config)
         self._ignored = ignored_generation_options(folder)
         settings = _frame_settings(folder)
@@ -95,6 +95,10 @@ class LlavaOnevisionProcessor:
         for index, frame in enumerate(frames):
             resized[index] = np.asarray(Image.fromarray(frame).resize((side, side), self._resample))
         return resized
+
+    def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
+        """``(T, side, side)``: every frame has the pooled grid of the tower."""
+        return len(frames), self._side, self._side
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of answer tokens, special tokens left out; incomplete UTF-8 at the end reads as U+FFFD."""

@@ -12,7 +12,8 @@ from rich.table import Table
 from pvlm.bench.emulated import NEAR_THEORY, EmulatedRow, measure_emulated
 from pvlm.bench.pairs import PAIRS, VANILLA_WINDOW
 from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
-from pvlm.cli.console import number, quiet_logs
+from pvlm.cli.console import quiet_logs
+from pvlm.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

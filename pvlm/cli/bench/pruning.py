@@ -10,9 +10,10 @@ from rich.table import Table
 
 from pvlm.bench.pruning import PruningRow, measure_pruning
 from pvlm.cli.bench.common import add_json_option, write_rows
-from pvlm.cli.console import number, quiet_logs
+from pvlm.cli.console import quiet_logs
 from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
 from pvlm.config import engine_config
+from pvlm.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,44 @@
+"""Where an answer can be watched from: what a `Recorder` is told. `pvlm.trace` has one.
+
+Nothing is told, and nothing costs anything, where none is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pvlm.commands import Command, Event
+from pvlm.results import Answer
+from pvlm_protocols.backend import ModelInfo, Processor, Role
+from pvlm_protocols.messages import Open
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What an answer is about.
+
+    ``opening``: how the session is opened at the target; its ``video`` holds the resized frames. ``frame_indices``:
+    their numbers in the source; ``frame_size``: height and width there, in pixels.
+    """
+
+    opening: Open
+    with_draft: bool
+    frame_indices: tuple[int, ...]
+    frame_size: tuple[int, int]
+    processor: Processor
+    models: Mapping[Role, ModelInfo]
+
+
+class Recorder(Protocol):
+    """Told what goes on in one answer, as it happens. Must return at once: draft and target may be waiting."""
+
+    def began(self, recorded: Recorded) -> None:
+        """The session is about to be opened."""
+
+    def handled(self, event: Event, commands: Sequence[Command]) -> None:
+        """The coordinator took in an event and gave these commands, which are carried out next."""
+
+    def ended(self, answer: Answer) -> None:
+        """The answer is complete; not told where it failed or the caller left."""

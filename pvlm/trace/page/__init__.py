@@ -1,0 +1,79 @@
+"""The page ``timeline.html``: everything in one file, nothing fetched."""
+
+from __future__ import annotations
+
+import html
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from pvlm.figures import figures
+from pvlm.trace.recording import Recording
+from pvlm.trace.timeline import Cell, Timeline
+from pvlm.trace.tokens import pieces
+
+
+class TextPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """Characters of the answer and the tokens that they stand for, the first at answer position ``start``.
+
+    ``cut``: behind the stop string, or in it: no part of the answer's text.
+    """
+
+    text: str
+    start: int
+    cells: tuple[Cell, ...]
+    cut: bool
+
+
+def page(recording: Recording, timeline: Timeline) -> bytes:
+    """The page, UTF-8."""
+    subject, answer = recording.subject, recording.answer
+    source = files(__name__)
+    data = {
+        "question": subject.opening.question,
+        "models": {role: _short(subject.models[role].name) for role in timeline.rows if role in subject.models},
+        "ended": "" if answer is not None else _why_unfinished(timeline),
+        "figures": [] if answer is None else figures(answer.stats),
+        "pieces": _text_pieces(recording, timeline),
+        "timeline": timeline,
+    }
+    parts = {
+        "title": html.escape(f"pvlm: {subject.opening.question}"),
+        "style": source.joinpath("page.css").read_text(encoding="utf-8"),
+        "script": source.joinpath("page.js").read_text(encoding="utf-8"),
+        # In JSON "<" stands in strings only; escaped, no text of a model or a user can end the element.
+        "data": msgspec.json.encode(data).decode().replace("<", "\\u003c"),
+    }
+    template = source.joinpath("page.html").read_text(encoding="utf-8")
+    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], template).encode()
+
+
+def _short(model: str) -> str:
+    """A hub name as it is; of a path the last two parts, for a page may be shown to others."""
+    return str(Path(*Path(model).parts[-2:])) if Path(model).is_absolute() else model
+
+
+def _why_unfinished(timeline: Timeline) -> str:
+    failed = [mark.text for mark in timeline.marks if mark.kind == "failed"]
+    return f"The answer failed: {failed[0]}" if failed else "The answer was left before it was complete."
+
+
+def _text_pieces(recording: Recording, timeline: Timeline) -> list[TextPiece]:
+    """The text as far as there is any: that of the answer, else that of the verdicts."""
+    settled: dict[int, Cell] = {}
+    for item in timeline.verdicts():
+        assert item.start is not None
+        settled.update(enumerate(item.cells, item.start))
+    answer = recording.answer
+    count = len(settled) if answer is None else len(answer.tokens)
+    tokens = [settled[position].token for position in range(count)]
+    shown = []
+    length = 0
+    for text, start, stop in pieces(recording.subject.processor, tokens):
+        length += len(text)
+        cut = answer is not None and length > len(answer.text)
+        cells = tuple(settled[position] for position in range(start, stop))
+        shown.append(TextPiece(text=text, start=start, cells=cells, cut=cut))
+    return shown

@@ -1,0 +1,145 @@
+"""The frames of a video on one sheet, with the video tokens that the draft has seen."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pvlm.speculation.masks import unpack_mask
+from pvlm.trace.recording import Recording
+from pvlm_protocols.messages import Opened, PruneMask
+
+FRAME_WIDTH = 192
+GAP = 14
+MARGIN = 24
+CAPTION = 20
+HEADER = 64
+SHEET_WIDTH = 2000
+"""About; the number of frames in a row follows."""
+SMALLEST_CELL = 2
+"""Pixels; smaller ones would show nothing."""
+
+BACKGROUND = (250, 250, 248)
+INK = (28, 30, 33)
+FAINT = (110, 114, 120)
+KEPT = (255, 176, 0)
+DIMMED = 0.4
+"""Of its contrast is left to a dropped token."""
+
+
+def frame_sheet(recording: Recording) -> bytes:
+    """A PNG: every frame that the target saw, dropped tokens dimmed and kept ones framed, with numbers and times.
+
+    Where the processor's grid does not belong to the video tokens that the target counted, or its cells are too small
+    to be seen, the frames are shown as they are, and the sheet says why.
+    """
+    subject = recording.subject
+    video = subject.opening.video
+    assert video is not None
+    frames = video.pixels
+    tokens, mask = _kept(recording)
+    height, width = subject.frame_size
+    size = FRAME_WIDTH, max(16, min(3 * FRAME_WIDTH, round(FRAME_WIDTH * height / width)))
+    t, h, w = subject.processor.video_grid(frames)
+    problem = ""
+    if t * h * w != tokens:
+        problem = f"its grid of {t} x {h} x {w} does not hold the {tokens} video tokens: they cannot be shown"
+    elif size[0] / w < SMALLEST_CELL or size[1] / h < SMALLEST_CELL:
+        problem = f"its grid of {h} x {w} tokens a frame is too fine to be shown"
+    columns = _columns(len(frames), size)
+    rows = math.ceil(len(frames) / columns)
+    sheet = Image.new(
+        "RGB",
+        (
+            max(2 * MARGIN + columns * (size[0] + GAP) - GAP, 620),
+            HEADER + MARGIN + rows * (size[1] + CAPTION + GAP),
+        ),
+        BACKGROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 16), _title(tokens, mask), INK, ImageFont.load_default(18))
+    draw.text((MARGIN, 40), problem or _subtitle(recording, mask), FAINT, ImageFont.load_default(13))
+    small = ImageFont.load_default(12)
+    for index, frame in enumerate(frames):
+        left = MARGIN + index % columns * (size[0] + GAP)
+        top = HEADER + index // columns * (size[1] + CAPTION + GAP)
+        keep = None if problem or mask.all() else mask.reshape(t, h, w)[index * t // len(frames)]
+        sheet.paste(_picture(frame, size, keep), (left, top))
+        caption = f"frame {subject.frame_indices[index]}"
+        if video.timestamps_s:
+            caption += f" · {video.timestamps_s[index]:.2f} s"
+        draw.text((left, top + size[1] + 4), caption, INK, small)
+        if keep is not None:
+            draw.text((left + size[0], top + size[1] + 4), f"{keep.sum()} of {keep.size}", FAINT, small, anchor="ra")
+    png = io.BytesIO()
+    sheet.save(png, "PNG", optimize=True)
+    return png.getvalue()
+
+
+def _kept(recording: Recording) -> tuple[int, NDArray[np.bool_]]:
+    """How many video tokens the target counted, and which of them the draft has seen: bool ``(m,)``."""
+    tokens = 0
+    for handled in recording.handled:
+        match handled.event:
+            case PruneMask() as mask if mask.kept < mask.video_tokens:
+                return mask.video_tokens, unpack_mask(mask.bits, mask.video_tokens)
+            case Opened(role="target") as opened:
+                tokens = opened.video_tokens
+    return tokens, np.ones(tokens, np.bool_)
+
+
+def _title(tokens: int, mask: NDArray[np.bool_]) -> str:
+    if mask.all():
+        return f"{tokens} video tokens, none pruned"
+    return f"The draft sees {mask.sum()} of {tokens} video tokens ({mask.mean():.0%})"
+
+
+def _subtitle(recording: Recording, mask: NDArray[np.bool_]) -> str:
+    if not recording.subject.with_draft:
+        return "there is no draft: the target alone has answered"
+    if mask.all():
+        return "draft and target see everything"
+    return f"pruning: {recording.subject.opening.pruning.method}; dropped tokens are dimmed, kept ones framed"
+
+
+def _columns(frames: int, size: tuple[int, int]) -> int:
+    """So many that the sheet is rather wide than high, as far as `SHEET_WIDTH` allows, and its last row well filled."""
+    most = max(1, (SHEET_WIDTH - 2 * MARGIN) // (size[0] + GAP))
+    wanted = math.ceil(math.sqrt(frames * (size[1] + CAPTION) / size[0] * 1.5))
+    rows = math.ceil(frames / min(most, max(wanted, 5)))
+    return math.ceil(frames / rows)
+
+
+def _picture(frame: NDArray[np.uint8], size: tuple[int, int], keep: NDArray[np.bool_] | None) -> Image.Image:
+    """A frame, uint8 ``(H, W, 3)``, in ``size``, with the tokens ``keep``, bool ``(h, w)``, brought out."""
+    picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+    if keep is None:
+        return picture
+    cells = Image.fromarray(np.where(keep, 255, 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    dimmed = Image.blend(Image.new("RGB", size, (206, 206, 206)), picture.convert("L").convert("RGB"), DIMMED)
+    shown = Image.composite(picture, dimmed, cells)
+    _frame_kept(ImageDraw.Draw(shown), size, keep)
+    return shown
+
+
+def _frame_kept(draw: ImageDraw.ImageDraw, size: tuple[int, int], keep: NDArray[np.bool_]) -> None:
+    """A line wherever a kept token borders on one that is not."""
+    rows, columns = keep.shape
+    padded = np.pad(keep, 1)
+    thick = 2 if min(size[0] / columns, size[1] / rows) >= 12 else 1
+    for row, column in np.argwhere(keep):
+        x0, x1 = round(column * size[0] / columns), round((column + 1) * size[0] / columns) - 1
+        y0, y1 = round(row * size[1] / rows), round((row + 1) * size[1] / rows) - 1
+        sides = {
+            (0, -1): (x0, y0, x0 + thick - 1, y1),
+            (0, 1): (x1 - thick + 1, y0, x1, y1),
+            (-1, 0): (x0, y0, x1, y0 + thick - 1),
+            (1, 0): (x0, y1 - thick + 1, x1, y1),
+        }
+        for (down, right), side in sides.items():
+            if not padded[row + 1 + down, column + 1 + right]:
+                draw.rectangle(side, KEPT)
