@@ -50,10 +50,10 @@ def test_the_bundled_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("draft", 2, 3),
     ]
     for row in written["passes"]:
-        # Either two or four bytes a weight, and the cache: keys and values of as many heads in float32.
+        # Two to four bytes a weight, and the cache: keys and values of as many heads in float32.
         weights, (kv_heads, heads) = decoder_weights(row["role"]), {"target": (2, 4), "draft": (1, 2)}[row["role"]]
         cached = row["layers"] * 2 * kv_heads * 64 * row["rows"] * 4
-        assert row["read_mb"] * 1e6 in (pytest.approx(2 * weights + cached), pytest.approx(4 * weights + cached))
+        assert 2 * weights <= row["read_mb"] * 1e6 - cached <= 4 * weights + 1
         attention = 4 * row["layers"] * heads * 64 * row["rows"]
         assert row["gflop"] * 1e9 == pytest.approx(row["tokens"] * (2 * weights + attention))
         expected = max(row["read_mb"] / row["bandwidth_gb_s"], row["gflop"] / written["gflop_s"] * 1e3)

@@ -81,7 +81,8 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The fastest product that keeps the values of ``weight``, for the number of threads that torch now has."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         half = _half_linear(torch.get_num_threads())
-        if half is not Linear and (weight.half().float() - weight).abs_().max() <= _ROUNDING:
+        # In parts, so that no second copy of a large matrix comes about.
+        if half is not Linear and all((part.half() - part).abs_().max() <= _ROUNDING for part in weight.split(256)):
             return half(weight, bias)
     return Linear(weight, bias)
 
