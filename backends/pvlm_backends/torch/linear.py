@@ -82,7 +82,9 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         half = _half_linear(torch.get_num_threads())
         # In parts, so that no second copy of a large matrix comes about.
-        if half is not Linear and all((part.half() - part).abs_().max() <= _ROUNDING for part in weight.split(256)):
+        if half is not Linear and all(
+            (part.half() - part).abs_().max() <= _ROUNDING for part in torch.split(weight, 256)
+        ):
             return half(weight, bias)
     return Linear(weight, bias)
 
