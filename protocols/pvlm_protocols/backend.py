@@ -245,3 +245,14 @@ class Backend(Protocol):
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> Backend:
         """Load a checkpoint; ``on_progress`` gets the loaded fraction, 0 to 1. Raises CheckpointError."""
         ...
+
+
+@runtime_checkable
+class PassCost(Protocol):
+    """What a backend may offer beside `Backend`, so that `pvlm bench passes` can say how near to the limit it comes."""
+
+    def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
+        """The least that the decoder does for ``tokens`` tokens where its cache then holds ``rows``: bytes of weights
+        and cache to read, and operations (a multiplication and an addition count two).
+        """
+        ...

@@ -53,6 +53,12 @@ class TorchBackend:
                 video = self._encoder.encode(torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype))
         return TorchSession(self._decoder, prepared, video, capacity)
 
+    def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
+        """See `pvlm_protocols.backend.PassCost`. Raises BackendError if the backend is closed."""
+        if self._decoder is None:
+            raise BackendError("this backend is closed")
+        return self._decoder.pass_cost(tokens, rows)
+
     def close(self) -> None:
         """Free the model, once its sessions are closed too."""
         self._decoder = self._encoder = None

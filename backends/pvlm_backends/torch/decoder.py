@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..loading import place_layers
-from .cache import KeyValueCache
+from .attention import Attention
 from .checkpoint import Checkpoint
 from .config import TextConfig
+from .linear import Linear, linear
 
 _KEPT_WORKSPACES = 64
 """Passes of up to so many tokens reuse their buffers; longer ones are prefills and rare."""
@@ -27,12 +28,11 @@ _KEPT_WORKSPACES = 64
 class _Layer:
     device: torch.device
     input_norm: RMSNorm
-    qkv: Tensor
-    qkv_bias: Tensor
-    output: Tensor
+    qkv: Linear
+    output: Linear
     post_norm: RMSNorm
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Linear
+    down: Linear
 
 
 class RMSNorm:
@@ -51,7 +51,8 @@ class RMSNorm:
         if hidden.is_cuda:
             return F.rms_norm(hidden, self._weight.shape, self._weight, self._eps)
         size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32).hypot_(self._floor)
-        return torch.div(hidden, size).mul_(self._scaled_weight).to(hidden.dtype)
+        normed = torch.div(hidden, size).mul_(self._scaled_weight)
+        return normed if normed.dtype == hidden.dtype else normed.to(hidden.dtype)
 
 
 class Workspace:
@@ -65,7 +66,6 @@ class Workspace:
         self._rotated_pairs = (
             torch.view_as_complex(torch.unflatten(self._rotated, -1, (-1, 2))) if dtype == torch.float32 else None
         )
-        # Queries that share a key head lie next to each other, so they go through attention as rows of one head.
         self.query = by_head[:, :heads].view(tokens, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
         self.key_value = by_head[:, heads:].view(tokens, 2, kv_heads, head_dim).permute(1, 2, 0, 3).unsqueeze(1)
         self.gate_up = torch.empty(tokens, 2 * config.intermediate_size, dtype=dtype, device=device)
@@ -103,7 +103,7 @@ class Decoder:
         self.layer_devices = _place_layers(config, weights, devices)
         self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
-        self._head = head.t()
+        self._head = Linear(head.t(), None) if tied else linear(head.t())  # tied: packed, it would be there twice
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
         norm = weights.take("language_model.norm.weight", width, device=self._head_device)
         self._norm = RMSNorm(norm, config.rms_norm_eps)
@@ -124,15 +124,15 @@ class Decoder:
         self,
         hidden: Tensor,
         rotation: Tensor,
-        cache: KeyValueCache,
-        row: int,
+        attention: Attention,
         after_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Run every layer over n tokens that follow the first ``row`` rows of ``cache``.
+        """Run every layer over n tokens.
 
         Args:
             hidden: ``(n, hidden_size)``, embedded tokens; overwritten.
             rotation: the tokens' rotary embedding, from `rotations`.
+            attention: writes into a cache and reads it.
             after_layer: called with 0 and the input, then with each layer's number and its output.
 
         Returns:
@@ -140,23 +140,18 @@ class Decoder:
         """
         count, device = hidden.shape[0], self.device
         workspace = self._workspace(count, device)
-        places, filled = cache.places(row, count), cache.filled(row + count)
-        mask = self._causal_mask(count, row) if row and count > 1 else None
         if after_layer is not None:
             after_layer(0, hidden)
         for index, layer in enumerate(self._layers):
             if layer.device != device:
                 device = layer.device
                 hidden, rotation = hidden.to(device), rotation.to(device)
-                mask = None if mask is None else mask.to(device)
                 workspace = self._workspace(count, device)
-            torch.addmm(layer.qkv_bias, layer.input_norm(hidden), layer.qkv, out=workspace.qkv)
+            layer.qkv.write(layer.input_norm(hidden), workspace.qkv)
             workspace.rotate(rotation)
-            places[index].copy_(workspace.key_value)
-            attended = self._attend(workspace.query, filled[2 * index], filled[2 * index + 1], mask)
-            hidden.addmm_(attended, layer.output)
-            torch.mm(layer.post_norm(hidden), layer.gate_up, out=workspace.gate_up)
-            hidden.addmm_(F.silu(workspace.gate) * workspace.up, layer.down)
+            layer.output.add_to(hidden, attention(index, workspace.query, workspace.key_value))
+            layer.gate_up.write(layer.post_norm(hidden), workspace.gate_up)
+            layer.down.add_to(hidden, F.silu(workspace.gate) * workspace.up)
             if after_layer is not None:
                 after_layer(index + 1, hidden)
         return hidden
@@ -166,10 +161,11 @@ class Decoder:
 
         ``hidden``: ``(n, hidden_size)``, the layer's input; ``rotation`` as in `forward`.
         """
-        weights, heads, head_dim = self._layers[layer - 1], self.config.heads, self.config.head_dim
-        width = heads * head_dim
-        query = torch.addmm(weights.qkv_bias[:width], weights.input_norm(hidden), weights.qkv[:, :width])
-        pairs = torch.view_as_complex(query.float().view(-1, heads, head_dim // 2, 2))
+        weights, config = self._layers[layer - 1], self.config
+        heads, head_dim = config.heads, config.head_dim
+        qkv = hidden.new_empty(len(hidden), (heads + 2 * config.kv_heads) * head_dim)
+        query = weights.qkv.write(weights.input_norm(hidden), qkv)[:, : heads * head_dim]
+        pairs = torch.view_as_complex(torch.unflatten(query.float(), -1, (heads, head_dim // 2, 2)))
         return torch.view_as_real(pairs * rotation).flatten(-2).transpose(0, 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -179,24 +175,22 @@ class Decoder:
         with torch.inference_mode(False):
             logits = torch.empty(hidden.shape[0], self.config.vocab_size, device=self._head_device)
         if self.dtype == torch.float32:
-            return torch.mm(normed, self._head, out=logits)
-        return logits.copy_(torch.mm(normed, self._head))
+            return self._head.write(normed, logits)
+        return logits.copy_(self._head.write(normed, normed.new_empty(logits.shape)))
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of ``query`` ``(kv_heads, group, n, head_dim)``; returns ``(n, heads * head_dim)``."""
-        kv_heads, group, count, head_dim = query.shape
-        if count > 1 and mask is None:  # a prefill: long, so kernels that skip the masked half matter
-            heads = query.flatten(0, 1)[None]
-            attended = F.scaled_dot_product_attention(heads, keys, values, is_causal=True, enable_gqa=group > 1)
-            return attended[0].transpose(0, 1).reshape(count, -1)
-        packed = query.reshape(1, kv_heads, group * count, head_dim)
-        attended = F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask)
-        return attended.view(kv_heads, group, count, head_dim).permute(2, 0, 1, 3).reshape(count, -1)
+    def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
+        """The least that a pass over so many tokens does where the cache then holds ``rows``: bytes read, operations.
 
-    def _causal_mask(self, count: int, row: int) -> Tensor:
-        """``(group * n, row + n)``: token i sees all rows before it and itself; -inf elsewhere."""
-        mask = torch.full((count, row + count), -math.inf, dtype=self.dtype, device=self.device).triu_(row + 1)
-        return mask.repeat(self.config.heads // self.config.kv_heads, 1)
+        Weights and cache are read once; a weight takes two operations a token, and a row of the cache four a dimension.
+        """
+        config = self.config
+        products = [self._head]
+        for layer in self._layers:
+            products += (layer.qkv, layer.output, layer.gate_up, layer.down)
+        cached = 2 * config.layers * config.kv_heads * config.head_dim * rows
+        read = sum(product.bytes for product in products) + cached * self.dtype.itemsize
+        scores = config.layers * config.heads * config.head_dim * rows
+        return read, 2 * tokens * (sum(product.weights for product in products) + 2 * scores)
 
     def _workspace(self, tokens: int, device: torch.device) -> Workspace:
         workspace = self._workspaces.get((tokens, device))
@@ -235,12 +229,11 @@ class Decoder:
         return _Layer(
             device=device,
             input_norm=norm("input_layernorm"),
-            qkv=qkv,
-            qkv_bias=qkv_bias,
-            output=transposed("self_attn.o_proj", width, queries),
+            qkv=linear(qkv, qkv_bias),
+            output=linear(transposed("self_attn.o_proj", width, queries)),
             post_norm=norm("post_attention_layernorm"),
-            gate_up=gate_up,
-            down=transposed("mlp.down_proj", width, inner),
+            gate_up=linear(gate_up),
+            down=linear(transposed("mlp.down_proj", width, inner)),
         )
 
 

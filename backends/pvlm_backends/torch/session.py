@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession
+from .attention import AnswerAttention, PromptAttention
 from .cache import KeyValueCache
 from .decoder import Decoder
+from .graphs import CapturedPasses
 
 
 class TorchSession(CachedSession):
@@ -30,6 +33,10 @@ class TorchSession(CachedSession):
         self._video = video
         self._cache: KeyValueCache | None = None
         self._rotations: torch.Tensor | None = None
+        self._captured: CapturedPasses | None = None
+        # float32 has no kernel of the kind that a captured pass needs, and a graph is of one device.
+        alone = len(set(decoder.layer_devices)) == 1
+        self._capturing = alone and decoder.device.type == "cuda" and decoder.dtype != torch.float32
 
     @torch.inference_mode()
     def _prefill(
@@ -48,7 +55,7 @@ class TorchSession(CachedSession):
         last = len(self._prompt) + self._capacity
         self._rotations = decoder.rotations(torch.arange(last, device=decoder.device))
         rotation = self._rotations[torch.from_numpy(positions).to(decoder.device)]
-        hidden = decoder.forward(hidden, rotation, self._cache, 0, after_layer)
+        hidden = decoder.forward(hidden, rotation, PromptAttention(self._cache, rows), after_layer)
         self._video = None
         return decoder.logits(hidden[-1:])[0]
 
@@ -66,12 +73,31 @@ class TorchSession(CachedSession):
         assert self._cache is not None  # the prefill made both
         assert self._rotations is not None
         decoder = self._decoder
+        if self._capturing and (logits := self._extend_captured(tokens)) is not None:
+            return logits
         hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
         rotation = self._rotations[position : position + len(tokens)]
-        return decoder.logits(decoder.forward(hidden, rotation, self._cache, row, after_layer))
+        attention = AnswerAttention(self._cache, row, len(tokens))
+        return decoder.logits(decoder.forward(hidden, rotation, attention, after_layer))
+
+    def _extend_captured(self, tokens: Sequence[int]) -> torch.Tensor | None:
+        """None where this pass cannot be a captured one, which is a single call: nothing can end it in the middle."""
+        assert self._cache is not None
+        assert self._rotations is not None
+        try:
+            if self._captured is None:
+                rotations = self._rotations[self._first_position :]
+                self._captured = CapturedPasses(
+                    self._decoder, self._cache, rotations, self._prompt_rows, self._capacity
+                )
+            return self._captured.extend(tokens, self._length)
+        except RuntimeError as error:
+            warnings.warn(f"passes are not captured as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
+            self._capturing = False
+            return None
 
     def _truncate(self, count: int) -> None:
         """Nothing to do: rows behind the length are overwritten before they are read."""
 
     def _close(self) -> None:
-        self._cache = self._rotations = self._video = None
+        self._cache = self._rotations = self._video = self._captured = None

@@ -1,0 +1,71 @@
+"""Attention of a pass over the cache, right-aligned and causal: token i of n sees all rows before it, and itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from .cache import KeyValueCache
+
+
+class Attention(Protocol):
+    """Writes a layer's keys and values into a cache, and attends over what that then holds."""
+
+    def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+        """The pass's ``(n, heads * head_dim)``.
+
+        Args:
+            layer: from 0.
+            query: ``(kv_heads, group, n, head_dim)``: heads that share keys stand together.
+            key_value: ``(2, 1, kv_heads, n, head_dim)``.
+        """
+        ...
+
+
+class PromptAttention:
+    """A whole prompt into an empty cache: long, so a kernel that skips the masked half matters."""
+
+    def __init__(self, cache: KeyValueCache, count: int) -> None:
+        self._places = cache.places(0, count)
+
+    def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+        self._places[layer].copy_(key_value)
+        keys, values = key_value
+        heads = query.flatten(0, 1)[None]
+        attended = F.scaled_dot_product_attention(heads, keys, values, is_causal=True, enable_gqa=query.shape[1] > 1)
+        return attended[0].transpose(0, 1).reshape(query.shape[2], -1)
+
+
+class AnswerAttention:
+    """A few tokens behind the first ``row`` rows of a cache.
+
+    Two matrix products and a softmax: with few queries they are as fast as a fused kernel, and there is no mask over
+    the rows to build, for only the pass's own rows are hidden from some of its tokens.
+    """
+
+    def __init__(self, cache: KeyValueCache, row: int, count: int) -> None:
+        self._places = cache.places(row, count)
+        filled = cache.filled(row + count)
+        self._keys, self._values = filled[::2], filled[1::2]
+        self._hidden = None
+        if count > 1:
+            first = filled[0]
+            self._hidden = torch.full((count, count), -math.inf, dtype=first.dtype, device=first.device).triu_(1)
+
+    def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+        self._places[layer].copy_(key_value)
+        kv_heads, group, count, head_dim = query.shape
+        keys, values = self._keys[layer][0], self._values[layer][0]
+        scores = keys.new_empty(kv_heads, group * count, keys.shape[1])
+        packed = query.reshape(kv_heads, group * count, head_dim)
+        scores.baddbmm_(packed, keys.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
+        if self._hidden is not None:
+            scores.view(kv_heads, group, count, -1)[..., -count:].add_(self._hidden.to(scores.device))
+        attended = torch.bmm(torch.softmax(scores, -1), values)
+        if count == 1:
+            return attended.view(1, -1)
+        return attended.view(kv_heads, group, count, head_dim).permute(2, 0, 1, 3).reshape(count, -1)

@@ -1,0 +1,104 @@
+"""Products with weights, in float32 also where the weights take two bytes each.
+
+A pass over few tokens reads every weight once, and on the CPU takes as long as that. Checkpoints are released in
+bfloat16 or float16; widened to float32, half of what is read carries nothing. FBGEMM, a part of torch on x86,
+multiplies float32 activations by packed float16 weights: it widens them in registers and sums float32 products.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_ROUNDING = 2.0**-25
+"""What packing may change a weight by: half a unit in the last place of a float32 between 1/2 and 1.
+
+Every bfloat16 below 65504 is a float16, but for those smaller than 2^-17, which may move by so much.
+"""
+
+
+class Linear:
+    """``x @ weight + bias`` for ``x`` of shape ``(n, in)``.
+
+    Args:
+        weight: ``(in, out)``.
+        bias: ``(out,)``, or None.
+
+    ``weights`` is their number, ``bytes`` what they take in memory.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self.weights = weight.numel()
+        self.bytes = weight.nbytes
+
+    def write(self, x: Tensor, out: Tensor) -> Tensor:
+        """Put the product into ``out``, ``(n, out)``; returns it."""
+        if self._bias is None:
+            return torch.mm(x, self._weight, out=out)
+        return torch.addmm(self._bias, x, self._weight, out=out)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add the product without bias to ``total``, ``(n, out)``."""
+        total.addmm_(x, self._weight)
+
+
+class HalfLinear(Linear):
+    """The same with packed float16 weights, for one thread: torch keeps this operator to a single one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._weight = torch.fbgemm_pack_gemm_matrix_fp16(weight.t().contiguous())
+        self.bytes = 2 * self.weights
+
+    def write(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self._weight, self._bias, output=out)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        total.add_(torch.fbgemm_linear_fp16_weight_fp32_activation(x, self._weight, None))
+
+
+class ThreadedHalfLinear(Linear):
+    """The same for several threads, by an operator that takes 20 µs more for a call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._weight = torch.ops.quantized.linear_prepack_fp16(weight.t().contiguous(), None)
+        self.bytes = 2 * self.weights
+
+    def write(self, x: Tensor, out: Tensor) -> Tensor:
+        product = torch.ops.quantized.linear_dynamic_fp16(x, self._weight)
+        return out.copy_(product) if self._bias is None else torch.add(product, self._bias, out=out)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        total.add_(torch.ops.quantized.linear_dynamic_fp16(x, self._weight))
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """The fastest product that keeps the values of ``weight``, for the number of threads that torch now has."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        half = _half_linear(torch.get_num_threads())
+        # In parts, so that no second copy of a large matrix comes about.
+        if half is not Linear and all(
+            (part.half() - part).abs_().max() <= _ROUNDING for part in torch.split(weight, 256)
+        ):
+            return half(weight, bias)
+    return Linear(weight, bias)
+
+
+@cache
+def _half_linear(threads: int) -> type[Linear]:
+    """`Linear` itself where this torch lacks the operators: they are deprecated, and need FBGEMM."""
+    candidates: tuple[type[Linear], ...] = (ThreadedHalfLinear,) if threads > 1 else (HalfLinear, ThreadedHalfLinear)
+    for candidate in candidates:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says once that an operator is deprecated
+                candidate(torch.eye(2), None).write(torch.eye(2), torch.empty(2, 2))
+        except (AttributeError, RuntimeError, TypeError):
+            continue
+        return candidate
+    return Linear

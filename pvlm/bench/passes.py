@@ -1,0 +1,181 @@
+"""How near the passes of a model come to what the machine can do.
+
+A pass must read every weight and the cache once, and multiply. So it takes at least the larger of bytes over memory
+bandwidth and operations over the speed of a large matrix product, both measured here, on as many threads. The bandwidth
+is that of reading a buffer of as many bytes as the pass reads: a small model's weights stay in a cache, and then that
+cache's bandwidth counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import msgspec
+import numpy as np
+import torch
+
+from pvlm.config import BUNDLED, EngineConfig, bundled
+from pvlm.errors import ModelError, OptionError
+from pvlm.plugins import load_plugin
+from pvlm_protocols.backend import ENTRY_POINT_GROUP, Backend, BackendError, LoadOptions, PassCost, Prompt, Role
+
+QUESTION = "Describe the video in detail."
+FRAME_SIDE = 64
+"""Pixels; frames are noise, and are resized to what the model takes."""
+_MATRIX, _READS, _WARM_UP = 1024, 15, 3
+
+
+class PassRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of pass. ``rows``: what its cache holds at the end. Of times the median counts.
+
+    ``read_mb``: weights and cache, 10^6 bytes; ``gflop``: 10^9 operations. ``limit_ms``: the least time for them on
+    this machine, ``of_limit`` that over ``ms``. These are None for a backend that does not tell them (`PassCost`).
+    """
+
+    role: Role
+    layers: int
+    tokens: int
+    rows: int
+    ms: float
+    read_mb: float | None
+    gflop: float | None
+    bandwidth_gb_s: float | None
+    limit_ms: float | None
+    of_limit: float | None
+
+
+class PassReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``gflop_s``: of a large float32 product. ``prefill_ms`` and ``tower_ms`` by role."""
+
+    threads: int
+    gflop_s: float
+    prefill_ms: dict[Role, float]
+    tower_ms: dict[Role, float]
+    passes: list[PassRow]
+
+
+def measure_passes(
+    config: EngineConfig,
+    *,
+    tokens: Sequence[int] = (1, 2, 4, 8, 12),
+    frames: int = 32,
+    rounds: int = 30,
+) -> PassReport:
+    """Time passes of target and draft over so many tokens, on ``config.threads`` threads (default: 1) of this process.
+
+    The draft's cache holds the share of the video tokens that ``config.prune_ratio`` leaves. Sizes take turns, so that
+    a drifting machine hurts all alike.
+
+    Raises OptionError for counts below 1, ConfigError for an unknown backend and ModelError if a model does not load.
+    """
+    for what, least in (("tokens", min(tokens, default=0)), ("frames", frames), ("rounds", rounds)):
+        if least < 1:
+            raise OptionError(f"{least} {what}: at least 1 is needed")
+    threads = config.threads or 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gflop_s = matrix_gflop_s()
+        models = [_LoadedModel(config, role, threads) for role in ("target", "draft") if _checkpoint(config, role)]
+        for model in models:
+            model.prefill(frames, max(tokens))
+        passes = [row for model in models for row in model.time_passes(gflop_s, tokens, rounds)]
+    except BackendError as error:
+        raise ModelError(f"the passes cannot be measured: {error}") from error
+    finally:
+        torch.set_num_threads(before)
+    return PassReport(
+        threads=threads,
+        gflop_s=gflop_s,
+        tower_ms={model.role: model.tower_ms for model in models},
+        prefill_ms={model.role: model.prefill_ms for model in models},
+        passes=passes,
+    )
+
+
+def matrix_gflop_s() -> float:
+    """10^9 operations a second in a product of two large float32 matrices."""
+    left, right = torch.randn(_MATRIX, _MATRIX), torch.randn(_MATRIX, _MATRIX)
+    return 2 * _MATRIX**3 / 1e6 / _median_ms(lambda: torch.mm(left, right))
+
+
+def read_gb_s(size: int) -> float:
+    """10^9 bytes a second in reading a buffer of ``size`` bytes again and again."""
+    buffer = torch.ones(size // 4)
+    return size / 1e6 / _median_ms(lambda: torch.sum(buffer))
+
+
+class _LoadedModel:
+    def __init__(self, config: EngineConfig, role: Role, threads: int) -> None:
+        checkpoint = _checkpoint(config, role)
+        assert checkpoint is not None
+        draft = role == "draft"
+        plugin: type[Backend] = load_plugin(ENTRY_POINT_GROUP, (draft and config.draft_backend) or config.backend)
+        dtype = (draft and config.draft_dtype) or config.dtype
+        self.role = role
+        self._prune_ratio = config.prune_ratio if draft else 0.0
+        self._processor = plugin.processor(checkpoint)
+        self._backend = plugin.load(LoadOptions(checkpoint, role=role, dtype=dtype, threads=threads))
+
+    def prefill(self, frames: int, capacity: int) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (frames, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)
+        prompt = Prompt(QUESTION, self._processor.resize(noise), tuple(map(float, range(frames))))
+        started = time.perf_counter()
+        self._session = self._backend.open(prompt, capacity)
+        self.tower_ms = (time.perf_counter() - started) * 1e3
+        keep = None
+        if self._prune_ratio:
+            share = torch.rand(self._session.video_tokens, generator=torch.Generator().manual_seed(0))
+            keep = share >= self._prune_ratio
+        started = time.perf_counter()
+        self._session.prefill(keep)
+        self.prefill_ms = (time.perf_counter() - started) * 1e3
+        dropped = 0 if keep is None else int((~keep).sum())
+        self._rows = self._session.prompt_tokens - dropped
+
+    def time_passes(self, gflop_s: float, tokens: Sequence[int], rounds: int) -> list[PassRow]:
+        times: dict[int, list[float]] = {count: [] for count in tokens}
+        for turn in range(_WARM_UP + rounds):
+            for count, measured in times.items():
+                started = time.perf_counter()
+                self._session.extend([1] * count)
+                if turn >= _WARM_UP:
+                    measured.append((time.perf_counter() - started) * 1e3)
+                self._session.truncate(0)
+        return [self._row(count, median(measured), gflop_s) for count, measured in times.items()]
+
+    def _row(self, count: int, ms: float, gflop_s: float) -> PassRow:
+        rows = self._rows + count
+        read = operations = bandwidth = limit_ms = None
+        if isinstance(self._backend, PassCost):
+            read, operations = self._backend.pass_cost(count, rows)
+            bandwidth = read_gb_s(read)
+            limit_ms = max(read / bandwidth, operations / gflop_s) / 1e6
+        return PassRow(
+            role=self.role,
+            layers=self._backend.info.layers,
+            tokens=count,
+            rows=rows,
+            ms=ms,
+            read_mb=None if read is None else read / 1e6,
+            gflop=None if operations is None else operations / 1e9,
+            bandwidth_gb_s=bandwidth,
+            limit_ms=limit_ms,
+            of_limit=None if limit_ms is None else limit_ms / ms,
+        )
+
+
+def _checkpoint(config: EngineConfig, role: Role) -> str | None:
+    model = config.target if role == "target" else config.draft_model
+    return bundled(role) if model == BUNDLED else model
+
+
+def _median_ms(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_READS):
+        started = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - started) * 1e3)
+    return median(times)

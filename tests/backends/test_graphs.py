@@ -1,0 +1,139 @@
+"""What captured passes compute, with the capture replaced by a plain call: no GPU is needed, and none is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pvlm_backends.torch import graphs
+from pvlm_backends.torch.attention import AnswerAttention, PromptAttention
+from pvlm_backends.torch.backend import TorchBackend
+from pvlm_backends.torch.cache import KeyValueCache
+from pvlm_backends.torch.decoder import Decoder
+from pvlm_backends.torch.graphs import SIZES, CapturedPasses
+from pvlm_backends.torch.session import TorchSession
+from pvlm_protocols.backend import Backend, Prompt
+
+from .conftest import random_frames
+
+LOAD = Callable[[str, str], Backend]
+PROMPT_ROWS, CAPACITY = 37, 24
+
+
+class Recorded:
+    """Stands for a capture: counts, and runs once beforehand as a warm-up does."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        self.captures += 1
+        run()
+        return run
+
+
+class Pair:
+    """A session's passes, captured and plain, behind the same random prompt."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.capture = Recorded()
+        self.rotations = decoder.rotations(torch.arange(PROMPT_ROWS + CAPACITY))
+        self.plain_cache, cache = (
+            KeyValueCache(decoder.config, PROMPT_ROWS + CAPACITY, decoder.dtype, decoder.layer_devices)
+            for _ in range(2)
+        )
+        prompt = decoder.embed(torch.arange(PROMPT_ROWS) + 100)
+        for filled in (self.plain_cache, cache):
+            attention = PromptAttention(filled, PROMPT_ROWS)
+            decoder.forward(prompt.clone(), self.rotations[:PROMPT_ROWS], attention)
+        answer = self.rotations[PROMPT_ROWS:]
+        self.captured = CapturedPasses(decoder, cache, answer, PROMPT_ROWS, CAPACITY, self.capture)
+
+    def plain(self, tokens: list[int], length: int) -> torch.Tensor:
+        row = PROMPT_ROWS + length
+        attention = AnswerAttention(self.plain_cache, row, len(tokens))
+        rotation = self.rotations[row : row + len(tokens)]
+        return self.decoder.logits(self.decoder.forward(self.decoder.embed(torch.tensor(tokens)), rotation, attention))
+
+    def check(self, tokens: list[int], length: int) -> None:
+        found = self.captured.extend(tokens, length)
+        assert found is not None
+        torch.testing.assert_close(found, self.plain(tokens, length), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(params=["target", "draft", "ungrouped"])
+def pair(request: pytest.FixtureRequest, load_backend: LOAD) -> Pair:
+    backend = load_backend("torch", request.param)
+    assert isinstance(backend, TorchBackend)
+    assert backend._decoder is not None
+    with torch.inference_mode():
+        return Pair(backend._decoder)
+
+
+@torch.inference_mode()
+def test_passes_of_every_length_give_the_logits_of_plain_ones(pair: Pair) -> None:
+    pair.check([11], 0)
+    pair.check([7, 29, 300], 1)  # padded to four: the fourth row is written again by the next pass
+    pair.check([17, 5, 42, 600, 3], 4)
+    pair.check([8, 9], 2)  # after a rollback: rows 4 to 8 still hold what was rejected
+    pair.check([12], 4)
+
+
+@torch.inference_mode()
+def test_each_size_is_captured_once(pair: Pair) -> None:
+    for length, count in enumerate([1, 1, 3, 4, 4, 3, 2, 2]):
+        pair.check(list(range(50, 50 + count)), length)
+    assert pair.capture.captures == 3  # 1, 2 and 4
+
+
+@torch.inference_mode()
+def test_capturing_in_the_middle_of_an_answer_disturbs_nothing(pair: Pair) -> None:
+    answer = list(range(200, 200 + CAPACITY - 2))
+    for length in range(0, len(answer), 2):
+        pair.check(answer[length : length + 2], length)
+    pair.check([77], len(answer))  # captured only now: its warm-up wrote the last row, which is free
+    pair.check([78], len(answer) + 1)
+
+
+@torch.inference_mode()
+def test_what_does_not_fit_is_left_to_a_plain_pass(pair: Pair) -> None:
+    assert pair.captured.extend([5] * (SIZES[-1] + 1), 0) is None
+    assert pair.captured.extend([5] * 3, CAPACITY - 3) is None  # padded it would take four rows
+    assert pair.captured.extend([5] * 2, CAPACITY - 2) is not None
+
+
+def open_session(backend: Backend, compact_positions: bool = False) -> TorchSession:
+    session = backend.open(Prompt("What happens?", random_frames(2, 112, 112)), CAPACITY)
+    assert isinstance(session, TorchSession)
+    session.prefill(torch.arange(session.video_tokens) % 3 == 0, compact_positions=compact_positions)
+    return session
+
+
+@pytest.mark.parametrize("compact_positions", [False, True])
+def test_a_session_that_captures_answers_as_one_that_does_not(
+    load_backend: LOAD, monkeypatch: pytest.MonkeyPatch, compact_positions: bool
+) -> None:
+    capture = Recorded()
+    monkeypatch.setattr(graphs, "capture_graph", capture)
+    plain, capturing = (open_session(load_backend("torch", "target"), compact_positions) for _ in range(2))
+    capturing._capturing = True
+    for tokens, keep in (([11], 1), ([7, 29, 300], 2), ([17, 5], 4), ([3] * (CAPACITY - 4), 4)):
+        torch.testing.assert_close(capturing.extend(tokens), plain.extend(tokens), rtol=1e-4, atol=1e-4)
+        capturing.truncate(keep)
+        plain.truncate(keep)
+    assert capture.captures == 3
+
+
+def test_a_session_that_cannot_capture_says_so_and_goes_on(load_backend: LOAD, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "capture_graph", fail)
+    plain, capturing = (open_session(load_backend("torch", "target")) for _ in range(2))
+    capturing._capturing = True
+    with pytest.warns(RuntimeWarning, match="not captured as CUDA graphs: operation not permitted"):
+        torch.testing.assert_close(capturing.extend([11, 7]), plain.extend([11, 7]))
+    torch.testing.assert_close(capturing.extend([5]), plain.extend([5]))
