@@ -83,7 +83,7 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
         half = _half_linear(torch.get_num_threads())
         # In parts, so that no second copy of a large matrix comes about.
         if half is not Linear and all(
-            (part.half() - part).abs_().max() <= _ROUNDING for part in torch.split(weight, 256)
+            (part.half() - part).abs_().max() <= _ROUNDING for part in torch.split(weight, 16)
         ):
             return half(weight, bias)
     return Linear(weight, bias)
