@@ -114,7 +114,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of one answer. ``method``, ``prune``, ``prune_ratio`` and ``window`` default to the engine's."""
+    """Options of one answer. The last six, ``method`` to ``window``, default to the engine's."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -138,6 +138,8 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     end: float | None = None
 
     method: MethodSetting | None = None
+    parallel_prefill: bool | None = None
+    parallel_decode: bool | None = None
     prune: str | None = None
     prune_ratio: float | None = None
     window: WindowSetting | None = None
