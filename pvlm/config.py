@@ -11,6 +11,7 @@ import msgspec
 
 from pvlm.errors import ConfigError, OptionError
 from pvlm.speculation.settings import DistributionSettings
+from pvlm_protocols.backend import Role
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
@@ -101,6 +102,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.draft == "auto":
             return BUNDLED if self.target == BUNDLED else None
         return self.draft
+
+    def checkpoint(self, role: Role) -> str | None:
+        """The directory or hub name of a model, with "auto" and "bundled" resolved; None: there is no draft."""
+        model = self.target if role == "target" else self.draft_model
+        return bundled(role) if model == BUNDLED else model
 
     def resolved_method(self) -> Method:
         """The method with "auto" resolved. Raises ConfigError where a draft is needed and there is none."""

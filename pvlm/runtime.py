@@ -11,7 +11,7 @@ import anyio.abc
 import structlog
 
 from pvlm.commands import Command, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
-from pvlm.config import BUNDLED, EngineConfig, Method, WindowSetting, bundled
+from pvlm.config import EngineConfig, Method, WindowSetting
 from pvlm.coordinator import Coordinator
 from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
 from pvlm.plugins import load_plugin
@@ -182,9 +182,9 @@ class Runtime:
         return ("target",) if self.method == "ar" else ("target", "draft")
 
     def _model(self, role: Role) -> str:
-        model = self.config.target if role == "target" else self.config.draft_model
+        model = self.config.checkpoint(role)
         assert model is not None
-        return bundled(role) if model == BUNDLED else model
+        return model
 
     def _backend(self, role: Role) -> str:
         return self.config.backend if role == "target" else self.config.draft_backend or self.config.backend
