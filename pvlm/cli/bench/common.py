@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from rich.table import Table
 
 from pvlm.bench.padding import PADDING
 from pvlm.cli.console import write_json
@@ -40,6 +41,14 @@ def add_emulation_options(parser: argparse.ArgumentParser, time_scale: float) ->
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows to a file")
+
+
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """A table of figures; the column ``method`` holds text. No cell is broken into lines."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    return table
 
 
 def add_padding_option(parser: argparse.ArgumentParser) -> None:

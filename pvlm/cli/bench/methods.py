@@ -16,7 +16,15 @@ from rich.table import Table
 from pvlm.bench.comparison import MethodRow, measure_methods
 from pvlm.bench.methods import CONTENDERS, contenders, read_clip
 from pvlm.bench.padding import padded
-from pvlm.cli.bench.common import add_choice, add_json_option, add_padding_option, chosen, padding_note, write_rows
+from pvlm.cli.bench.common import (
+    add_choice,
+    add_json_option,
+    add_padding_option,
+    chosen,
+    new_table,
+    padding_note,
+    write_rows,
+)
 from pvlm.cli.console import ProgressDisplay, number, quiet_logs
 from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
 from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
@@ -92,7 +100,7 @@ def _videos(given: Sequence[str] | None) -> Iterator[Sequence[Path | str]]:
 
 def _speed_table(rows: Sequence[MethodRow]) -> Table:
     first = rows[0]
-    table = _new_table(
+    table = new_table(
         f"speed-up over plain decoding, {first.clips} clips, {first.tokens} tokens, medians of {first.rounds} rounds",
         ("method", "decoding", "quartiles", "all cores", "end to end", "theory", "same tokens"),
     )
@@ -111,7 +119,7 @@ def _speed_table(rows: Sequence[MethodRow]) -> Table:
 
 
 def _figures_table(rows: Sequence[MethodRow]) -> Table:
-    table = _new_table(
+    table = new_table(
         "a mean answer, times in seconds",
         ("method", "tokens/s", "1st token", "prefill", "decode", "β", "M", "window", "peak MB"),
     )
@@ -127,13 +135,6 @@ def _figures_table(rows: Sequence[MethodRow]) -> Table:
             number(row.window, 1),
             number(row.peak_rss_mb, 0),
         )
-    return table
-
-
-def _new_table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     return table
 
 
@@ -220,15 +221,21 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     low = [row.speedup_vs_ar - row.speedup_vs_ar_quartiles[0] for row in rows]
     high = [row.speedup_vs_ar_quartiles[1] - row.speedup_vs_ar for row in rows]
     panel.barh(places, speeds, xerr=(low, high), height=0.62, color=colors, error_kw={"ecolor": INK, "elinewidth": 1})
+    longest = max(speeds)
     for place, row in zip(places, rows, strict=True):
+        inside = row.speedup_vs_ar > 0.2 * longest
         panel.annotate(
             f"{row.speedup_vs_ar:.2f}×" + ("" if row.same_tokens else "  other tokens!"),
-            (row.speedup_vs_ar_quartiles[1], place),
-            xytext=(5, 0), textcoords="offset points", va="center", color=INK,
+            (0 if inside else row.speedup_vs_ar_quartiles[1], place),
+            xytext=(6, 0), textcoords="offset points", va="center", color="white" if inside else INK,
             fontweight="bold" if row.method == "parallel" else "normal",
         )  # fmt: skip
+    predicted = [(row.predicted, place) for row, place in zip(rows, places, strict=True) if row.predicted is not None]
+    if predicted:
+        panel.plot(*zip(*predicted, strict=True), "D", markersize=5, color="white", markeredgecolor=INK, label="theory")
+        panel.legend(loc="lower right", frameon=False, labelcolor=INK)
     panel.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
     panel.set_yticks(places, [row.method for row in rows])
     panel.set_title("speed-up over plain decoding", loc="left", fontsize="medium", color=INK)
     panel.xaxis.set_major_formatter("{x:g}×")
-    panel.margins(x=0.14)
+    panel.margins(x=0.06)

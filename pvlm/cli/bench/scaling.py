@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pvlm.bench.padding import padded
 from pvlm.bench.scaling import FRAMES, ScalingRow, measure_scaling
-from pvlm.cli.bench.common import add_json_option, add_padding_option, padding_note, write_rows
+from pvlm.cli.bench.common import add_json_option, add_padding_option, new_table, padding_note, write_rows
 from pvlm.cli.console import ProgressDisplay, number, quiet_logs
 from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
 from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
@@ -65,10 +65,8 @@ def run(options: argparse.Namespace) -> int:
     with as_file(files("pvlm") / "bundled" / "clips" / BUNDLED_CLIP) as bundled_clip:
         rows = anyio.run(measure, options.video or str(bundled_clip))
     console.print(_table(rows))
-    console.print("speed-up: of parallel decoding over plain decoding on the target's cores; first in decoding alone")
-    console.print("T_p: of plain decoding; T_q: beside a target at work; peak MB: draft and target / target alone")
-    if note := padding_note(rows[0].padded_layers):
-        console.print(note, soft_wrap=True)
+    for line in _notes(rows):
+        console.print(line, soft_wrap=True)
     write_rows(options.json, rows)
     if options.plot:
         save_plot(options.plot, draw(rows))
@@ -76,30 +74,34 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _table(rows: Sequence[ScalingRow]) -> Table:
-    table = Table(
-        title=f"medians of {rows[0].rounds} rounds",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
+    table = new_table(
+        f"medians of {rows[0].rounds} rounds",
+        ("frames", "prompt", "prefill s", "T_p ms", "T_q ms", "β", "decoding", "end to end", "MB", "same tokens"),
     )
-    columns = ("frames", "prompt", "prefill", "T_p", "T_q", "acceptance", "decoding", "end to end", "peak MB", "same")
-    for column in columns:
-        table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             str(row.frames),
             str(row.prompt_tokens),
-            number(row.prefill_s, 3, " s"),
-            number(row.target_pass_ms, 2, " ms"),
-            number(row.draft_token_ms, 2, " ms"),
+            number(row.prefill_s, 3),
+            number(row.target_pass_ms, 2),
+            number(row.draft_token_ms, 2),
             number(row.acceptance_rate, 3),
             number(row.speedup_vs_ar, 2, "×"),
             number(row.end_to_end_vs_ar, 2, "×"),
-            f"{row.peak_rss_mb:.0f} / {row.ar_peak_rss_mb:.0f}",
+            f"{row.peak_rss_mb:.0f}",
             "yes" if row.same_tokens else "NO",
         )
     return table
+
+
+def _notes(rows: Sequence[ScalingRow]) -> list[str]:
+    note = padding_note(rows[0].padded_layers)
+    return [
+        "decoding, end to end: parallel decoding's speed-up over plain decoding on the target's cores",
+        "T_p: a pass of plain decoding; T_q: a draft token beside a target at work; β: accepted of tested tokens",
+        "MB: most memory resident while answering, draft and target",
+        *([note] if note else []),
+    ]
 
 
 def draw(rows: Sequence[ScalingRow]) -> Figure:
@@ -117,8 +119,8 @@ def draw(rows: Sequence[ScalingRow]) -> Figure:
     _lines(
         passes, rows, "time a pass, ms",
         {
-            "target, one token (T_p)": ([row.target_pass_ms for row in rows], VANILLA),
-            "draft, one token (T_q)": ([row.draft_token_ms for row in rows], PARALLEL),
+            "target, one token ($T_p$)": ([row.target_pass_ms for row in rows], VANILLA),
+            "draft, one token ($T_q$)": ([row.draft_token_ms for row in rows], PARALLEL),
         },
     )  # fmt: skip
     _lines(
@@ -148,7 +150,7 @@ def draw(rows: Sequence[ScalingRow]) -> Figure:
     for panel in (prefill, passes, memory):
         panel.set_ylim(bottom=0)
     labels = [
-        f"frames: video tokens {rows[0].video_tokens // rows[0].frames} a frame",
+        f"frames ({rows[0].video_tokens // rows[0].frames} video tokens each)",
         padding_note(rows[0].padded_layers),
     ]
     figure.supxlabel("\n".join(label for label in labels if label), fontsize="small", color=INK)
