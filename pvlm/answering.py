@@ -237,6 +237,7 @@ class AnswerStream:
             tokens_per_second=ratio_or_none(len(self._text.tokens), decode_s),
             target_passes=counts.target_passes,
             target_pass_ms=median_or_none(counts.target_pass_ms),
+            target_passes_ms=tuple(zip(counts.target_pass_tokens, counts.target_pass_ms, strict=True)),
             target_idle_ms=median_or_none(counts.idle_ms),
             coordination_ms=tuple(counts.coordination_ms),
             drafted_tokens=counts.drafted_tokens,

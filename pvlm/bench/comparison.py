@@ -35,7 +35,10 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
 
     ``predicted``: the speed-up by theorem 7 (`parallel` methods) or 4 (sd, specvlm, parallel-no-pd), at the best window
     for the measured acceptance, T_q beside a target at work, and T_p(n): ``target_ms``, in the row of ``ar``.
-    ``padded_layers``: how many of the target's ``target_layers`` only cost time (`pvlm.bench.padding`).
+    ``predicted_busy``: theorem 7 with the times that the method's own passes took, beside a draft at work.
+    ``coordination_share``: the part of decoding that draft and target lost to each other between passes, of which
+    theory knows nothing. ``padded_layers``: how many of the target's ``target_layers`` only cost time
+    (`pvlm.bench.padding`).
     """
 
     method: str
@@ -46,6 +49,7 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end_vs_ar: float
     end_to_end_vs_ar_all_cores: float | None
     predicted: float | None
+    predicted_busy: float | None
     tokens_per_second: float
     time_to_first_token_s: float
     prefill_s: float
@@ -57,7 +61,7 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss_mb: float
     target_pass_ms: float | None
     draft_token_ms: float | None
-    coordination_ms: float | None
+    coordination_share: float | None
     tokens: int
     clips: int
     rounds: int
@@ -176,6 +180,7 @@ def _rows(
                 end_to_end_vs_ar=median(_ratios(plain, record, _total_s)),
                 end_to_end_vs_ar_all_cores=median(_ratios(everywhere, record, _total_s)) if everywhere else None,
                 predicted=_predicted(record.contender, beta, draft_ms, target_ms),
+                predicted_busy=_predicted_busy(record, beta, draft_ms, target_ms),
                 tokens_per_second=median(speeds),
                 time_to_first_token_s=median(record.per_round(lambda m: m.first_token_s)),
                 prefill_s=median(record.per_round(lambda m: m.prefill_s)),
@@ -187,7 +192,9 @@ def _rows(
                 peak_rss_mb=max(m.peak_mb for m in answers),
                 target_pass_ms=median_or_none([m.target_pass_ms for m in answers if m.target_pass_ms is not None]),
                 draft_token_ms=draft_ms,
-                coordination_ms=median_or_none([ms for m in answers for ms in m.coordination_ms]),
+                coordination_share=median(m.coordination_s / m.decode_s for m in answers)
+                if windows and draft_ms
+                else None,
                 tokens=sum(len(m.tokens) for m in record.rounds[0]),
                 clips=len(record.rounds[0]),
                 rounds=len(record.rounds),
@@ -236,8 +243,35 @@ def _predicted(
     if contender.loop or beta is None or draft_ms is None or target_ms is None:
         return None
     curve = MeasuredCurve(target_ms)
-    if contender.options["method"] == "sd" or contender.options.get("parallel_decode") is False:
+    if _takes_turns(contender):
         return best_vanilla_window(beta, curve, draft_ms, GAMMA_MAX).speedup
+    return _theorem_7(beta, curve, draft_ms)
+
+
+def _predicted_busy(
+    record: _Record, beta: float | None, draft_ms: float | None, target_ms: dict[int, float] | None
+) -> float | None:
+    """As `_predicted` for parallel decoding; a pass beside a draft at work is slower than T_p(n), but plain decoding's
+    is not.
+    """
+    contender = record.contender
+    if contender.loop or beta is None or draft_ms is None or target_ms is None or _takes_turns(contender):
+        return None
+    passes = PassTimeEstimate()
+    for measurement in record.all:
+        for tokens, ms in measurement.target_passes_ms:
+            passes.observe(tokens, ms)
+    if not passes.measured:
+        return None
+    busy = passes.curve()
+    return _theorem_7(beta, busy, draft_ms) * MeasuredCurve(target_ms)(1) / busy(1)
+
+
+def _takes_turns(contender: Contender) -> bool:
+    return contender.options["method"] == "sd" or contender.options.get("parallel_decode") is False
+
+
+def _theorem_7(beta: float, curve: MeasuredCurve, draft_ms: float) -> float:
     return max(
         parallel_speedup(gamma, k, beta, curve, draft_ms) for gamma in range(1, GAMMA_MAX + 1) for k in range(gamma + 1)
     )

@@ -152,8 +152,9 @@ class Measurement:
     accepted: int = 0
     rejected: int = 0
     target_pass_ms: float | None = None
+    target_passes_ms: tuple[tuple[int, float], ...] = ()
     draft_token_ms: float | None = None
-    coordination_ms: tuple[float, ...] = ()
+    coordination_s: float = 0.0
     prompt_tokens: int = 0
     video_tokens: int = 0
 
@@ -260,8 +261,9 @@ def _of_engine(answer: Answer, memory_mb: float) -> Measurement:
         accepted=stats.accepted_tokens,
         rejected=stats.rejected_tokens,
         target_pass_ms=stats.target_pass_ms,
+        target_passes_ms=stats.target_passes_ms,
         draft_token_ms=stats.draft_token_ms,
-        coordination_ms=stats.coordination_ms,
+        coordination_s=sum(stats.coordination_ms) / 1000,
         prompt_tokens=stats.prompt_tokens,
         video_tokens=stats.video_tokens,
     )

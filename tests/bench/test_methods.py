@@ -90,6 +90,7 @@ class Script:
             accepted=4 if drafted else 0,
             rejected=1 if drafted else 0,
             target_pass_ms=8.0,
+            target_passes_ms=((1, 10.0), (8, 10.0)),
             draft_token_ms=1.0 if drafted else None,
         )
 
@@ -197,6 +198,10 @@ async def test_theory_is_that_of_the_method(script: Script) -> None:
     rows = await measured(["sd", "parallel", "parallel-no-pd", "assisted"])
     assert rows["parallel"].predicted == pytest.approx(8 * 5 / (2 + 8 + 0.8**3 / (1 - 0.8**8) * 8))  # gamma = 8, k = 2
     assert rows["sd"].predicted == rows["parallel-no-pd"].predicted == pytest.approx(2.27, abs=0.005)
+    assert rows["parallel"].predicted_busy is not None
+    assert rows["parallel"].predicted_busy < rows["parallel"].predicted * 0.9  # passes of 10 ms beside the draft
+    assert rows["parallel"].predicted_busy > rows["parallel"].predicted * 0.8
+    assert rows["sd"].predicted_busy is None
     assert rows["ar"].predicted is None
     assert rows["assisted"].predicted is None
     assert rows["parallel"].of_predicted == pytest.approx(1 / 2.68, abs=0.001)

@@ -176,6 +176,10 @@ def _against_plain(own: MethodRow) -> str:
         line += f", {own.speedup_vs_ar_all_cores:.2f}× plain decoding on all cores"
     if own.of_predicted is not None and own.predicted is not None:
         line += f"; {own.of_predicted:.3f} of theorem 7, which says {own.predicted:.2f}×"
+    if own.predicted_busy is not None:
+        line += f" ({own.predicted_busy:.2f}× with its own passes' times, beside the draft)"
+    if own.coordination_share is not None:
+        line += f"; {own.coordination_share:.0%} of its time lost between passes"
     return line
 
 
