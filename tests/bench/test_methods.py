@@ -321,10 +321,19 @@ def test_a_tiny_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """Real models in worker processes, padded, with a peer; a table, rows and a picture come out."""
     rows_file, picture = tmp_path / "rows.json", tmp_path / "speed.png"
     command = ["bench", "--videos", str(CLIPS / "one-scene.mp4"), "--rounds", "1", "--max-tokens", "12"]
-    command += ["--methods", "ar-all-cores", "sd", "parallel-no-pp", "parallel-no-pd", "assisted", "--pad-layers", "1"]
+    command += [
+        "--methods",
+        "ar-all-cores",
+        "specvlm",
+        "parallel-no-pp",
+        "parallel-no-pd",
+        "assisted",
+        "--pad-layers",
+        "1",
+    ]
     assert main([*command, "--json", str(rows_file), "--plot", str(picture)]) == 0
     rows = json.loads(rows_file.read_text())
-    names = ["ar", "ar-all-cores", "sd", "parallel-no-pp", "parallel-no-pd", "assisted"]
+    names = ["ar", "ar-all-cores", "specvlm", "parallel-no-pp", "parallel-no-pd", "assisted"]
     assert [row["method"] for row in rows] == names
     assert all(set(ROW_OF_THE_ISSUE) <= set(row) for row in rows)
     assert all(row["same_tokens"] and row["tokens"] == 12 for row in rows)
