@@ -209,11 +209,11 @@ def draw(rows: Sequence[MethodRow]) -> Figure:
         total = row.prefill_s + row.decode_s
         time.annotate(f"{total:.2f}", (total, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
     time.set_title("seconds for a mean answer", loc="left", fontsize="medium", color=INK)
-    time.legend(loc="lower right", frameon=False, labelcolor=INK)
     time.margins(x=0.12)
     for panel in (speed, time):
         plain_panel(panel, "x")
     speed.invert_yaxis()
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)
     if note := padding_note(rows[0].padded_layers):
         figure.supxlabel(note, fontsize="small", color=INK)
     return figure
@@ -237,7 +237,6 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     predicted = [(row.predicted, place) for row, place in zip(rows, places, strict=True) if row.predicted is not None]
     if predicted:
         panel.plot(*zip(*predicted, strict=True), "D", markersize=5, color="white", markeredgecolor=INK, label="theory")
-        panel.legend(loc="lower right", frameon=False, labelcolor=INK)
     panel.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
     panel.set_yticks(places, [row.method for row in rows])
     panel.set_title("speed-up over plain decoding", loc="left", fontsize="medium", color=INK)
