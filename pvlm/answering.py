@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from pvlm.commands import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
-from pvlm.config import AnswerOptions, Method
+from pvlm.config import AnswerOptions, EngineConfig, Method
 from pvlm.coordinator import Coordinator
 from pvlm.errors import EngineStateError, ModelError, OptionError, PromptError, PvlmError, RemoteTraceback, TargetLost
 from pvlm.plugins import plugin_names
@@ -28,7 +28,7 @@ from pvlm.speculation.windows import WindowPolicy
 from pvlm.text import TextStream
 from pvlm.video import check_source, read_video
 from pvlm_protocols.backend import Processor
-from pvlm_protocols.messages import Open, Pruning, Sampling, VideoFrames, Window
+from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, VideoFrames, Window
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
@@ -107,11 +107,13 @@ class AnswerStream:
         self._stack.callback(self._received.close)
         self._opened_s = time.perf_counter()
         runtime.check_target()  # it may have been lost meanwhile
-        policy = runtime.window_policy(self._method, options.window or config.window)
-        self._opening = opening(runtime, self._method, self._question, frames, options, policy)
+        schedule = answer_schedule(runtime, self._method, options)
+        pruning = answer_pruning(config, self._method, options)
+        policy = runtime.window_policy(schedule, pruning, options.window or config.window)
+        self._opening = opening(runtime, self._question, frames, options, schedule, pruning, policy)
         draft = None
         if self._method != "ar" and runtime.has_draft:
-            draft = opening(runtime, self._method, self._question, draft_frames, options, policy, self._opening)
+            draft = draft_opening(runtime, draft_frames, self._opening)
         self._coordinator = Coordinator(self._opening, policy, draft)
         if self._method != "ar":
             self._coordinator.counts.draft_lost = runtime.draft_away
@@ -251,6 +253,7 @@ class AnswerStream:
             tokens_per_second=ratio_or_none(len(self._text.tokens), decode_s),
             target_passes=counts.target_passes,
             target_pass_ms=median_or_none(counts.target_pass_ms),
+            target_passes_ms=tuple(zip(counts.target_pass_tokens, counts.target_pass_ms, strict=True)),
             target_idle_ms=median_or_none(counts.idle_ms),
             coordination_ms=tuple(counts.coordination_ms),
             drafted_tokens=counts.drafted_tokens,
@@ -297,30 +300,44 @@ def resolve_method(runtime: Runtime, options: AnswerOptions) -> Method:
     return options.method
 
 
-def opening(
-    runtime: Runtime,
-    method: Method,
-    question: str,
-    video: VideoFrames,
-    options: AnswerOptions,
-    policy: WindowPolicy,
-    target: Open | None = None,
-) -> Open:
-    """The message that starts a session at the target, or, given the ``target``'s, at the draft."""
-    config = runtime.config
-    if target is not None:
-        # A token of the draft that the target does not have must not be drafted.
-        limit = min(target.sampling.vocab_limit, runtime.vocab_size("draft"))
-        return msgspec.structs.replace(
-            target, video=video, sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
-        )
-    processor = runtime.target_processor
+def answer_schedule(runtime: Runtime, method: Method, options: AnswerOptions) -> Schedule:
+    """How draft and target share the work of one answer."""
+    return runtime.schedule(
+        # While a lost draft is away, the target must not wait for it.
+        method if runtime.has_draft else "ar",
+        parallel_prefill=options.parallel_prefill,
+        parallel_decode=options.parallel_decode,
+    )
+
+
+def answer_pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pruning:
+    """What the draft sees in one answer. Raises OptionError where there is no such pruner."""
     prune = options.prune or config.prune
     if prune == "auto":
         prune = "uv" if method == "parallel" else "none"
     if prune not in (known := plugin_names("pvlm.pruners")):
         raise OptionError(f"there is no pruner '{prune}': use one of {', '.join(known)}")
     ratio = config.prune_ratio if options.prune_ratio is None else options.prune_ratio
+    return Pruning(
+        method=prune,
+        ratio=0.0 if prune == "none" else ratio,
+        early_layer=config.early_layer,
+        compact_positions=config.compact_positions,
+        seed=options.seed or 0,
+    )
+
+
+def opening(
+    runtime: Runtime,
+    question: str,
+    video: VideoFrames,
+    options: AnswerOptions,
+    schedule: Schedule,
+    pruning: Pruning,
+    policy: WindowPolicy,
+) -> Open:
+    """The message that starts a session at the target."""
+    processor = runtime.target_processor
     choice = policy.choice()
     return Open(
         session=runtime.next_session(),
@@ -339,14 +356,16 @@ def opening(
             vocab_limit=runtime.vocab_size("target"),
             end_token_ids=(() if options.ignore_eos else processor.end_token_ids) + options.stop_token_ids,
         ),
-        pruning=Pruning(
-            method=prune,
-            ratio=0.0 if prune == "none" else ratio,
-            early_layer=config.early_layer,
-            compact_positions=config.compact_positions,
-            seed=options.seed or 0,
-        ),
-        # While a lost draft is away, the target must not wait for it.
-        schedule=runtime.schedule(method if runtime.has_draft else "ar"),
+        pruning=pruning,
+        schedule=schedule,
         window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
+    )
+
+
+def draft_opening(runtime: Runtime, video: VideoFrames, target: Open) -> Open:
+    """The message that starts a session at the draft, from the ``target``'s."""
+    # A token of the draft that the target does not have must not be drafted.
+    limit = min(target.sampling.vocab_limit, runtime.vocab_size("draft"))
+    return msgspec.structs.replace(
+        target, video=video, sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
     )

@@ -11,6 +11,7 @@ import msgspec
 
 from pvlm.errors import ConfigError, OptionError
 from pvlm.speculation.settings import DistributionSettings
+from pvlm_protocols.backend import Role
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
@@ -102,6 +103,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return BUNDLED if self.target == BUNDLED else None
         return self.draft
 
+    def checkpoint(self, role: Role) -> str | None:
+        """The directory or hub name of a model, with "auto" and "bundled" resolved; None: there is no draft."""
+        model = self.target if role == "target" else self.draft_model
+        return bundled(role) if model == BUNDLED else model
+
     def resolved_method(self) -> Method:
         """The method with "auto" resolved. Raises ConfigError where a draft is needed and there is none."""
         if self.method == "auto":
@@ -114,7 +120,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of one answer. ``method``, ``prune``, ``prune_ratio`` and ``window`` default to the engine's."""
+    """Options of one answer. The last six, ``method`` to ``window``, default to the engine's."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -138,6 +144,8 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     end: float | None = None
 
     method: MethodSetting | None = None
+    parallel_prefill: bool | None = None
+    parallel_decode: bool | None = None
     prune: str | None = None
     prune_ratio: float | None = None
     window: WindowSetting | None = None

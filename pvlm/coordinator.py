@@ -261,6 +261,7 @@ class Coordinator:
         if verdict.pass_tokens:
             counts.target_passes += 1
             counts.target_pass_ms.append(verdict.pass_ms)
+            counts.target_pass_tokens.append(verdict.pass_tokens)
             self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)

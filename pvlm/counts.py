@@ -15,6 +15,7 @@ class Counts:
 
     target_passes: int = 0
     target_pass_ms: list[float] = field(default_factory=list)
+    target_pass_tokens: list[int] = field(default_factory=list)
     idle_ms: list[float] = field(default_factory=list)
     coordination_ms: list[float] = field(default_factory=list)
     drafted_tokens: int = 0

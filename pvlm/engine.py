@@ -88,6 +88,11 @@ class Engine:
         """What is loaded, by role; empty if the engine is not open."""
         return {} if self._runtime is None else self._runtime.models
 
+    @property
+    def processes(self) -> dict[Role, int]:
+        """Process ids of the running models, by role (with transport ``inproc``, this process's own)."""
+        return {} if self._runtime is None else self._runtime.processes
+
     # ---- life cycle -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:

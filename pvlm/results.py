@@ -37,6 +37,8 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     target_passes: int
     target_pass_ms: float | None
     """Median time of a pass in decoding."""
+    target_passes_ms: tuple[tuple[int, float], ...]
+    """Each pass in decoding: the tokens it took in, and its time."""
     target_idle_ms: float | None
     """Median time between two passes of the target."""
     coordination_ms: tuple[float, ...]

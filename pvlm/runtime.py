@@ -11,7 +11,7 @@ import anyio.abc
 import structlog
 
 from pvlm.commands import Command, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
-from pvlm.config import BUNDLED, EngineConfig, Method, WindowSetting, bundled
+from pvlm.config import EngineConfig, Method, WindowSetting
 from pvlm.coordinator import Coordinator
 from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
 from pvlm.plugins import load_plugin
@@ -21,7 +21,7 @@ from pvlm.transports import ChannelClosed, ChannelFull
 from pvlm.workers.launch import RunningActor, launch
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
-from pvlm_protocols.messages import Closed, Dying, Failed, FromActor, Schedule, SessionMessage, ToActor
+from pvlm_protocols.messages import Closed, Dying, Failed, FromActor, Pruning, Schedule, SessionMessage, ToActor
 
 RESTART_PAUSE_S = 0.5
 """Before a lost draft is started again; doubled each time."""
@@ -47,7 +47,7 @@ class Runtime:
         self._actors: dict[Role, RunningActor] = {}
         self._sessions: dict[int, LiveSession] = {}
         self._numbers = count(1)
-        self._policies: dict[Method, WindowPolicy] = {}
+        self._policies: dict[tuple[Schedule, str, float], WindowPolicy] = {}
         self._last_words: dict[Role, Dying] = {}
         self._lost_reasons: dict[Role, str] = {}
         self._restarts = 0
@@ -99,6 +99,10 @@ class Runtime:
     def models(self) -> dict[Role, ModelInfo]:
         return {role: actor.info for role, actor in self._actors.items()}
 
+    @property
+    def processes(self) -> dict[Role, int]:
+        return {role: actor.pid for role, actor in self._actors.items()}
+
     def vocab_size(self, role: Role) -> int:
         """Width of a logits row. Raises KeyError if the actor is not there."""
         return self._actors[role].info.vocab_size
@@ -106,8 +110,14 @@ class Runtime:
     def next_session(self) -> int:
         return next(self._numbers)
 
-    def schedule(self, method: Method) -> Schedule:
-        """How draft and target share the work under a method."""
+    def schedule(
+        self, method: Method, *, parallel_prefill: bool | None = None, parallel_decode: bool | None = None
+    ) -> Schedule:
+        """How draft and target share the work under a method; None: as the engine was set up."""
+        if parallel_prefill is None:
+            parallel_prefill = self.config.parallel_prefill
+        if parallel_decode is None:
+            parallel_decode = self.config.parallel_decode
         match method:
             case "ar":
                 return Schedule(alone=True)
@@ -115,18 +125,19 @@ class Runtime:
                 return Schedule(bonus=True, lead=1, overlap_prefill=False)
             case "parallel":
                 return Schedule(
-                    bonus=not self.config.parallel_decode,
-                    lead=2 if self.config.parallel_decode else 1,
-                    overlap_prefill=self.config.parallel_prefill,
+                    bonus=not parallel_decode,
+                    lead=2 if parallel_decode else 1,
+                    overlap_prefill=parallel_prefill,
                 )
 
-    def window_policy(self, method: Method, window: WindowSetting) -> WindowPolicy:
-        """What chooses the windows under a method. One that learns is kept, for what it has learned holds for the
-        next answer.
+    def window_policy(self, schedule: Schedule, pruning: Pruning, window: WindowSetting) -> WindowPolicy:
+        """What chooses the windows. One that learns is kept, for what it has learned holds for the next answer with
+        the same schedule and the same view of the video.
         """
         if window != "auto":
             return FixedWindow(window)
-        return self._policies.setdefault(method, AutoWindow(vanilla=self.schedule(method).bonus))
+        alike = schedule, pruning.method, pruning.ratio
+        return self._policies.setdefault(alike, AutoWindow(vanilla=schedule.bonus))
 
     def open(
         self, coordinator: Coordinator, on_command: Callable[[Command], None], recorder: Recorder | None = None
@@ -176,9 +187,9 @@ class Runtime:
         return ("target",) if self.method == "ar" else ("target", "draft")
 
     def _model(self, role: Role) -> str:
-        model = self.config.target if role == "target" else self.config.draft_model
+        model = self.config.checkpoint(role)
         assert model is not None
-        return bundled(role) if model == BUNDLED else model
+        return model
 
     def _backend(self, role: Role) -> str:
         return self.config.backend if role == "target" else self.config.draft_backend or self.config.backend

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
 
 if TYPE_CHECKING:
+    from .hf_generate import GeneratedAnswer
     from .hf_session import HuggingFaceSession
     from .processing import LlavaOnevisionProcessor
 
@@ -45,6 +46,40 @@ class HuggingFaceBackend:
         prepared = self._processor.prepare(prompt)
         check_positions(len(prepared), capacity, self._info.max_positions)
         return HuggingFaceSession(self._model, prepared, capacity)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_tokens: int,
+        *,
+        assistant: HuggingFaceBackend | None = None,
+        lookup_tokens: int | None = None,
+    ) -> GeneratedAnswer:
+        """Answer by transformers' own greedy decoding, which pvlm is measured against.
+
+        Args:
+            prompt: question and resized frames.
+            max_tokens: of the answer, at most.
+            assistant: assisted generation with this draft; it takes the same prompt.
+            lookup_tokens: prompt lookup, drafting so many tokens at a time.
+
+        Raises:
+            PromptError: the prompt cannot be built.
+            BackendError: a backend is closed.
+        """
+        from .hf_generate import generate
+
+        if self._model is None or (assistant is not None and assistant._model is None):
+            raise BackendError("this backend is closed")
+        return generate(
+            self._model,
+            self._processor.prepare(prompt),
+            max_tokens=max_tokens,
+            end_token_ids=self._info.end_token_ids,
+            video_token_id=self._processor.video_token_id,
+            assistant=None if assistant is None else assistant._model,
+            lookup_tokens=lookup_tokens,
+        )
 
     def close(self) -> None:
         """Free the model, once its sessions are closed too."""

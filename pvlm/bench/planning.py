@@ -6,7 +6,7 @@ These come from elsewhere (a paper, a profile), or `measure` takes them from a p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -190,15 +190,24 @@ async def measure(
         for _ in range(rounds):
             for ratio, answers in parallel.items():
                 answers.append(await stats_of(method="parallel", window=ACCEPTANCE_WINDOW, prune_ratio=ratio))
-            for n in PASS_SIZES:
-                how: dict[str, Any] = {"method": "ar"} if n == 1 else {"method": "sd", "window": n - 1}
-                stats = await stats_of(**how, max_tokens=TIMED_TOKENS, ignore_eos=True)
-                passes.observe(n, _measured(stats.target_pass_ms))
+            await time_passes(passes, stats_of)
     return PairFigures(
         target_ms=passes.points(),
         draft_ms={ratio: median(_measured(s.draft_token_ms) for s in answers) for ratio, answers in parallel.items()},
         acceptance={ratio: _pooled_acceptance(answers) for ratio, answers in parallel.items()},
     )
+
+
+async def time_passes(passes: PassTimeEstimate, stats_of: Callable[..., Awaitable[AnswerStats]]) -> None:
+    """Time passes of `PASS_SIZES` tokens while the draft rests, once each. ``stats_of``: answers with the given
+    options.
+
+    Raises ModelError if an answer was too short.
+    """
+    for n in PASS_SIZES:
+        how: dict[str, Any] = {"method": "ar"} if n == 1 else {"method": "sd", "window": n - 1}
+        stats = await stats_of(**how, max_tokens=TIMED_TOKENS, ignore_eos=True)
+        passes.observe(n, _measured(stats.target_pass_ms))
 
 
 def _pooled_acceptance(answers: Sequence[AnswerStats]) -> float:

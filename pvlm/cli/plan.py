@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -14,9 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.planning import PairFigures, RatioPlan, measure, plan
-from pvlm.cli.console import ProgressDisplay, quiet_logs, write_file, write_json
+from pvlm.cli.console import ProgressDisplay, quiet_logs, write_json
 from pvlm.cli.demo import bundled_clips
 from pvlm.cli.options import DESCRIBE, add_answer_options, add_engine_options, answer_settings, engine_settings
+from pvlm.cli.plotting import (
+    INK,
+    PARALLEL,
+    VANILLA,
+    add_plot_option,
+    check_plot,
+    new_figure,
+    plain_panel,
+    save_plot,
+)
 from pvlm.config import engine_config
 from pvlm.errors import OptionError
 from pvlm.speculation.theory import acceptance_from_length
@@ -33,7 +41,6 @@ BY_HAND = {
     "accepted_length": "--accepted-length",
 }
 PANELS_A_ROW = 3
-PARALLEL, VANILLA, INK = "#1f5fa8", "#d07c2e", "#444444"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,7 +70,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     measured.add_argument("--rounds", type=int, default=1, metavar="N", help="measure N times (default: 1)")
     parser.add_argument("--gamma-max", type=int, default=16, metavar="N", help="largest window (default: 16)")
     parser.add_argument("--json", metavar="FILE", help="write figures and predictions to a file")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the speed-up over the window (needs pvlm[plot])")
+    add_plot_option(parser, "the speed-up over the window")
     add_engine_options(parser)
     add_answer_options(parser)
     parser.set_defaults(run=run)
@@ -71,8 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     quiet_logs(False)
-    if options.plot:
-        _check_plot(options.plot)
+    check_plot(options.plot)
     console = Console(highlight=False)
     by_hand = [flag for name, flag in BY_HAND.items() if getattr(options, name)]
     if options.measure is None:
@@ -90,9 +96,7 @@ def run(options: argparse.Namespace) -> int:
         written = {"source": source, "target_ms": figures.target_ms, "ratios": plans}
         write_json(options.json, written)
     if options.plot:
-        picture = io.BytesIO()
-        draw(plans).savefig(picture, format="png", dpi=160)
-        write_file(options.plot, picture.getvalue())
+        save_plot(options.plot, draw(plans))
     return 0
 
 
@@ -207,25 +211,11 @@ def _table(ratio_plan: RatioPlan) -> Table:
 # ---- picture ------------------------------------------------------------------------------------------------------
 
 
-def _check_plot(path: str) -> None:
-    """Before anything is measured."""
-    if Path(path).suffix.lower() != ".png":
-        raise OptionError(f"--plot draws a PNG: '{path}' must end in .png")
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise OptionError("--plot needs matplotlib: pip install 'pvlm[plot]'") from None
-
-
 def draw(plans: Sequence[RatioPlan]) -> Figure:
     """Speed-up over the window, a panel for each prune ratio: parallel against vanilla, the best window marked."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    spaced = ConstrainedLayoutEngine(wspace=0.04, hspace=0.06)
     columns = min(len(plans), PANELS_A_ROW)
     rows = -(-len(plans) // columns)
-    figure = Figure(figsize=(max(5.4, 3.3 * columns), 0.6 + 3.3 * rows), layout=spaced, facecolor="white")
+    figure = new_figure(max(5.4, 3.3 * columns), 0.6 + 3.3 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel, ratio_plan in zip(panels.flat, plans, strict=False):
         _draw_ratio(panel, ratio_plan)
@@ -258,10 +248,7 @@ def _draw_ratio(panel: Axes, ratio_plan: RatioPlan) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     panel.yaxis.set_major_formatter("{x:g}×")
     panel.margins(y=0.12)
-    panel.grid(axis="y", color="#ebebeb", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.tick_params(length=0, colors=INK)
+    plain_panel(panel)
 
 
 def _mark(

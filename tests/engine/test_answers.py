@@ -53,6 +53,19 @@ async def test_a_bare_stream_closes_its_models_with_it() -> None:
     assert tokens == greedy(20)
 
 
+async def test_an_answer_may_choose_its_stages(toys: Engine) -> None:
+    """In turns, all that is drafted is verified; and a draft that prefills late has no part in the first token."""
+    how: dict[str, Any] = {"max_tokens": 60, "window": 4, "method": "parallel"}
+    ahead = await toys.answer(FRAMES, "?", **how)
+    turns = await toys.answer(FRAMES, "?", **how, parallel_decode=False)
+    late = await toys.answer(FRAMES, "?", **how, parallel_decode=False, parallel_prefill=False)
+    assert list(ahead.tokens) == list(turns.tokens) == list(late.tokens) == greedy(60)
+    assert ahead.stats.drafted_tokens > sum(ahead.stats.windows)
+    assert turns.stats.drafted_tokens == sum(turns.stats.windows)
+    assert turns.stats.origins[0] != "t"
+    assert late.stats.origins[0] == "t"
+
+
 @pytest.mark.parametrize("method", ["ar", "sd", "parallel", "auto", None])
 async def test_an_open_engine_answers_by_any_method(toys: Engine, method: str | None) -> None:
     answer = await toys.answer(FRAMES, "?", max_tokens=40, method=method)
@@ -350,6 +363,8 @@ async def test_the_statistics_agree_with_each_other(toys: Engine, method: str, s
     assert stats.target_passes >= 1
     assert stats.target_pass_ms is not None
     assert stats.target_pass_ms > 0
+    assert len(stats.target_passes_ms) == stats.target_passes
+    assert all(tokens >= 1 and ms > 0 for tokens, ms in stats.target_passes_ms)
     assert stats.video_tokens == 16
     assert stats.source_frames == len(stats.frame_indices) == 4
     assert stats.accepted_tokens == stats.origins.count("d")

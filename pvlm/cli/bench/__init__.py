@@ -1,14 +1,19 @@
-"""``pvlm bench``: the measurements that the documentation quotes."""
+"""``pvlm bench``: all methods side by side, and the other measurements that the documentation quotes."""
 
 from __future__ import annotations
 
 import argparse
 
-from pvlm.cli.bench import adaptive, emulated, passes, pruning
+from pvlm.cli.bench import adaptive, emulated, methods, padding, passes, pruning, scaling
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    bench = commands.add_parser("bench", help="measure")
-    what = bench.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for measurement in (emulated, adaptive, pruning, passes):
+    bench = commands.add_parser(
+        "bench",
+        help="measure",
+        description="Without WHAT: every method side by side on the same clips, in turns.",
+    )
+    methods.add_options(bench)
+    what = bench.add_subparsers(dest="what", metavar="WHAT", title="other measurements")
+    for measurement in (scaling, passes, pruning, emulated, adaptive, padding):
         measurement.add_parser(what)

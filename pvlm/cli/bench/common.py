@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from rich.table import Table
 
+from pvlm.bench.padding import PADDING
 from pvlm.cli.console import write_json
 
 ALL = "all"
@@ -39,6 +41,26 @@ def add_emulation_options(parser: argparse.ArgumentParser, time_scale: float) ->
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows to a file")
+
+
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """A table of figures; the column ``method`` holds text. No cell is broken into lines."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    return table
+
+
+def add_padding_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pad-layers", type=int, default=0, metavar="K",
+        help=f"append K decoder layers to the target whose output projections are zero: {PADDING}",
+    )  # fmt: skip
+
+
+def padding_note(layers: int) -> str:
+    """What is to be said wherever figures of a padded target appear; empty if it is not padded."""
+    return f"{layers} layers of zero output were appended to the target: {PADDING}" if layers else ""
 
 
 def write_rows(file: str | None, rows: Sequence[msgspec.Struct]) -> None:

@@ -1,0 +1,277 @@
+"""All methods side by side on the same clips, in turns, so that a machine that drifts hurts them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median, quantiles
+from typing import Any
+
+import msgspec
+
+from pvlm.bench.methods import Clip, Contender, Measurement, OpenContenders
+from pvlm.bench.padding import padded_layers
+from pvlm.bench.planning import time_passes
+from pvlm.config import EngineConfig
+from pvlm.errors import OptionError
+from pvlm.results import AnswerStats, median_or_none, ratio_or_none
+from pvlm.speculation.estimates import PassTimeEstimate
+from pvlm.speculation.theory import MeasuredCurve, best_vanilla_window, parallel_speedup
+
+GAMMA_MAX = 16
+
+Quartiles = tuple[float, float]
+
+
+class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One method. Speed-ups are plain decoding's time over this one's: medians over the rounds of the ratio within a
+    round, with the first and third quartile beside them; null where plain decoding on all cores was not measured.
+
+    ``speedup_*``: of ``decode_s``; ``end_to_end_*``: prefill and decoding together. Times are a mean answer's, medians
+    over the rounds; reading and resizing the video is left out. ``window``: mean drafted tokens of a pass that had any.
+    ``same_tokens``: whether every answer has the tokens of plain decoding (``ar``). ``peak_rss_mb``: the most memory
+    resident while the method answered, weights included, summed over its processes: target, and draft if it drafts;
+    for transformers' loops one process that holds both models. The engine's own process does not count.
+
+    ``predicted``: the speed-up by theorem 7 (`parallel` methods) or 4 (sd, specvlm, parallel-no-pd), at the best window
+    for the measured acceptance, T_q beside a target at work, and T_p(n): ``target_ms``, in the row of ``ar``.
+    ``predicted_busy``: theorem 7 with the times that the method's own passes took, beside a draft at work.
+    ``coordination_share``: the part of decoding that draft and target lost to each other between passes, of which
+    theory knows nothing. ``padded_layers``: how many of the target's ``target_layers`` only cost time
+    (`pvlm.bench.padding`).
+    """
+
+    method: str
+    speedup_vs_ar: float
+    speedup_vs_ar_quartiles: Quartiles
+    speedup_vs_ar_all_cores: float | None
+    speedup_vs_ar_all_cores_quartiles: Quartiles | None
+    end_to_end_vs_ar: float
+    end_to_end_vs_ar_all_cores: float | None
+    predicted: float | None
+    predicted_busy: float | None
+    tokens_per_second: float
+    time_to_first_token_s: float
+    prefill_s: float
+    decode_s: float
+    mean_accepted_length: float | None
+    acceptance_rate: float | None
+    window: float | None
+    same_tokens: bool
+    peak_rss_mb: float
+    target_pass_ms: float | None
+    draft_token_ms: float | None
+    coordination_share: float | None
+    tokens: int
+    clips: int
+    rounds: int
+    target_layers: int
+    padded_layers: int
+    target_ms: dict[int, float] | None
+
+    @property
+    def of_predicted(self) -> float | None:
+        """The measured share of the predicted speed-up."""
+        return None if self.predicted is None else self.speedup_vs_ar / self.predicted
+
+
+@dataclass
+class _Record:
+    """What one method measured: a list of its clips' measurements for each round."""
+
+    contender: Contender
+    rounds: list[list[Measurement]] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Measurement]:
+        return [measurement for measured in self.rounds for measurement in measured]
+
+    def per_round(self, value: Callable[[Measurement], float]) -> list[float]:
+        """The mean over the clips, for each round."""
+        return [fmean(map(value, measured)) for measured in self.rounds]
+
+
+def turns(chosen: Sequence[Contender], number: int) -> list[Contender]:
+    """The order of a round: each starts one further, so that nobody always follows the same."""
+    first = number % len(chosen)
+    return [*chosen[first:], *chosen[:first]]
+
+
+async def measure_methods(
+    config: EngineConfig,
+    clips: Sequence[Clip],
+    chosen: Sequence[Contender],
+    *,
+    rounds: int = 5,
+    max_tokens: int = 256,
+    on_turn: Callable[[float], None] = lambda fraction: None,
+) -> list[MethodRow]:
+    """Answer the clips' questions greedily by every method, ``rounds`` times after a round that does not count.
+
+    ``chosen``: see `pvlm.bench.methods.contenders`. ``on_turn`` gets the fraction that is done, 0 to 1.
+
+    Raises OptionError for less than one round, two tokens or one clip, and what `Engine.answer` raises.
+    """
+    check_extent(rounds, max_tokens)
+    if not clips:
+        raise OptionError("there is no clip to measure on")
+    records = {contender.name: _Record(contender) for contender in chosen}
+    passes = PassTimeEstimate()
+    drafting = any(contender.drafts and not contender.loop for contender in chosen)
+    done, turns_in_all = 0, (rounds + 1) * len(clips) * len(chosen)
+    async with OpenContenders(config, chosen, max_tokens) as opened:
+        for number in range(rounds + 1):
+            measured: dict[str, list[Measurement]] = {name: [] for name in records}
+            for clip in clips:
+                for contender in turns(chosen, number):
+                    measured[contender.name].append(await opened.answer(contender, clip))
+                    done += 1
+                    on_turn(done / turns_in_all)
+                if number > 0 and drafting:
+                    await time_passes(passes, _stats_of(opened, clip))
+            if number > 0:
+                for name, of_clips in measured.items():
+                    records[name].rounds.append(of_clips)
+        layers = opened.pair.models["target"].layers
+    padding = padded_layers(config.checkpoint("target") or "")
+    return _rows(records, passes.points() if drafting else None, layers, padding)
+
+
+def check_extent(rounds: int, max_tokens: int) -> None:
+    """Raises OptionError where there would be nothing to measure."""
+    if rounds < 1:
+        raise OptionError(f"{rounds} rounds: at least 1 is needed")
+    if max_tokens < 2:
+        raise OptionError(f"answers of {max_tokens} tokens: the first comes from the prefill, so at least 2 are needed")
+
+
+def _stats_of(opened: OpenContenders, clip: Clip) -> Callable[..., Any]:
+    async def stats_of(**how: Any) -> AnswerStats:
+        answer = await opened.pair.answer(clip.frames, clip.question, num_frames=len(clip.frames), prune="none", **how)
+        return answer.stats
+
+    return stats_of
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    records: dict[str, _Record], target_ms: dict[int, float] | None, layers: int, padding: int
+) -> list[MethodRow]:
+    plain, everywhere = records["ar"], records.get("ar-all-cores")
+    rows = []
+    for name, record in records.items():
+        answers = record.all
+        accepted, rejected = sum(m.accepted for m in answers), sum(m.rejected for m in answers)
+        beta = ratio_or_none(accepted, accepted + rejected)
+        draft_ms = median_or_none([m.draft_token_ms for m in answers if m.draft_token_ms is not None])
+        windows = [size for m in answers for size in m.windows]
+        ratios = _ratios(plain, record, _decode_s)
+        ratios_everywhere = _ratios(everywhere, record, _decode_s) if everywhere else None
+        speeds = [sum(len(m.tokens) for m in clips) / sum(map(_decode_s, clips)) for clips in record.rounds]
+        rows.append(
+            MethodRow(
+                method=name,
+                speedup_vs_ar=median(ratios),
+                speedup_vs_ar_quartiles=quartiles(ratios),
+                speedup_vs_ar_all_cores=median(ratios_everywhere) if ratios_everywhere else None,
+                speedup_vs_ar_all_cores_quartiles=quartiles(ratios_everywhere) if ratios_everywhere else None,
+                end_to_end_vs_ar=median(_ratios(plain, record, _total_s)),
+                end_to_end_vs_ar_all_cores=median(_ratios(everywhere, record, _total_s)) if everywhere else None,
+                predicted=_predicted(record.contender, beta, draft_ms, target_ms),
+                predicted_busy=_predicted_busy(record, beta, draft_ms, target_ms),
+                tokens_per_second=median(speeds),
+                time_to_first_token_s=median(record.per_round(lambda m: m.first_token_s)),
+                prefill_s=median(record.per_round(lambda m: m.prefill_s)),
+                decode_s=median(record.per_round(_decode_s)),
+                mean_accepted_length=ratio_or_none(accepted, rejected),
+                acceptance_rate=beta,
+                window=fmean(windows) if windows else None,
+                same_tokens=same_tokens(plain.rounds, record.rounds),
+                peak_rss_mb=max(m.peak_mb for m in answers),
+                target_pass_ms=median_or_none([m.target_pass_ms for m in answers if m.target_pass_ms is not None]),
+                draft_token_ms=draft_ms,
+                coordination_share=median(m.coordination_s / m.decode_s for m in answers)
+                if windows and draft_ms
+                else None,
+                tokens=sum(len(m.tokens) for m in record.rounds[0]),
+                clips=len(record.rounds[0]),
+                rounds=len(record.rounds),
+                target_layers=layers,
+                padded_layers=padding,
+                target_ms=target_ms if name == "ar" else None,
+            )
+        )
+    return rows
+
+
+def same_tokens(reference: Sequence[Sequence[Measurement]], rounds: Sequence[Sequence[Measurement]]) -> bool:
+    """Whether every answer of every round has the tokens that the reference's first round has for its clip."""
+    return all(
+        answer.tokens == expected.tokens
+        for answers in rounds
+        for answer, expected in zip(answers, reference[0], strict=True)
+    )
+
+
+def _decode_s(measurement: Measurement) -> float:
+    return measurement.decode_s
+
+
+def _total_s(measurement: Measurement) -> float:
+    return measurement.total_s
+
+
+def _ratios(base: _Record, record: _Record, seconds: Callable[[Measurement], float]) -> list[float]:
+    """The base's time over the method's, for each round."""
+    pairs = zip(base.per_round(seconds), record.per_round(seconds), strict=True)
+    return [base_s / own_s for base_s, own_s in pairs]
+
+
+def quartiles(values: Sequence[float]) -> Quartiles:
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def _predicted(
+    contender: Contender, beta: float | None, draft_ms: float | None, target_ms: dict[int, float] | None
+) -> float | None:
+    """The best speed-up over windows of up to `GAMMA_MAX` tokens, by the theorem of the method."""
+    if contender.loop or beta is None or draft_ms is None or target_ms is None:
+        return None
+    curve = MeasuredCurve(target_ms)
+    if _takes_turns(contender):
+        return best_vanilla_window(beta, curve, draft_ms, GAMMA_MAX).speedup
+    return _theorem_7(beta, curve, draft_ms)
+
+
+def _predicted_busy(
+    record: _Record, beta: float | None, draft_ms: float | None, target_ms: dict[int, float] | None
+) -> float | None:
+    """As `_predicted` for parallel decoding; a pass beside a draft at work is slower than T_p(n), but plain decoding's
+    is not.
+    """
+    contender = record.contender
+    if contender.loop or beta is None or draft_ms is None or target_ms is None or _takes_turns(contender):
+        return None
+    passes = PassTimeEstimate()
+    for measurement in record.all:
+        for tokens, ms in measurement.target_passes_ms:
+            passes.observe(tokens, ms)
+    if not passes.measured:
+        return None
+    busy = passes.curve()
+    return _theorem_7(beta, busy, draft_ms) * MeasuredCurve(target_ms)(1) / busy(1)
+
+
+def _takes_turns(contender: Contender) -> bool:
+    return contender.options["method"] == "sd" or contender.options.get("parallel_decode") is False
+
+
+def _theorem_7(beta: float, curve: MeasuredCurve, draft_ms: float) -> float:
+    return max(
+        parallel_speedup(gamma, k, beta, curve, draft_ms) for gamma in range(1, GAMMA_MAX + 1) for k in range(gamma + 1)
+    )

@@ -1,0 +1,282 @@
+"""The methods that are measured side by side: pvlm's own, its ablations, and transformers' decoding loops."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import anyio.to_thread
+import numpy as np
+from numpy.typing import NDArray
+
+from pvlm.bench.memory import peak_mb, reset_peak
+from pvlm.bench.peers import Loop, PeerModels, PeerProcess, check_transformers
+from pvlm.config import EngineConfig
+from pvlm.engine import Engine
+from pvlm.errors import ConfigError, ModelError, OptionError
+from pvlm.plugins import load_plugin
+from pvlm.results import Answer
+from pvlm.video import read_video
+from pvlm.workers.placement import worker_spec
+from pvlm_protocols.backend import Processor, Prompt, Role
+
+if TYPE_CHECKING:
+    from pvlm.video.reading import VideoSource
+    from pvlm_backends.hf_generate import GeneratedAnswer
+
+Cores = Literal["pair", "all"]
+"""``pair``: target and draft share the cores out, and a method without a draft has the target's; ``all``: all of them
+for one process.
+"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the comparison. ``options``: of an answer by an engine; ``loop``: one of transformers' instead."""
+
+    name: str
+    meaning: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    loop: Loop | None = None
+    cores: Cores = "pair"
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a draft model has a part in it."""
+        return self.loop == "assisted" if self.loop else self.options["method"] != "ar"
+
+
+def _parallel(name: str, meaning: str, **options: Any) -> Contender:
+    return Contender(name, meaning, {"method": "parallel", **options})
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("ar", "plain decoding on the cores that the target has beside a draft", {"method": "ar"}),
+        Contender("ar-all-cores", "plain decoding on all cores", {"method": "ar"}, cores="all"),
+        Contender("sd", "speculative decoding, draft and target in turns", {"method": "sd", "prune": "none"}),
+        Contender("specvlm", "sd with SpecVLM's pruning by attention", {"method": "sd", "prune": "specvlm"}),
+        _parallel("parallel", "parallel speculative decoding"),
+        _parallel("parallel-no-pp", "... without parallel prefill", parallel_prefill=False),
+        _parallel("parallel-no-pd", "... without parallel decoding", parallel_decode=False),
+        _parallel("parallel-no-pruning", "... with an unpruned draft", prune="none"),
+        _parallel("parallel-uniform", "... with uniform pruning", prune="uniform"),
+        _parallel("parallel-attention", "... with pruning by attention", prune="attention"),
+        Contender("generate", "transformers' generate on the target's cores", loop="generate"),
+        Contender("generate-all-cores", "... on all cores", loop="generate", cores="all"),
+        Contender("assisted", "transformers' assisted generation on the target's cores", loop="assisted"),
+        Contender("assisted-all-cores", "... on all cores", loop="assisted", cores="all"),
+        Contender("prompt-lookup", "transformers' prompt lookup on the target's cores", loop="prompt-lookup"),
+    )
+}
+"""By name. ``ar`` is what the others are compared with."""
+
+
+def contenders(names: Iterable[str]) -> list[Contender]:
+    """The contenders of these names in the order of `CONTENDERS`, with ``ar``.
+
+    Raises OptionError for an unknown name, and where transformers is needed and missing.
+    """
+    wanted = {"ar", *names}
+    if unknown := sorted(wanted - set(CONTENDERS)):
+        raise OptionError(f"there is no method '{unknown[0]}' to measure: use some of {', '.join(CONTENDERS)}")
+    chosen = [contender for contender in CONTENDERS.values() if contender.name in wanted]
+    if any(contender.loop for contender in chosen):
+        check_transformers()
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames that every method gets alike: uint8 ``(T, H, W, 3)``, as the target's processor resizes them."""
+
+    frames: NDArray[np.uint8]
+    timestamps_s: tuple[float, ...]
+    question: str
+
+
+async def read_clip(
+    config: EngineConfig, video: VideoSource, question: str, num_frames: int | None = None, *, repeat: bool = False
+) -> Clip:
+    """Read and resize a video once. ``repeat``: a video that is too short for ``num_frames`` is slowed down to them.
+
+    Raises VideoError, ModelError, OptionError.
+    """
+    processor = _processor(config)
+    read = await read_video(
+        video,
+        num_frames=num_frames,
+        fps=None,
+        start=None,
+        end=None,
+        defaults=processor.frame_defaults,
+        reader=config.video_reader,
+        timeout_s=config.decode_timeout_s,
+    )
+    frames = await anyio.to_thread.run_sync(processor.resize, read.frames)
+    chosen = np.arange(len(frames))
+    if repeat and num_frames is not None:
+        chosen = (np.arange(num_frames) * len(frames)) // num_frames
+    return Clip(frames[chosen], tuple(read.timestamps_s[index] for index in chosen), question)
+
+
+def _processor(config: EngineConfig) -> Processor:
+    model = config.checkpoint("target")
+    try:
+        processor: Processor = load_plugin("pvlm.backends", config.backend).processor(
+            model, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError(f"cannot load the target '{model}': {error}") from error
+    return processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One answer by one method. Times in s and ms; reading and resizing the video is left out, for all have it alike.
+
+    ``peak_mb``: the most memory that the processes of the method held while it answered (`peak_mb`).
+    """
+
+    tokens: tuple[int, ...]
+    prefill_s: float
+    decode_s: float
+    first_token_s: float
+    peak_mb: float
+    windows: tuple[int, ...] = ()
+    accepted: int = 0
+    rejected: int = 0
+    target_pass_ms: float | None = None
+    target_passes_ms: tuple[tuple[int, float], ...] = ()
+    draft_token_ms: float | None = None
+    coordination_s: float = 0.0
+    prompt_tokens: int = 0
+    video_tokens: int = 0
+
+    @property
+    def total_s(self) -> float:
+        return self.prefill_s + self.decode_s
+
+
+class OpenContenders:
+    """The models behind some contenders, loaded all at the same time. An async context manager.
+
+    One engine serves all methods of the pair, another plain decoding on all cores; transformers' loops have a process
+    for each choice of cores, with both models. Who does not answer waits without using its cores.
+    """
+
+    def __init__(self, config: EngineConfig, chosen: Iterable[Contender], max_tokens: int) -> None:
+        self._config = config
+        self._chosen = list(chosen)
+        self._max_tokens = max_tokens
+        self._stack = AsyncExitStack()
+        self._engines: dict[Cores, Engine] = {}
+        self._peers: dict[Cores, PeerProcess] = {}
+
+    async def __aenter__(self) -> Self:
+        """Raises ConfigError, ModelError."""
+        await self._stack.__aenter__()
+        try:
+            self._check_draft()
+            for cores in dict.fromkeys(contender.cores for contender in self._chosen if not contender.loop):
+                method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
+                engine = Engine.create(self._config, method=method)
+                self._engines[cores] = await self._stack.enter_async_context(engine)
+            for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.loop):
+                peer = PeerProcess(self._peer_models(), self._cores(cores))
+                self._peers[cores] = await self._stack.enter_async_context(peer)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _check_draft(self) -> None:
+        drafting = [contender.name for contender in self._chosen if contender.drafts]
+        if drafting and self._config.draft_model is None:
+            raise ConfigError(
+                f"method '{drafting[0]}' needs a draft for '{self._config.target}': give one, or measure without "
+                f"{', '.join(drafting)}"
+            )
+
+    @property
+    def pair(self) -> Engine:
+        """The engine of the methods that share the cores out. Raises KeyError where no method needs it."""
+        return self._engines["pair"]
+
+    async def answer(self, contender: Contender, clip: Clip) -> Measurement:
+        """Raises ModelError, also where a draft was lost, for what was measured then is another method."""
+        processes = self._processes(contender)
+        reset_peak(processes)
+        if contender.loop is not None:
+            prompt = Prompt(clip.question, clip.frames, clip.timestamps_s)
+            generated = await self._peers[contender.cores].answer(contender.loop, prompt, self._max_tokens)
+            return _of_peer(generated, peak_mb(processes))
+        answer = await self._engines[contender.cores].answer(
+            clip.frames, clip.question, num_frames=len(clip.frames), max_tokens=self._max_tokens, **contender.options
+        )
+        if answer.stats.draft_lost:
+            raise ModelError(f"the draft was lost while '{contender.name}' was measured: {answer.stats.draft_lost}")
+        return _of_engine(answer, peak_mb(processes))
+
+    def _processes(self, contender: Contender) -> list[int]:
+        if contender.loop:
+            return [self._peers[contender.cores].process]
+        of_role = self._engines[contender.cores].processes
+        roles: list[Role] = ["target", "draft"] if contender.drafts else ["target"]
+        return list({of_role[role] for role in roles if role in of_role})
+
+    def _peer_models(self) -> PeerModels:
+        config = self._config
+        target = config.checkpoint("target")
+        assert target is not None
+        return PeerModels(
+            target, config.checkpoint("draft"), config.device, config.dtype, trust_remote_code=config.trust_remote_code
+        )
+
+    def _cores(self, cores: Cores) -> tuple[int, ...]:
+        """Those of the engine's target, so that transformers' loops have as many."""
+        spec = worker_spec(self._config, "target", "", "", alone=cores == "all")
+        return spec.affinity or tuple(sorted(os.sched_getaffinity(0)))
+
+
+def _of_engine(answer: Answer, memory_mb: float) -> Measurement:
+    stats = answer.stats
+    return Measurement(
+        tokens=answer.tokens,
+        prefill_s=stats.prefill_s,
+        decode_s=stats.decode_s,
+        first_token_s=stats.time_to_first_token_s - stats.video_s,
+        peak_mb=memory_mb,
+        windows=stats.windows,
+        accepted=stats.accepted_tokens,
+        rejected=stats.rejected_tokens,
+        target_pass_ms=stats.target_pass_ms,
+        target_passes_ms=stats.target_passes_ms,
+        draft_token_ms=stats.draft_token_ms,
+        coordination_s=sum(stats.coordination_ms) / 1000,
+        prompt_tokens=stats.prompt_tokens,
+        video_tokens=stats.video_tokens,
+    )
+
+
+def _of_peer(answer: GeneratedAnswer, memory_mb: float) -> Measurement:
+    return Measurement(
+        tokens=answer.tokens,
+        prefill_s=answer.prefill_s,
+        decode_s=answer.decode_s,
+        first_token_s=answer.first_token_s,
+        peak_mb=memory_mb,
+        windows=answer.windows,
+        accepted=answer.accepted_tokens,
+        rejected=answer.rejected_tokens,
+    )

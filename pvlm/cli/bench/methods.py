@@ -1,0 +1,245 @@
+"""``pvlm bench`` without a subcommand: all methods side by side on the same clips."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from rich.console import Console
+from rich.table import Table
+
+from pvlm.bench.comparison import MethodRow, measure_methods
+from pvlm.bench.methods import CONTENDERS, contenders, read_clip
+from pvlm.bench.padding import padded
+from pvlm.cli.bench.common import (
+    add_choice,
+    add_json_option,
+    add_padding_option,
+    chosen,
+    new_table,
+    padding_note,
+    write_rows,
+)
+from pvlm.cli.console import ProgressDisplay, quiet_logs
+from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
+from pvlm.config import engine_config
+from pvlm.figures import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BUNDLED_CLIPS = ("two-scenes.mp4", "four-scenes.mp4")
+PEER = "#8a8a8a"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--videos", nargs="+", metavar="VIDEO", help="default: two of the bundled clips")
+    parser.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
+    add_choice(parser, "--methods", CONTENDERS)
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="medians of N rounds over all methods (default: 5)"
+    )
+    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at (default: as the target says)")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of each answer (default: 256)")
+    add_padding_option(parser)
+    add_json_option(parser)
+    add_plot_option(parser, "the speed-ups")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 1 if an answer's tokens are not those of plain decoding."""
+    quiet_logs(False)
+    check_plot(options.plot)
+    methods = contenders(chosen(options.methods, CONTENDERS))
+    console = Console(highlight=False)
+
+    async def measure(videos: Sequence[Path | str]) -> list[MethodRow]:
+        with padded(engine_config(engine_settings(options)), options.pad_layers) as config, ProgressDisplay() as shown:
+            clips = [await read_clip(config, video, options.question, options.frames) for video in videos]
+            return await measure_methods(
+                config,
+                clips,
+                methods,
+                rounds=options.rounds,
+                max_tokens=options.max_tokens,
+                on_turn=lambda fraction: shown.update("measure", fraction),
+            )
+
+    with _videos(options.videos) as videos:
+        rows = anyio.run(measure, videos)
+    for table in (_speed_table(rows), _figures_table(rows)):
+        console.print(table)
+        console.print()
+    for line in conclusions(rows):
+        console.print(line, soft_wrap=True)
+    write_rows(options.json, rows)
+    if options.plot:
+        save_plot(options.plot, draw(rows))
+    return 0 if all(row.same_tokens for row in rows) else 1
+
+
+@contextmanager
+def _videos(given: Sequence[str] | None) -> Iterator[Sequence[Path | str]]:
+    if given:
+        yield given
+        return
+    with as_file(files("pvlm") / "bundled" / "clips") as folder:
+        yield [folder / name for name in BUNDLED_CLIPS]
+
+
+# ---- text ---------------------------------------------------------------------------------------------------------
+
+
+def _speed_table(rows: Sequence[MethodRow]) -> Table:
+    first = rows[0]
+    table = new_table(
+        f"speed-up over plain decoding, {first.clips} clips, {first.tokens} tokens, medians of {first.rounds} rounds",
+        ("method", "decoding", "quartiles", "all cores", "end to end", "theory", "same tokens"),
+    )
+    for row in rows:
+        low, high = row.speedup_vs_ar_quartiles
+        table.add_row(
+            row.method,
+            _times(row.speedup_vs_ar),
+            f"{low:.2f}–{high:.2f}",
+            _times(row.speedup_vs_ar_all_cores),
+            _times(row.end_to_end_vs_ar),
+            _times(row.predicted),
+            "yes" if row.same_tokens else "NO",
+        )
+    return table
+
+
+def _figures_table(rows: Sequence[MethodRow]) -> Table:
+    table = new_table(
+        "a mean answer, times in seconds",
+        ("method", "tokens/s", "1st token", "prefill", "decode", "β", "M", "window", "peak MB"),
+    )
+    for row in rows:
+        table.add_row(
+            row.method,
+            number(row.tokens_per_second, 0),
+            number(row.time_to_first_token_s, 3),
+            number(row.prefill_s, 3),
+            number(row.decode_s, 3),
+            number(row.acceptance_rate, 3),
+            number(row.mean_accepted_length, 1),
+            number(row.window, 1),
+            number(row.peak_rss_mb, 0),
+        )
+    return table
+
+
+def conclusions(rows: Sequence[MethodRow]) -> list[str]:
+    """What the rows say about method parallel, and what stands behind the columns, a line each."""
+    by_name = {row.method: row for row in rows}
+    lines = []
+    if (own := by_name.get("parallel")) is not None:
+        lines.append(_against_plain(own))
+        others = [row for row in rows if row.method not in ("ar", "ar-all-cores") and not _is_ours(row)]
+        if others:
+            faster = ", ".join(f"{row.method} {own.speedup_vs_ar / row.speedup_vs_ar:.2f}×" for row in others)
+            lines.append(f"parallel decodes faster than {faster}")
+    if (curve := by_name["ar"].target_ms) is not None:
+        listed = ", ".join(f"{n}: {ms:.2f}" for n, ms in sorted(curve.items()))
+        lines.append(f"T_p(n), the target's time for a pass over n tokens while the draft rests, ms: {listed}")
+    if note := padding_note(rows[0].padded_layers):
+        lines.append(note)
+    lines.append(
+        "decoding: over plain decoding (ar); all cores: over plain decoding on all cores; end to end: with the prefill"
+    )
+    lines.append(
+        "theory: theorem 7 (parallel) or 4 (sd, specvlm, parallel-no-pd) at its best window, from the measured figures"
+    )
+    lines.append(
+        "β: accepted of tested tokens; M: accepted tokens a rejection; window: drafted tokens of a pass that had any"
+    )
+    lines.append(
+        "peak MB: resident while answering, weights included, over the method's processes (transformers: one process "
+        "with both models)"
+    )
+    lines += [f"{row.method}: {CONTENDERS[row.method].meaning}" for row in rows]
+    return lines
+
+
+def _against_plain(own: MethodRow) -> str:
+    line = f"parallel: {own.speedup_vs_ar:.2f}× plain decoding"
+    if own.speedup_vs_ar_all_cores is not None:
+        line += f", {own.speedup_vs_ar_all_cores:.2f}× plain decoding on all cores"
+    if own.of_predicted is not None and own.predicted is not None:
+        line += f"; {own.of_predicted:.3f} of theorem 7, which says {own.predicted:.2f}×"
+    if own.predicted_busy is not None:
+        line += f" ({own.predicted_busy:.2f}× with its own passes' times, beside the draft)"
+    if own.coordination_share is not None:
+        line += f"; {own.coordination_share:.0%} of its time lost between passes"
+    return line
+
+
+def _is_ours(row: MethodRow) -> bool:
+    return row.method.startswith("parallel")
+
+
+def _times(value: float | None) -> str:
+    return number(value, 2, "×")
+
+
+# ---- picture ------------------------------------------------------------------------------------------------------
+
+
+def draw(rows: Sequence[MethodRow]) -> Figure:
+    """Two panels of bars, a method each: the speed-up in decoding with its quartiles, and where an answer's time
+    goes.
+    """
+    figure = new_figure(10.4, 1.5 + 0.34 * len(rows))
+    speed, time = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+    _draw_speed(speed, rows, places)
+    prefill = [row.prefill_s for row in rows]
+    time.barh(places, prefill, height=0.62, color="#b9c7d8", label="prefill")
+    time.barh(places, [row.decode_s for row in rows], left=prefill, height=0.62, color=PARALLEL, label="decoding")
+    for place, row in zip(places, rows, strict=True):
+        total = row.prefill_s + row.decode_s
+        time.annotate(f"{total:.2f}", (total, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
+    time.set_title("seconds for a mean answer", loc="left", fontsize="medium", color=INK)
+    time.margins(x=0.12)
+    for panel in (speed, time):
+        plain_panel(panel, "x")
+    speed.invert_yaxis()
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)
+    if note := padding_note(rows[0].padded_layers):
+        figure.supxlabel(note, fontsize="small", color=INK)
+    return figure
+
+
+def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
+    colors = [PEER if CONTENDERS[row.method].loop else PARALLEL if _is_ours(row) else VANILLA for row in rows]
+    speeds = [row.speedup_vs_ar for row in rows]
+    low = [row.speedup_vs_ar - row.speedup_vs_ar_quartiles[0] for row in rows]
+    high = [row.speedup_vs_ar_quartiles[1] - row.speedup_vs_ar for row in rows]
+    panel.barh(places, speeds, xerr=(low, high), height=0.62, color=colors, error_kw={"ecolor": INK, "elinewidth": 1})
+    longest = max(speeds)
+    for place, row in zip(places, rows, strict=True):
+        inside = row.speedup_vs_ar > 0.2 * longest
+        panel.annotate(
+            f"{row.speedup_vs_ar:.2f}×" + ("" if row.same_tokens else "  other tokens!"),
+            (0 if inside else row.speedup_vs_ar_quartiles[1], place),
+            xytext=(6, 0), textcoords="offset points", va="center", color="white" if inside else INK,
+            fontweight="bold" if row.method == "parallel" else "normal",
+        )  # fmt: skip
+    predicted = [(row.predicted, place) for row, place in zip(rows, places, strict=True) if row.predicted is not None]
+    if predicted:
+        panel.plot(*zip(*predicted, strict=True), "D", markersize=5, color="white", markeredgecolor=INK, label="theory")
+    panel.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+    panel.set_yticks(places, [row.method for row in rows])
+    panel.set_title("speed-up over plain decoding", loc="left", fontsize="medium", color=INK)
+    panel.xaxis.set_major_formatter("{x:g}×")
+    panel.margins(x=0.06)

@@ -1,0 +1,170 @@
+"""``pvlm bench scaling``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING
+
+import anyio
+from rich.console import Console
+from rich.table import Table
+
+from pvlm.bench.padding import padded
+from pvlm.bench.scaling import FRAMES, ScalingRow, measure_scaling
+from pvlm.cli.bench.common import add_json_option, add_padding_option, new_table, padding_note, write_rows
+from pvlm.cli.console import ProgressDisplay, quiet_logs
+from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
+from pvlm.config import engine_config
+from pvlm.figures import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BUNDLED_CLIP = "eight-scenes.mp4"
+ALONE = "#7a9ac0"
+
+
+def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    scaling = what.add_parser("scaling", help="prefill, pass times, speed-up and memory against the number of frames")
+    scaling.add_argument("--video", help="a video with fewer frames is slowed down (default: the longest bundled clip)")
+    scaling.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
+    scaling.add_argument(
+        "--frames", nargs="+", type=int, default=FRAMES, metavar="N",
+        help=f"default: {' '.join(map(str, FRAMES))}",
+    )  # fmt: skip
+    scaling.add_argument("--rounds", type=int, default=5, metavar="N", help="medians of N rounds (default: 5)")
+    scaling.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: 64)")
+    add_padding_option(scaling)
+    add_json_option(scaling)
+    add_plot_option(scaling, "all of it over the number of frames")
+    add_engine_options(scaling)
+    scaling.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 1 if an answer's tokens are not those of plain decoding."""
+    quiet_logs(False)
+    check_plot(options.plot)
+    console = Console(highlight=False)
+
+    async def measure(video: str) -> list[ScalingRow]:
+        with padded(engine_config(engine_settings(options)), options.pad_layers) as config, ProgressDisplay() as shown:
+            return await measure_scaling(
+                config,
+                video,
+                options.question,
+                frames=options.frames,
+                rounds=options.rounds,
+                max_tokens=options.max_tokens,
+                on_turn=lambda fraction: shown.update("measure", fraction),
+            )
+
+    with as_file(files("pvlm") / "bundled" / "clips" / BUNDLED_CLIP) as bundled_clip:
+        rows = anyio.run(measure, options.video or str(bundled_clip))
+    console.print(_table(rows))
+    for line in _notes(rows):
+        console.print(line, soft_wrap=True)
+    write_rows(options.json, rows)
+    if options.plot:
+        save_plot(options.plot, draw(rows))
+    return 0 if all(row.same_tokens for row in rows) else 1
+
+
+def _table(rows: Sequence[ScalingRow]) -> Table:
+    table = new_table(
+        f"medians of {rows[0].rounds} rounds",
+        ("frames", "prompt", "prefill s", "T_p ms", "T_q ms", "β", "decoding", "end to end", "MB", "same tokens"),
+    )
+    for row in rows:
+        table.add_row(
+            str(row.frames),
+            str(row.prompt_tokens),
+            number(row.prefill_s, 3),
+            number(row.target_pass_ms, 2),
+            number(row.draft_token_ms, 2),
+            number(row.acceptance_rate, 3),
+            number(row.speedup_vs_ar, 2, "×"),
+            number(row.end_to_end_vs_ar, 2, "×"),
+            f"{row.peak_rss_mb:.0f}",
+            "yes" if row.same_tokens else "NO",
+        )
+    return table
+
+
+def _notes(rows: Sequence[ScalingRow]) -> list[str]:
+    note = padding_note(rows[0].padded_layers)
+    return [
+        "decoding, end to end: parallel decoding's speed-up over plain decoding on the target's cores",
+        "T_p: a pass of plain decoding; T_q: a draft token beside a target at work; β: accepted of tested tokens",
+        "MB: most memory resident while answering, draft and target",
+        *([note] if note else []),
+    ]
+
+
+def draw(rows: Sequence[ScalingRow]) -> Figure:
+    """Four panels over the number of frames: prefill, pass times, speed-ups, memory."""
+    figure = new_figure(9.6, 6.6)
+    prefill, passes, speed, memory = figure.subplots(2, 2, sharex=True).flat
+    _lines(
+        prefill, rows, "prefill, seconds",
+        {
+            "parallel": ([row.prefill_s for row in rows], PARALLEL),
+            "plain decoding": ([row.ar_prefill_s for row in rows], VANILLA),
+            "plain decoding, all cores": ([row.ar_all_cores_prefill_s for row in rows], ALONE),
+        },
+    )  # fmt: skip
+    _lines(
+        passes, rows, "time a pass, ms",
+        {
+            "target, one token ($T_p$)": ([row.target_pass_ms for row in rows], VANILLA),
+            "draft, one token ($T_q$)": ([row.draft_token_ms for row in rows], PARALLEL),
+        },
+    )  # fmt: skip
+    _lines(
+        speed, rows, "speed-up of parallel decoding",
+        {
+            "decoding": ([row.speedup_vs_ar for row in rows], PARALLEL),
+            "end to end": ([row.end_to_end_vs_ar for row in rows], VANILLA),
+            "end to end, against all cores": ([row.end_to_end_vs_ar_all_cores for row in rows], ALONE),
+        },
+    )  # fmt: skip
+    for values, color in (
+        ([row.speedup_vs_ar_quartiles for row in rows], PARALLEL),
+        ([row.end_to_end_vs_ar_quartiles for row in rows], VANILLA),
+        ([row.end_to_end_vs_ar_all_cores_quartiles for row in rows], ALONE),
+    ):
+        low, high = zip(*values, strict=True)
+        speed.fill_between([row.frames for row in rows], low, high, color=color, alpha=0.15, linewidth=0)
+    speed.axhline(1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+    speed.yaxis.set_major_formatter("{x:g}×")
+    _lines(
+        memory, rows, "peak memory, MB",
+        {
+            "draft and target": ([row.peak_rss_mb for row in rows], PARALLEL),
+            "target alone": ([row.ar_peak_rss_mb for row in rows], VANILLA),
+        },
+    )  # fmt: skip
+    for panel in (prefill, passes, memory):
+        panel.set_ylim(bottom=0)
+    labels = [
+        f"frames ({rows[0].video_tokens // rows[0].frames} video tokens each)",
+        padding_note(rows[0].padded_layers),
+    ]
+    figure.supxlabel("\n".join(label for label in labels if label), fontsize="small", color=INK)
+    return figure
+
+
+def _lines(panel: Axes, rows: Sequence[ScalingRow], title: str, lines: dict[str, tuple[list[float], str]]) -> None:
+    frames = [row.frames for row in rows]
+    for label, (values, color) in lines.items():
+        panel.plot(frames, values, color=color, lw=2.2, marker="o", markersize=5, markeredgecolor="white", label=label)
+    panel.set_title(title, loc="left", fontsize="medium", color=INK)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(frames, [str(count) for count in frames])
+    panel.minorticks_off()
+    panel.legend(frameon=False, labelcolor=INK, fontsize="small")
+    plain_panel(panel)

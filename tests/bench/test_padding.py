@@ -1,0 +1,115 @@
+"""Padded targets: more layers, the same output, in our own backend and in transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pvlm import EngineConfig, ModelError, OptionError
+from pvlm.bench.padding import pad_layers, padded, padded_layers
+from pvlm.cli import main
+from pvlm_backends.hf import HuggingFaceBackend
+from pvlm_backends.torch import TorchBackend
+from pvlm_protocols.backend import Backend, LoadOptions, Prompt
+from tests.backends.conftest import BUNDLED, random_checkpoint
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
+ANSWER = [17, 300, 5, 42]
+
+
+@pytest.fixture(scope="module")
+def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled target with more appended layers than it has of its own."""
+    return pad_layers(BUNDLED / "target", tmp_path_factory.mktemp("padded") / "target", 7)
+
+
+def logits(backend: type[Backend], folder: Path, frames: np.ndarray | None = FRAMES) -> torch.Tensor:
+    """``(1 + 4, vocabulary)``: behind the prompt, and behind each token of an answer in one pass."""
+    model = backend.load(LoadOptions(str(folder), dtype="float32"))
+    session = model.open(Prompt("What happens?", frames), 8)
+    rows = torch.cat([session.prefill()[None], session.extend(ANSWER)])
+    session.close()
+    model.close()
+    return rows.clone()
+
+
+@pytest.mark.parametrize("backend", [TorchBackend, HuggingFaceBackend])
+def test_a_padded_target_says_what_the_original_says(backend: type[Backend], deeper: Path) -> None:
+    """To the last bit: what the appended layers add is zero."""
+    assert torch.equal(logits(backend, deeper), logits(backend, BUNDLED / "target"))
+
+
+def test_a_padded_target_is_deeper(deeper: Path) -> None:
+    """Every appended layer is computed: it has weights, and they are not zero but in the two output projections."""
+    model = TorchBackend.load(LoadOptions(str(deeper)))
+    assert model.info.layers == 13
+    original = TorchBackend.load(LoadOptions(str(BUNDLED / "target"))).info
+    assert original.layers == 6
+    vision_and_embeddings = original.parameters - 6 * (model.info.parameters - original.parameters) // 7
+    assert 0 < vision_and_embeddings < original.parameters / 4
+    assert padded_layers(deeper) == 7
+    assert padded_layers(BUNDLED / "target") == 0
+    assert padded_layers("somebody/model-on-a-hub") == 0
+
+
+def test_padding_that_is_not_zero_would_be_noticed(deeper: Path, tmp_path: Path) -> None:
+    """The comparison of logits can fail: one weight of one output projection is enough."""
+    broken = shutil.copytree(deeper, tmp_path / "broken")
+    weights = load_file(broken / "padding.safetensors")
+    name = next(name for name in weights if name.endswith("layers.9.mlp.down_proj.weight"))
+    weights[name][:] = 0.05
+    save_file(weights, broken / "padding.safetensors", {"format": "pt"})
+    assert not torch.equal(logits(TorchBackend, broken), logits(TorchBackend, BUNDLED / "target"))
+
+
+def test_sharded_and_untied_checkpoints(tmp_path: Path) -> None:
+    sharded = random_checkpoint(tmp_path / "sharded", tied=False, max_shard_size="100KB")
+    twice = pad_layers(pad_layers(sharded, tmp_path / "once", 2), tmp_path / "twice", 1)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 70, 70, 3), dtype=np.uint8)
+    assert torch.equal(logits(TorchBackend, twice, frames), logits(TorchBackend, sharded, frames))
+    assert padded_layers(twice) == 3
+
+
+def test_a_padded_configuration(tmp_path: Path) -> None:
+    """The target is another, the draft is the same, and pruning looks where it looks in the unpadded target."""
+    with padded(EngineConfig(), 20) as config:
+        folder = Path(config.target)
+        assert json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"] == 26
+        assert config.draft_model == str(BUNDLED / "draft")
+        assert config.early_layer == 2  # 26 layers would say 7
+        with padded(config, 0) as same:
+            assert same == config
+        with padded(EngineConfig(target=config.target, draft=None), 0) as recognised:
+            assert recognised.early_layer == 2
+    assert not folder.exists()
+    with padded(EngineConfig(early_layer=4), 1) as config:
+        assert config.early_layer == 4
+    with padded(EngineConfig(), 0) as config:
+        assert config == EngineConfig()
+
+
+def test_what_cannot_be_padded(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="-1 layers"):
+        pad_layers(BUNDLED / "target", tmp_path / "out", -1)
+    with pytest.raises(ModelError, match="somebody/model"):
+        pad_layers("somebody/model", tmp_path / "out", 1)
+    with pytest.raises(ModelError, match="nowhere"):
+        pad_layers(BUNDLED / "target", "/proc/nowhere", 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="num_hidden_layers"):
+        pad_layers(tmp_path / "empty", tmp_path / "out", 1)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "pad", str(tmp_path / "deeper"), "--layers", "1"]) == 0
+    assert "a deeper model's cost, the same output" in capsys.readouterr().out
+    assert padded_layers(tmp_path / "deeper") == 1
+    assert main(["bench", "pad", str(tmp_path / "deeper"), "--layers", "1"]) == 1
+    assert "deeper" in capsys.readouterr().err
