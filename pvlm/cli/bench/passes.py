@@ -10,9 +10,9 @@ from rich.table import Table
 from pvlm.bench.passes import PassReport, measure_passes
 from pvlm.cli.bench.common import add_json_option
 from pvlm.cli.console import quiet_logs, write_json
-from pvlm.figures import number
 from pvlm.cli.options import add_engine_options, engine_settings
 from pvlm.config import engine_config
+from pvlm.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
