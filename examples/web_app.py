@@ -27,13 +27,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pvlm import Engine, OptionError, PromptError, PvlmError, TargetLost, VideoError
+from pvlm import Engine, EngineBusy, OptionError, PromptError, PvlmError, TargetLost, VideoError
 
 MAX_VIDEO_BYTES = 64 << 20
 """Held in memory for each caller, also for those in line."""
 OPTIONS = {"max_tokens": int, "temperature": float, "seed": int, "num_frames": int, "start": float, "end": float}
 """What a caller may set; the rest is the server's to decide."""
-STATUS = {OptionError: 400, VideoError: 422, PromptError: 422, TargetLost: 503}
+STATUS = {OptionError: 400, VideoError: 422, PromptError: 422, TargetLost: 503, EngineBusy: 503}
 """Of errors; any other is 500."""
 
 

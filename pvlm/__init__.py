@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pvlm.errors import (
         ActorLost,
         ConfigError,
+        EngineBusy,
         EngineStateError,
         ModelError,
         ModelMismatch,
@@ -39,6 +40,7 @@ __all__ = [
     "Chunk",
     "ConfigError",
     "Engine",
+    "EngineBusy",
     "EngineConfig",
     "EngineState",
     "EngineStateError",

@@ -72,6 +72,9 @@ class AnswerStream:
         await self._stack.__aenter__()
         try:
             runtime = await self._stack.enter_async_context(self._runtime_context)
+            waiting_s = time.perf_counter()
+            await self._stack.enter_async_context(runtime.turn())  # what follows takes memory: frames, then caches
+            self._waiting_s = time.perf_counter() - waiting_s
             await self._start(runtime)
         except BaseException:
             await self._stack.aclose()  # no scope around it: a runtime of its own ends its task group in there
@@ -227,6 +230,7 @@ class AnswerStream:
         return AnswerStats(
             method=self._method,
             total_s=self._finished_s - self._started_s,
+            waiting_s=self._waiting_s,
             video_s=self._video_s,
             prefill_s=self._prefilled_s - self._opened_s,
             decode_s=decode_s,

@@ -76,6 +76,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_pickle: bool = False
     video_reader: str = "decord"
     """Entry point of group ``pvlm.video_readers``."""
+    max_sessions: int = 4
+    """Answers that are written at once; each has a KV cache in both models. Further ones wait, first come first served.
+    """
+    max_waiting: int = 64
+    """Answers that may wait; one more gets `EngineBusy` at once."""
     start_timeout_s: float = 600.0
     """How long loading may take."""
     decode_timeout_s: float = 120.0
@@ -92,6 +97,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("threads", "draft_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
+        for name, least in (("max_sessions", 1), ("max_waiting", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name} is {value}: it must be at least {least}")
         if self.early_layer < 0:
             raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
 

@@ -81,6 +81,8 @@ class Coordinator:
         self.epoch = 0
         self.counts = Counts()
         self.finish: FinishReason | None = None
+        self.shared = False
+        """Other sessions have turns at the same actors: what this one waits for says nothing of draft and target."""
         self._opening = opening
         self._draft_opening = draft_opening
         self._policy = policy
@@ -192,7 +194,8 @@ class Coordinator:
         self._line.extend(window.tokens)
         if self._rejected_s is not None:
             began_s = window.ended_s - window.draft_ms / 1000
-            self._policy.observe_lag(max(0.0, began_s - self._rejected_s) * 1000)
+            if not self.shared:
+                self._policy.observe_lag(max(0.0, began_s - self._rejected_s) * 1000)
             self._rejected_s = None
         if self._alone_until is not None:
             return self._on_window_while_alone(window)
@@ -253,7 +256,7 @@ class Coordinator:
                 counts.idle_ms.append(gap.ms)
                 if verdict.window or not self._awaited:  # else it has waited in vain
                     counts.coordination_ms.append(gap.coordination_ms)
-                if verdict.window and not self._awaited:
+                if verdict.window and not self._awaited and not self.shared:
                     self._policy.observe_coordination(gap.coordination_ms)
         self._awaited = verdict.rejected and self._told.wait > 0
         if verdict.rejected:

@@ -128,7 +128,9 @@ class Engine:
         ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
-        Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineStateError.
+        Where `EngineConfig.max_sessions` answers are being written it waits for its turn.
+
+        Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineBusy, EngineStateError.
         """
         async with self.stream(video, question, **options) as chunks:
             async for _ in chunks:

@@ -23,7 +23,9 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     total_s: float
-    """From the call to the last token, reading the video included."""
+    """From the call to the last token, waiting and reading the video included."""
+    waiting_s: float
+    """Until the engine had a place for it (`EngineConfig.max_sessions`)."""
     video_s: float
     """Reading, sampling and resizing the frames."""
     prefill_s: float

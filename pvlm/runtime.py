@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from itertools import count
 from types import TracebackType
 
@@ -13,7 +14,15 @@ import structlog
 from pvlm.commands import Command, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
 from pvlm.config import BUNDLED, EngineConfig, Method, WindowSetting, bundled
 from pvlm.coordinator import Coordinator
-from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
+from pvlm.errors import (
+    ConfigError,
+    EngineBusy,
+    EngineStateError,
+    ModelError,
+    ModelMismatch,
+    RemoteTraceback,
+    TargetLost,
+)
 from pvlm.plugins import load_plugin
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.transports import ChannelClosed, ChannelFull
@@ -45,6 +54,8 @@ class Runtime:
         self._tasks = anyio.create_task_group()
         self._actors: dict[Role, RunningActor] = {}
         self._sessions: dict[int, LiveSession] = {}
+        self._turns = anyio.Semaphore(config.max_sessions)
+        self._closed = False
         self._numbers = count(1)
         self._policies: dict[Method, WindowPolicy] = {}
         self._last_words: dict[Role, Dying] = {}
@@ -73,6 +84,9 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        self._closed = True
+        for _ in range(self._turns.statistics().tasks_waiting):
+            self._turns.release()
         for session in list(self._sessions.values()):
             for role in self._roles():
                 session.lost(role, "the engine was closed")
@@ -101,6 +115,24 @@ class Runtime:
     def vocab_size(self, role: Role) -> int:
         """Width of a logits row. Raises KeyError if the actor is not there."""
         return self._actors[role].info.vocab_size
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """A place among the answers that are written at once; first come, first served.
+
+        Raises EngineBusy at once if too many wait, EngineStateError if the engine is closed meanwhile.
+        """
+        config = self.config
+        waiting = self._turns.statistics().tasks_waiting
+        if self._turns.value == 0 and waiting >= config.max_waiting:
+            raise EngineBusy(
+                f"{config.max_sessions} answers are being written (max_sessions) and {waiting} wait (max_waiting): "
+                "try again later, or allow more"
+            )
+        async with self._turns:
+            if self._closed:
+                raise EngineStateError("this engine was closed while the answer waited for its turn")
+            yield
 
     def next_session(self) -> int:
         return next(self._numbers)
@@ -132,6 +164,7 @@ class Runtime:
         self.check_target()
         session = LiveSession(self, coordinator, on_command)
         self._sessions[coordinator.session] = session
+        self._tell_shared()
         session.execute(coordinator.start())
         return session
 
@@ -142,6 +175,11 @@ class Runtime:
         if scope.cancelled_caught:
             log.warning("session_not_freed", session=session.id, within_s=CLOSE_TIMEOUT_S)
         self._sessions.pop(session.id, None)
+        self._tell_shared()
+
+    def _tell_shared(self) -> None:
+        for session in self._sessions.values():
+            session.coordinator.shared = len(self._sessions) > 1
 
     def check_target(self) -> None:
         """Raises TargetLost if there is no target."""

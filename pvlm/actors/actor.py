@@ -61,6 +61,10 @@ class ActorSession(ABC):
     def ready(self) -> bool:
         """Is there something to do?"""
 
+    def urgent(self) -> bool:
+        """Ready, and it gains nothing by letting other sessions go first."""
+        return True
+
     @abstractmethod
     def work(self) -> None:
         """Do one unit: open, prefill, one token (draft), one pass (target)."""
@@ -153,7 +157,8 @@ class Actor(ABC):
         while self._inbox:
             self._handle(self._inbox.popleft())
         if (session := self._next_ready()) is not None:
-            self._turns.rotate(-1)
+            self._turns.remove(session.id)
+            self._turns.append(session.id)
             self._guarded(session, session.work)
 
     def tick(self, session: ActorSession) -> None:
@@ -185,13 +190,11 @@ class Actor(ABC):
             self.mailbox.post(PrefillProgress(session=session.id, role=self.role, fraction=min(1.0, fraction)))
 
     def _next_ready(self) -> ActorSession | None:
-        """The next session in turn that has something to do; it comes to stand first."""
-        for _ in range(len(self._turns)):
-            session = self._sessions[self._turns[0]]
-            if session.ready():
-                return session
-            self._turns.rotate(-1)
-        return None
+        """The session whose turn it is: of those that have something urgent to do the one that had its last turn
+        longest ago; if there is none, of those that have anything to do.
+        """
+        ready = [session for number in self._turns if (session := self._sessions[number]).ready()]
+        return next((session for session in ready if session.urgent()), ready[0] if ready else None)
 
     def _patience_s(self) -> float | None:
         waits = [wait for session in self._sessions.values() if (wait := session.patience_s()) is not None]

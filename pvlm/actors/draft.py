@@ -94,6 +94,10 @@ class DraftSession(ActorSession):
         in_lead = self._window_begun <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
         return in_lead and len(self.tokens) < sampling.max_tokens and not ended
 
+    def urgent(self) -> bool:
+        """The target has everything that was written before: a session that writes further ahead can wait."""
+        return self._prefill_logits is None or self._window_begun <= self.committed
+
     def work(self) -> None:
         if self.model is None:
             self.open_model()

@@ -117,6 +117,12 @@ class TargetSession(ActorSession):
             return bool(self._queue)
         return not self._waiting()
 
+    def urgent(self) -> bool:
+        """A step alone, while the draft writes, settles one token: a pass over another session's window settles more,
+        and may last until the window is there.
+        """
+        return self._steps != 0 or bool(self._queue) or not self._prefilled
+
     def patience_s(self) -> float | None:
         if self.finished or not self._prefilled or self._logits is not None or not self._wants_window:
             return None
