@@ -29,10 +29,12 @@ if TYPE_CHECKING:
         VideoError,
     )
     from pvlm.results import Answer, AnswerStats, Chunk
+    from pvlm.workers.supervisor import ActorHealth
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActorHealth",
     "ActorLost",
     "Answer",
     "AnswerOptions",
@@ -62,6 +64,7 @@ _HOMES = {
     "Answer": "results",
     "AnswerStats": "results",
     "Chunk": "results",
+    "ActorHealth": "workers.supervisor",
 }
 
 

@@ -82,7 +82,7 @@ class AnswerStream:
         return self
 
     async def _start(self, runtime: Runtime) -> None:
-        runtime.check_target()
+        await runtime.target_there()
         config, options = runtime.config, self._options
         self._method = resolve_method(runtime, options)
         reading_s = time.perf_counter()
@@ -106,15 +106,13 @@ class AnswerStream:
         self._stack.callback(self._chunks.close)
         self._stack.callback(self._received.close)
         self._opened_s = time.perf_counter()
-        runtime.check_target()  # it may have been lost meanwhile
+        await runtime.target_there()  # it may have been lost meanwhile
         policy = runtime.window_policy(self._method, options.window or config.window)
         self._opening = opening(runtime, self._method, self._question, frames, options, policy)
         draft = None
-        if self._method != "ar" and runtime.has_draft:
-            draft = opening(runtime, self._method, self._question, draft_frames, options, policy, self._opening)
-        self._coordinator = Coordinator(self._opening, policy, draft)
         if self._method != "ar":
-            self._coordinator.counts.draft_lost = runtime.draft_away
+            draft = opening(runtime, self._method, self._question, draft_frames, options, policy, self._opening)
+        self._coordinator = Coordinator(self._opening, policy, draft, runtime.draft_away if draft else "")
         self._log = log.bind(session=self._opening.session)
         self._runtime = runtime
         self._session = runtime.open(self._coordinator, self._on_command)
@@ -207,7 +205,9 @@ class AnswerStream:
             target_passes=stats.target_passes,
         )
         if stats.draft_lost:
-            self._log.warning("answered_without_draft", reason=stats.draft_lost)
+            self._log.warning("draft_was_lost", reason=stats.draft_lost, rejoins=stats.draft_rejoins)
+        if stats.target_recoveries:
+            self._log.warning("target_was_lost", recoveries=stats.target_recoveries)
         self._chunks.close()
 
     def _fail(self, failed: Fail) -> None:
@@ -262,6 +262,8 @@ class AnswerStream:
             seed=self._options.seed,
             coupling=sampling.coupling,
             draft_lost=counts.draft_lost,
+            draft_rejoins=counts.draft_rejoins,
+            target_recoveries=counts.target_recoveries,
         )
 
 
@@ -334,7 +336,6 @@ def opening(
             compact_positions=config.compact_positions,
             seed=options.seed or 0,
         ),
-        # While a lost draft is away, the target must not wait for it.
-        schedule=runtime.schedule(method if runtime.has_draft else "ar"),
+        schedule=runtime.schedule(method),
         window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
     )

@@ -15,6 +15,7 @@ from pvlm.config import EngineConfig, answer_options, engine_config
 from pvlm.errors import EngineStateError
 from pvlm.results import Answer
 from pvlm.runtime import Runtime
+from pvlm.workers.supervisor import ActorHealth
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class Engine:
     def models(self) -> dict[Role, ModelInfo]:
         """What is loaded, by role; empty if the engine is not open."""
         return {} if self._runtime is None else self._runtime.models
+
+    async def health(self, timeout_s: float = 5.0) -> dict[Role, ActorHealth]:
+        """How the models are, by role; each is asked, at most ``timeout_s``. Empty if the engine is not open."""
+        return {} if self._runtime is None else await self._runtime.health(timeout_s)
 
     # ---- life cycle -----------------------------------------------------------------------------------------------
 

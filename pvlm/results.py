@@ -74,7 +74,11 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None
     coupling: str
     draft_lost: str
-    """Why this answer was written without a draft, or from some token on; empty if it was not."""
+    """Why some of this answer, or all of it, was written without a draft; empty if none was."""
+    draft_rejoins: int
+    """How often a draft that was started again joined this answer."""
+    target_recoveries: int
+    """How often a target that was started again went on with this answer."""
 
 
 class Chunk(msgspec.Struct, frozen=True):

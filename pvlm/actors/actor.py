@@ -205,7 +205,9 @@ class Actor(ABC):
         while (message := self.mailbox.take(timeout_s)) is not None:
             timeout_s = 0
             if isinstance(message, Ping):
-                self.mailbox.post(Pong(nonce=message.nonce, role=self.role, progress=self.progress))
+                self.mailbox.post(
+                    Pong(nonce=message.nonce, role=self.role, progress=self.progress, sessions=len(self._sessions))
+                )
             else:
                 self._inbox.append(message)
 

@@ -43,7 +43,7 @@ class DraftSession(ActorSession):
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.tokens = list(opening.committed)
         self.committed = len(self.tokens)
-        self.epoch = 0
+        self.epoch = opening.epoch
         self.window = opening.window
         self._window_size = opening.window.gamma
         self._window_begun = len(self.tokens)

@@ -52,7 +52,7 @@ class TargetSession(ActorSession):
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.committed = list(opening.committed)
-        self.epoch = 0
+        self.epoch = opening.epoch
         self.window = opening.window
         self.finished = False
         self._prefilled = False

@@ -25,6 +25,7 @@ NOWHERE: dict[str, Any] = {"target": "/no/such/target", "draft": "/no/such/draft
 
 def test_the_exported_names() -> None:
     assert sorted(pvlm.__all__) == [
+        "ActorHealth",
         "ActorLost",
         "Answer",
         "AnswerOptions",
