@@ -20,6 +20,7 @@ counts, and no random draw is made twice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
 import msgspec
@@ -255,9 +256,7 @@ class Coordinator:
 
     def _send_back(self, window: Window) -> list[Command]:
         """Raise the epoch and send the draft to the committed text."""
-        keep = 0
-        while keep < min(len(self._line), len(self.committed)) and self._line[keep] == self.committed[keep]:
-            keep += 1
+        keep = _agreement(self._line, self.committed)
         self.epoch += 1
         self._line = list(self.committed)
         commands = self._set_window(window)
@@ -329,11 +328,7 @@ class Coordinator:
         self._resting.probing = False
         parted = self._parted(window.start)
         ahead = not parted and len(self._line) > len(self.committed)
-        agreed = 0
-        for drafted, decided in zip(window.tokens, self.committed[window.start :], strict=False):
-            if drafted != decided:
-                break
-            agreed += 1
+        agreed = _agreement(window.tokens, self.committed[window.start :])
         if agreed or parted:
             self._policy.observe_tested(agreed, int(parted))
         together = self._policy.choice().pays
@@ -353,11 +348,11 @@ class Coordinator:
     # ---- actors that are lost, and come back ----------------------------------------------------------------------
 
     def _open_target(self, opening: Open) -> list[Command]:
-        """Whoever has no draft goes on alone, and whoever does not wait for its first window, so long."""
+        """Without a draft it goes on alone; where its first window is not waited for, until that is there."""
         self._resting.end()
         if self._draft and not opening.schedule.bonus and not self._policy.patient:
             self._resting.probe()
-        alone = self._draft_opening is not None and (self._resting.alone or not self._draft)
+        alone = self._resting.alone or not self._draft
         return [ToTargetActor(opening), *([self._step(-1)] if alone else [])]
 
     def _on_target_back(self) -> list[Command]:
@@ -412,3 +407,9 @@ class Coordinator:
 
     def _to_draft(self, message: ToDraft) -> list[Command]:
         return [ToDraftActor(message)] if self._draft else []
+
+
+def _agreement(drafted: Sequence[int], decided: Sequence[int]) -> int:
+    """How many tokens at their beginning are the same."""
+    pairs = zip(drafted, decided, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(drafted), len(decided)))

@@ -208,6 +208,14 @@ def test_a_draft_that_failed_at_the_session_does_not_try_again():
     assert harness.coordinator.handle(DraftBack()) == []
 
 
+def test_a_target_that_comes_back_where_the_draft_has_failed_goes_on_alone():
+    harness = played_until(Harness(target=ToyBackend(seed=3, end_logit=-100), crashes=1), 3)
+    harness.deliver(Failed(session=1, role="draft", error="PromptError", message="too long", traceback=""))
+    for move in ("crash target", "notice target", "revive target"):
+        harness.make(move)
+    assert harness.play() == ToyBackend(seed=3, end_logit=-100).greedy(24)
+
+
 def test_a_target_that_is_given_up_fails_the_session_with_its_traceback():
     harness = Harness()
     harness.deliver(TargetGone())

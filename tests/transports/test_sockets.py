@@ -25,11 +25,11 @@ MALFORMED: list[list[bytes]] = [
     [b""],
     [b"hello"],
     [b"PVLM\x63\x80"],
-    [b"PVLM\x02"],
-    [b"PVLM\x02\x81\xa4type\xa5Other"],
-    [b"PVLM\x02\x81\xa4\xff\xff\xff\xff\xa4Ping"],  # no UTF-8
-    [b"PVLM\x02\x82\xa4type\xa4Ping\xa5nonce\xa1x"],
-    [b"PVLM\x02" + bytes(1024 * 1024 + 1)],
+    [b"PVLM\x03"],
+    [b"PVLM\x03\x81\xa4type\xa5Other"],
+    [b"PVLM\x03\x81\xa4\xff\xff\xff\xff\xa4Ping"],  # no UTF-8
+    [b"PVLM\x03\x82\xa4type\xa4Ping\xa5nonce\xa1x"],
+    [b"PVLM\x03" + bytes(1024 * 1024 + 1)],
 ]
 NOT_FRAMED = [
     b"hello, who is there?",
