@@ -86,9 +86,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decode_timeout_s: float = 120.0
     """How long reading a video may take."""
     draft_restarts: int = 3
-    """How often, while the engine is open, a lost draft is started again."""
+    """How often in a row a lost draft is started again; one that has run for ten minutes counts as new."""
     target_restarts: int = 3
-    """How often, while the engine is open, a lost target is started again; then answers end with `TargetLost`."""
+    """As ``draft_restarts``; without a target answers end with `TargetLost`."""
     hang_timeout_s: float = 60.0
     """A model that has not been heard of for so long is taken to hang, and is started again. It is heard of between two
     layers of a prefill and between two passes: one layer over the longest prompt, or its vision tower, must be faster.

@@ -159,7 +159,7 @@ class Actor(ABC):
         if (session := self._next_ready()) is not None:
             self._turns.remove(session.id)
             self._turns.append(session.id)
-            self._guarded(session, session.work)
+            self._guarded(session.id, session.work)
 
     def tick(self, session: ActorSession) -> None:
         """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""
@@ -216,18 +216,21 @@ class Actor(ABC):
             case Stop():
                 self._stopped = True
             case Open():
-                self._close(message.session)
-                self._sessions[message.session] = self.new_session(message)
-                self._turns.append(message.session)
+                self._guarded(message.session, lambda: self._open(message))
             case Close():
                 self._close(message.session)
                 self.mailbox.post(Closed(session=message.session, role=self.role))
             case SessionMessage():
                 # A message for a session that has failed or been closed is late, not wrong.
                 if (session := self._sessions.get(message.session)) is not None:
-                    self._guarded(session, lambda: session.handle(message))
+                    self._guarded(session.id, lambda: session.handle(message))
 
-    def _guarded(self, session: ActorSession, action: Callable[[], None]) -> None:
+    def _open(self, opening: Open) -> None:
+        self._close(opening.session)
+        self._sessions[opening.session] = self.new_session(opening)
+        self._turns.append(opening.session)
+
+    def _guarded(self, session_id: int, action: Callable[[], None]) -> None:
         """A session that fails takes nobody with it."""
         self.progress += 1
         try:
@@ -235,15 +238,15 @@ class Actor(ABC):
         except WorkAbandoned:
             pass
         except (SessionClosed, ChannelClosed) as leaving:
-            self._close(session.id)
+            self._close(session_id)
             if isinstance(leaving, ChannelClosed):
                 raise
         except Exception as error:
-            self._close(session.id)
-            log.warning("session_failed", role=self.role, session=session.id, error=repr(error))
+            self._close(session_id)
+            log.warning("session_failed", role=self.role, session=session_id, error=repr(error))
             self.mailbox.post(
                 Failed(
-                    session=session.id,
+                    session=session_id,
                     role=self.role,
                     error=type(error).__name__,
                     message=str(error),

@@ -113,28 +113,27 @@ async def _greeting(
         scope.cancel()
 
     hello: Hello | None = None
+    last_words: Dying | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, tasks.cancel_scope)
-        while hello is None:
+        while hello is None and last_words is None:
             match await channel.receive():
                 case Loading(fraction=fraction):
                     on_loading(role, fraction)
-                case Dying() as last:
-                    tasks.cancel_scope.cancel()
-                    raise_remote(f"cannot load the {role} '{spec.model}'", last)
+                case Dying() as message:
+                    last_words = message
                 case Hello() as message:
                     hello = message
         tasks.cancel_scope.cancel()
+    if last_words is not None:
+        raise ModelError(
+            f"cannot load the {role} '{spec.model}': {last_words.message or last_words.error}"
+        ) from RemoteTraceback(last_words.traceback)
     if hello is None:
         raise ModelError(f"the {role} worker for '{spec.model}' ended while it loaded: {gone[0]}")
     if hello.version != PROTOCOL_VERSION:
         raise ModelError(f"the {role} worker speaks protocol version {hello.version}, this engine {PROTOCOL_VERSION}")
     return hello
-
-
-def raise_remote(what: str, last: Dying) -> None:
-    """Raise an actor's last words as a ModelError."""
-    raise ModelError(f"{what}: {last.message or last.error}") from RemoteTraceback(last.traceback)
 
 
 # ---- in a process -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ takes longer than the timeout is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Literal, Protocol
@@ -28,6 +29,8 @@ from pvlm_protocols.messages import Dying, FromActor, Ping, Pong, ToActor
 RESTART_PAUSE_S = 0.5
 """Before the second start of a lost actor; the first is at once, and the pause is doubled each time."""
 RESTART_PAUSE_MAX_S = 30.0
+HEALTHY_S = 600.0
+"""An actor that has run for so long may be started again as often as a new one."""
 BEATS = 5
 """How often an actor is asked within the time after which it is taken to hang."""
 
@@ -98,6 +101,9 @@ class Supervisor:
         self._actor: RunningActor | None = None
         self._heard = False
         self._restarts = 0
+        self._attempts = 0
+        """Restarts in a row."""
+        self._started_s = 0.0
         self._given_up = False
         self._changed = anyio.Event()
         self._dead = anyio.Event()
@@ -111,7 +117,7 @@ class Supervisor:
     async def start(self) -> None:
         """Raises ModelError."""
         actor = await launch(self.role, self._config, self._spec, self._on_loading)
-        self._actor, self.info = actor, actor.info
+        self._actor, self.info, self._started_s = actor, actor.info, time.monotonic()
         for watching in (self._receive, self._watch, self._listen):
             self._tasks.start_soon(watching, actor)
 
@@ -217,6 +223,8 @@ class Supervisor:
         self._actor = None
         self.reason, self.traceback = reason, traceback
         self._changed, self._dead = anyio.Event(), anyio.Event()
+        if time.monotonic() - self._started_s >= HEALTHY_S:
+            self._attempts = 0
         log.warning("actor_lost", role=self.role, pid=actor.pid, reason=reason)
         self._tasks.start_soon(self._restart, actor, self._dead)
         self._listener.lost(self.role, reason)
@@ -225,23 +233,24 @@ class Supervisor:
         with anyio.CancelScope(shield=True):
             await lost.kill()  # first, for two models may be more than the memory holds
         dead.set()
-        while self._restarts < self._allowed:
-            if self._restarts:
-                await anyio.sleep(min(RESTART_PAUSE_S * 2 ** (self._restarts - 1), RESTART_PAUSE_MAX_S))
+        while self._attempts < self._allowed:
+            if self._attempts:
+                await anyio.sleep(min(RESTART_PAUSE_S * 2 ** (self._attempts - 1), RESTART_PAUSE_MAX_S))
+            self._attempts += 1
             self._restarts += 1
             try:
                 await self.start()
             except Exception as error:  # a worker may fail to start in any way; the engine lives on
-                log.warning("restart_failed", role=self.role, attempt=self._restarts, error=str(error))
+                log.warning("restart_failed", role=self.role, attempt=self._attempts, error=str(error))
                 self.reason = f"{self.reason}; started again: {error}"
                 if isinstance(error.__cause__, RemoteTraceback):
                     self.traceback = error.__cause__.traceback
             else:
-                log.info("actor_restarted", role=self.role, attempt=self._restarts)
+                log.info("actor_restarted", role=self.role, attempt=self._attempts)
                 self._changed.set()
                 self._listener.back(self.role)
                 return
         self._given_up = True
-        log.error("actor_given_up", role=self.role, restarts=self._restarts, reason=self.reason)
+        log.error("actor_given_up", role=self.role, attempts=self._attempts, reason=self.reason)
         self._changed.set()
         self._listener.given_up(self.role)

@@ -63,6 +63,23 @@ async def test_the_cause_of_a_lost_target_is_its_own_traceback(bombs: set[str]) 
             await engine.answer(FRAMES, "?")
 
 
+async def test_restarts_are_counted_in_a_row(bombs: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that has run for long enough, here at once, may be lost again and again."""
+    monkeypatch.setattr("pvlm.workers.supervisor.HEALTHY_S", 0.0)
+    async with Engine.create(TOY, target="0@1", target_restarts=1) as engine:
+        async with engine.stream(FRAMES, "?", **OPTIONS) as chunks:
+            tokens = 0
+            async for chunk in chunks:
+                tokens += len(chunk.tokens)
+                restarts = (await engine.health())["target"].restarts
+                if restarts < 2 and tokens > 50 * (1 + restarts):
+                    bombs.add("target")
+                    while "target" in engine.models:
+                        await asyncio.sleep(0)
+        assert list(chunks.answer.tokens) == EXPECTED
+        assert chunks.answer.stats.target_recoveries == 2
+
+
 async def test_an_engine_can_be_closed_while_an_actor_is_being_started_again(bombs: set[str]) -> None:
     async with Engine.create(TOY, target="0@1") as engine, engine.stream(FRAMES, "?", **OPTIONS) as chunks:
         await chunks.__anext__()

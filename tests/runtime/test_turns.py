@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from pvlm_protocols.messages import (
     Advance,
     Close,
     DraftWindow,
+    Failed,
     Open,
     PruneMask,
     Rollback,
@@ -98,6 +100,18 @@ def test_who_is_waited_for_comes_before_who_writes_ahead():
         actor.turn(0)
     (window,) = posted(box, DraftWindow)
     assert (window.session, window.start) == (2, 1)
+
+
+def test_a_session_that_cannot_be_opened_takes_nobody_with_it():
+    box = Mailbox()
+    actor = TargetActor(ToyBackend(), box)
+    wrong = msgspec.structs.replace(opening(1), sampling=sampling(coupling="auto"))
+    box.incoming.extend([opening(2, "ar"), wrong])
+    for _ in range(6):
+        actor.turn(0)
+    (failed,) = posted(box, Failed)
+    assert (failed.session, failed.error) == (1, "ValueError")
+    assert {verdict.session for verdict in posted(box, Verdict)} == {2}
 
 
 def test_a_step_alone_comes_behind_another_sessions_window():

@@ -66,19 +66,21 @@ async def test_a_draft_that_may_not_be_started_again_is_done_without() -> None:
 
 async def test_a_draft_that_was_killed_joins_the_same_answer() -> None:
     async with Engine.create(TOY) as engine:
-        async with engine.stream(FRAMES, QUESTION, max_tokens=2000, ignore_eos=True) as chunks:
-            await chunks.__anext__()
+        async with engine.stream(FRAMES, QUESTION, max_tokens=100_000, ignore_eos=True) as chunks:
+            tokens = list((await chunks.__anext__()).tokens)
             workers()["draft"].kill()
-            async for _ in chunks:
-                pass
-        answer = chunks.answer
-        assert list(answer.tokens) == ToyBackend().greedy(2000, end_tokens=())
-        assert "killed by signal 9" in answer.stats.draft_lost
-        assert answer.stats.draft_rejoins == 1
-        assert "d" in answer.stats.origins[-200:]
+            async for chunk in chunks:
+                tokens += chunk.tokens
+                restarted = "draft" in engine.models and (await engine.health())["draft"].restarts
+                if restarted and len(chunk.tokens) > 2:  # more than the target writes alone
+                    break
+            assert (await engine.health())["draft"].sessions == 1
+        assert tokens == ToyBackend().greedy(len(tokens), end_tokens=())
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 5}], ids=["greedy", "gumbel"])
+@pytest.mark.parametrize(
+    ("transport", "sampling"), [("ipc", {}), ("tcp", {"temperature": 1.0, "seed": 5})], ids=["greedy", "gumbel"]
+)
 async def test_a_killed_target_changes_no_token(transport: str, sampling: dict[str, Any]) -> None:
     """Of any of two answers that are under way, nor of one that comes while there is no target."""
     options: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, **sampling}
