@@ -65,9 +65,6 @@ from pvlm_protocols.messages import (
     Window,
 )
 
-PROBE_TOKENS = 4
-"""The least that a probe is long."""
-
 
 class State(Enum):
     """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; while the target is away RECOVERING, and then
@@ -100,7 +97,6 @@ class Coordinator:
         self.finish: FinishReason | None = None
         self._opening = opening
         self._draft_opening = draft_opening
-        self._policy = policy
         self._draft = draft_opening is not None and not draft_away
         self._line: list[int] = list(opening.committed)
         self._told: Window = opening.window
@@ -236,7 +232,7 @@ class Coordinator:
             return self._on_verdict_while_alone(verdict)
         if not verdict.tokens:
             return []
-        if not self._policy.choice().pays:
+        if not self.measuring.pays:
             return self._go_alone(verdict)
         # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
         # on may have guessed that token, which its next window will show.
@@ -252,7 +248,7 @@ class Coordinator:
 
     def _roll_back(self) -> list[Command]:
         self.counts.rollbacks += 1
-        return self._send_back(self._choose())
+        return self._send_back(self.measuring.window())
 
     def _send_back(self, window: Window) -> list[Command]:
         """Raise the epoch and send the draft to the committed text."""
@@ -271,14 +267,10 @@ class Coordinator:
         )
 
     def _advance(self) -> list[Command]:
-        window = self._choose()
+        window = self.measuring.window()
         length = min(len(self.committed), len(self._line))
         commands = self._set_window(window)
         return commands + self._to_draft(Advance(session=self.session, epoch=self.epoch, length=length, window=window))
-
-    def _choose(self) -> Window:
-        choice = self._policy.choice()
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=choice.ahead)
 
     def _set_window(self, window: Window) -> list[Command]:
         """Tell the target, if what concerns it has changed."""
@@ -308,15 +300,12 @@ class Coordinator:
 
     def _on_verdict_while_alone(self, verdict: Verdict) -> list[Command]:
         self._follow(verdict)
-        if (verdict.accepted or verdict.rejected) and self._policy.choice().pays:
+        if (verdict.accepted or verdict.rejected) and self.measuring.pays:
             return self._together(self._roll_back())
         if not self._resting.over(len(self.committed)):
             return []
         self._resting.probe()
-        return self._send_back(self._probe_window())
-
-    def _probe_window(self) -> Window:
-        return Window(gamma=max(self._choose().gamma, PROBE_TOKENS))
+        return self._send_back(self.measuring.probe())
 
     def _on_window_while_alone(self, window: DraftWindow) -> list[Command]:
         """A probe is compared with what the target has written meanwhile. It is sent on, as far as it is ahead of that,
@@ -329,9 +318,8 @@ class Coordinator:
         parted = self._parted(window.start)
         ahead = not parted and len(self._line) > len(self.committed)
         agreed = _agreement(window.tokens, self.committed[window.start :])
-        if agreed or parted:
-            self._policy.observe_tested(agreed, int(parted))
-        together = self._policy.choice().pays
+        self.measuring.probed(agreed, parted)
+        together = self.measuring.pays
         wanted = ahead and (together or not agreed)
         commands = self._forward(window) if wanted else []
         self.counts.dropped_windows += int(not wanted)
@@ -350,7 +338,7 @@ class Coordinator:
     def _open_target(self, opening: Open) -> list[Command]:
         """Without a draft it goes on alone; where its first window is not waited for, until that is there."""
         self._resting.end()
-        if self._draft and not opening.schedule.bonus and not self._policy.patient:
+        if self._draft and not opening.schedule.bonus and not self.measuring.patient:
             self._resting.probe()
         alone = self._resting.alone or not self._draft
         return [ToTargetActor(opening), *([self._step(-1)] if alone else [])]
@@ -363,7 +351,7 @@ class Coordinator:
         self.counts.target_recoveries += 1
         self.measuring.interrupted()
         if self._draft:
-            to_draft = self._send_back(self._choose())
+            to_draft = self._send_back(self.measuring.window())
         else:
             self.epoch, to_draft = self.epoch + 1, []
         opening = msgspec.structs.replace(
@@ -391,7 +379,7 @@ class Coordinator:
         self._line = list(self.committed)
         self._resting.probe()
         opening = msgspec.structs.replace(
-            self._draft_opening, committed=tuple(self.committed), epoch=self.epoch, window=self._probe_window()
+            self._draft_opening, committed=tuple(self.committed), epoch=self.epoch, window=self.measuring.probe()
         )
         allowed = self._prefilled or self._opening.schedule.overlap_prefill
         mask = self._to_draft(self._mask) if self._mask is not None and allowed else []

@@ -1,15 +1,18 @@
-"""What the messages of one session tell of times and acceptance: for its statistics, and for the window policy."""
+"""What the messages of one session tell of times and acceptance, and the windows that follow from it."""
 
 from __future__ import annotations
 
 from pvlm.counts import Counts
 from pvlm.speculation.gaps import Gaps
 from pvlm.speculation.windows import WindowPolicy
-from pvlm_protocols.messages import DraftWindow, Verdict
+from pvlm_protocols.messages import DraftWindow, Verdict, Window
+
+PROBE_TOKENS = 4
+"""The least that a probe is long."""
 
 
 class Measuring:
-    """Counts one session, and lets its policy learn."""
+    """Counts one session, lets its policy learn, and asks it for windows."""
 
     def __init__(self, policy: WindowPolicy) -> None:
         self.counts = Counts()
@@ -64,6 +67,11 @@ class Measuring:
         if verdict.rejected:
             self._rejected_s = verdict.ended_s
 
+    def probed(self, agreed: int, parted: bool) -> None:
+        """A probe was compared with what the target had written: so many tokens agreed, and then one did not."""
+        if agreed or parted:
+            self._policy.observe_tested(agreed, int(parted))
+
     def forget_rejection(self) -> None:
         """The draft is not sent on after a rejection: its next window tells nothing of the lag."""
         self._rejected_s = None
@@ -72,3 +80,24 @@ class Measuring:
         """The target was away: the gap before its next pass is nobody's."""
         self._gaps = Gaps()
         self._rejected_s, self._awaited = None, False
+
+    # ---- what follows ---------------------------------------------------------------------------------------------
+
+    @property
+    def pays(self) -> bool:
+        """Is drafting worth its while?"""
+        return self._policy.choice().pays
+
+    @property
+    def patient(self) -> bool:
+        """Does the target wait for the draft's first window, however long that takes?"""
+        return self._policy.patient
+
+    def window(self) -> Window:
+        """How wide the next window should be."""
+        choice = self._policy.choice()
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=choice.ahead)
+
+    def probe(self) -> Window:
+        """The window of a probe."""
+        return Window(gamma=max(self._policy.choice().gamma, PROBE_TOKENS))

@@ -191,9 +191,11 @@ class Runtime:
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(timeout_s):
                 await session.freed()
-            for role in list(session.holders):
+            while session.holders:
+                role = next(iter(session.holders))
                 log.warning("session_not_freed", session=session.id, role=role, within_s=timeout_s)
                 await self._actors[role].replace(f"it did not free a session within {timeout_s:g} s (close_timeout_s)")
+                session.freed_by(role)
         self._sessions.pop(session.id, None)
         self._tell_shared()
 

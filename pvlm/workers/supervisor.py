@@ -27,7 +27,7 @@ from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.messages import Dying, FromActor, Ping, Pong, ToActor
 
 RESTART_PAUSE_S = 0.5
-"""Before the second start of a lost actor; the first is at once, and the pause is doubled each time."""
+"""After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
 RESTART_PAUSE_MAX_S = 30.0
 HEALTHY_S = 600.0
 """An actor that has run for so long may be started again as often as a new one."""
@@ -223,6 +223,8 @@ class Supervisor:
         self._actor = None
         self.reason, self.traceback = reason, traceback
         self._changed, self._dead = anyio.Event(), anyio.Event()
+        for answered, _ in self._asked.values():
+            answered.set()
         if time.monotonic() - self._started_s >= HEALTHY_S:
             self._attempts = 0
         log.warning("actor_lost", role=self.role, pid=actor.pid, reason=reason)
@@ -233,9 +235,8 @@ class Supervisor:
         with anyio.CancelScope(shield=True):
             await lost.kill()  # first, for two models may be more than the memory holds
         dead.set()
+        pause_s = RESTART_PAUSE_S
         while self._attempts < self._allowed:
-            if self._attempts:
-                await anyio.sleep(min(RESTART_PAUSE_S * 2 ** (self._attempts - 1), RESTART_PAUSE_MAX_S))
             self._attempts += 1
             self._restarts += 1
             try:
@@ -245,6 +246,9 @@ class Supervisor:
                 self.reason = f"{self.reason}; started again: {error}"
                 if isinstance(error.__cause__, RemoteTraceback):
                     self.traceback = error.__cause__.traceback
+                if self._attempts < self._allowed:
+                    await anyio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
             else:
                 log.info("actor_restarted", role=self.role, attempt=self._attempts)
                 self._changed.set()

@@ -127,7 +127,8 @@ def test_a_step_alone_comes_behind_another_sessions_window():
     actor.turn(0)
     assert posted(box, Verdict)[-1].rejected
     box.outgoing.clear()
-    box.incoming.append(DraftWindow(session=2, epoch=0, start=0, tokens=tuple(WHOLE[:4])))
-    for _ in range(2):
+    for start in (0, 4):  # at the second of them session 1 has had no turn for longer
+        box.incoming.append(DraftWindow(session=2, epoch=0, start=start, tokens=tuple(WHOLE[start : start + 4])))
         actor.turn(0)
-    assert [verdict.session for verdict in posted(box, Verdict)] == [2, 1]
+    actor.turn(0)
+    assert [verdict.session for verdict in posted(box, Verdict)] == [2, 2, 1]
