@@ -195,7 +195,7 @@ class TargetSession(ActorSession):
             on_progress=on_progress,
         )
         if self.committed:
-            self._logits = model.extend(self.committed)[-1]
+            self._logits = model.extend(self.committed, on_progress=lambda: self.actor.tick(self))[-1]
         self._prefilled = True
         self._idle_since = time.monotonic()
         self.post(
