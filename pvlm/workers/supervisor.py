@@ -2,8 +2,8 @@
 
 An actor is taken to be gone when its process or thread ends, when it says so (`Dying`), when it does not read its
 mailbox, and when it has not been heard of for `EngineConfig.hang_timeout_s`. It is asked by `Ping`, and answers between
-two units of work and between two layers of a prefill: so a prefill of a minute is no hang, and one model call that
-takes longer than the timeout is.
+two units of work and between two layers: so a prefill of a minute is no hang, and a vision tower or a layer that takes
+longer than the timeout is.
 """
 
 from __future__ import annotations
