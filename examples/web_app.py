@@ -27,22 +27,22 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pvlm import Engine, OptionError, PromptError, PvlmError, TargetLost, VideoError
+from pvlm import Engine, EngineBusy, OptionError, PromptError, PvlmError, TargetLost, VideoError
 
 MAX_VIDEO_BYTES = 64 << 20
-"""Held in memory for each caller, also for those in line."""
+"""Held in memory for each caller, also for those that wait."""
 OPTIONS = {"max_tokens": int, "temperature": float, "seed": int, "num_frames": int, "start": float, "end": float}
 """What a caller may set; the rest is the server's to decide."""
-STATUS = {OptionError: 400, VideoError: 422, PromptError: 422, TargetLost: 503}
+STATUS = {OptionError: 400, VideoError: 422, PromptError: 422, TargetLost: 503, EngineBusy: 503}
 """Of errors; any other is 500."""
 
 
-def create_app(engine: Engine, *, at_once: int = 4, waiting: int = 16) -> Starlette:
-    """``at_once`` answers are written at a time, ``waiting`` callers may stand in line; who comes then gets 503."""
+def create_app(engine: Engine, *, callers: int = 20) -> Starlette:
+    """``callers`` may send a video, wait for their turn at the engine, or be answered; who comes then gets 503."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.line = Line(at_once, waiting)
+        app.state.places = Places(callers)
         async with engine:  # loads the models before the first request, and ends their processes after the last
             app.state.engine = engine
             yield
@@ -117,30 +117,28 @@ async def video_of(request: Request) -> bytearray:
     return video
 
 
-class Line:
-    """Bounds the answers that are written at once (``turns``), and with those in line also the callers (``free``)."""
+class Places:
+    """Bounds the videos in memory. How many answers are written at once is the engine's to say (``max_sessions``)."""
 
-    def __init__(self, at_once: int, waiting: int) -> None:
-        self.turns = anyio.Semaphore(at_once)
-        self.free = at_once + waiting
+    def __init__(self, callers: int) -> None:
+        self.free = callers
 
 
 @asynccontextmanager
 async def place_for(request: Request) -> AsyncIterator[bytearray]:
-    """Take a place in the line, read the video, and wait for a turn. Raises HTTPException at once if the line is full.
+    """Take a place, and read the video. Raises HTTPException at once if there is no place.
 
-    The body is read first, for only then does a server notice that a caller leaves; and a slow upload takes no turn.
+    The body is read before the engine is asked, for only then does a server notice that a caller leaves; and a slow
+    upload keeps nobody from being answered.
     """
-    line: Line = request.app.state.line
-    if not line.free:
+    places: Places = request.app.state.places
+    if not places.free:
         raise HTTPException(503, "too many questions are being answered: try again later", {"Retry-After": "5"})
-    line.free -= 1
+    places.free -= 1
     try:
-        video = await video_of(request)
-        async with line.turns:
-            yield video
+        yield await video_of(request)
     finally:
-        line.free += 1
+        places.free += 1
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------

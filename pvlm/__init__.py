@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pvlm.errors import (
         ActorLost,
         ConfigError,
+        EngineBusy,
         EngineStateError,
         ModelError,
         ModelMismatch,
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
         VideoError,
     )
     from pvlm.results import Answer, AnswerStats, Chunk
+    from pvlm.workers.supervisor import ActorHealth
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActorHealth",
     "ActorLost",
     "Answer",
     "AnswerOptions",
@@ -39,6 +42,7 @@ __all__ = [
     "Chunk",
     "ConfigError",
     "Engine",
+    "EngineBusy",
     "EngineConfig",
     "EngineState",
     "EngineStateError",
@@ -60,6 +64,7 @@ _HOMES = {
     "Answer": "results",
     "AnswerStats": "results",
     "Chunk": "results",
+    "ActorHealth": "workers.supervisor",
 }
 
 

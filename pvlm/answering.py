@@ -75,6 +75,9 @@ class AnswerStream:
         await self._stack.__aenter__()
         try:
             runtime = await self._stack.enter_async_context(self._runtime_context)
+            waiting_s = time.perf_counter()
+            await self._stack.enter_async_context(runtime.turn())  # what follows takes memory: frames, then caches
+            self._waiting_s = time.perf_counter() - waiting_s
             await self._start(runtime)
         except BaseException:
             await self._stack.aclose()  # no scope around it: a runtime of its own ends its task group in there
@@ -82,7 +85,7 @@ class AnswerStream:
         return self
 
     async def _start(self, runtime: Runtime) -> None:
-        runtime.check_target()
+        await runtime.target_there()
         config, options = runtime.config, self._options
         self._method = resolve_method(runtime, options)
         reading_s = time.perf_counter()
@@ -106,17 +109,15 @@ class AnswerStream:
         self._stack.callback(self._chunks.close)
         self._stack.callback(self._received.close)
         self._opened_s = time.perf_counter()
-        runtime.check_target()  # it may have been lost meanwhile
+        await runtime.target_there()  # it may have been lost meanwhile
         schedule = answer_schedule(runtime, self._method, options)
         pruning = answer_pruning(config, self._method, options)
         policy = runtime.window_policy(schedule, pruning, options.window or config.window)
         self._opening = opening(runtime, self._question, frames, options, schedule, pruning, policy)
         draft = None
-        if self._method != "ar" and runtime.has_draft:
-            draft = draft_opening(runtime, draft_frames, self._opening)
-        self._coordinator = Coordinator(self._opening, policy, draft)
         if self._method != "ar":
-            self._coordinator.counts.draft_lost = runtime.draft_away
+            draft = draft_opening(runtime, draft_frames, self._opening)
+        self._coordinator = Coordinator(self._opening, policy, draft, runtime.draft_away if draft else "")
         self._log = log.bind(session=self._opening.session)
         self._runtime = runtime
         if self._recorder is not None:
@@ -222,7 +223,9 @@ class AnswerStream:
             target_passes=stats.target_passes,
         )
         if stats.draft_lost:
-            self._log.warning("answered_without_draft", reason=stats.draft_lost)
+            self._log.warning("draft_was_lost", reason=stats.draft_lost, rejoins=stats.draft_rejoins)
+        if stats.target_recoveries:
+            self._log.warning("target_was_lost", recoveries=stats.target_recoveries)
         self._chunks.close()
 
     def _fail(self, failed: Fail) -> None:
@@ -245,6 +248,7 @@ class AnswerStream:
         return AnswerStats(
             method=self._method,
             total_s=self._finished_s - self._started_s,
+            waiting_s=self._waiting_s,
             video_s=self._video_s,
             prefill_s=self._prefilled_s - self._opened_s,
             decode_s=decode_s,
@@ -277,6 +281,8 @@ class AnswerStream:
             seed=self._options.seed,
             coupling=sampling.coupling,
             draft_lost=counts.draft_lost,
+            draft_rejoins=counts.draft_rejoins,
+            target_recoveries=counts.target_recoveries,
         )
 
 
@@ -303,8 +309,7 @@ def resolve_method(runtime: Runtime, options: AnswerOptions) -> Method:
 def answer_schedule(runtime: Runtime, method: Method, options: AnswerOptions) -> Schedule:
     """How draft and target share the work of one answer."""
     return runtime.schedule(
-        # While a lost draft is away, the target must not wait for it.
-        method if runtime.has_draft else "ar",
+        method,
         parallel_prefill=options.parallel_prefill,
         parallel_decode=options.parallel_decode,
     )

@@ -17,10 +17,26 @@ class DraftGone:
 
 
 @dataclass(frozen=True)
+class DraftBack:
+    """There is a draft actor again."""
+
+
+@dataclass(frozen=True)
 class TargetGone:
-    """The target actor is gone."""
+    """The target actor is gone; `TargetBack` or `TargetGivenUp` follows."""
+
+
+@dataclass(frozen=True)
+class TargetBack:
+    """There is a target actor again."""
+
+
+@dataclass(frozen=True)
+class TargetGivenUp:
+    """The target actor is not started again. ``traceback``: its own of what it failed from, or empty."""
 
     reason: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Cancelled:
     """The caller has left."""
 
 
-Event = FromActor | DraftGone | TargetGone | Cancelled
+Event = FromActor | DraftGone | DraftBack | TargetGone | TargetBack | TargetGivenUp | Cancelled
 
 # ---- commands -----------------------------------------------------------------------------------------------------
 

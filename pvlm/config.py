@@ -77,12 +77,25 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_pickle: bool = False
     video_reader: str = "decord"
     """Entry point of group ``pvlm.video_readers``."""
+    max_sessions: int = 4
+    """Answers that are written at once; each has a KV cache in both models. Further ones wait, first come first served.
+    """
+    max_waiting: int = 64
+    """Answers that may wait; one more gets `EngineBusy` at once."""
     start_timeout_s: float = 600.0
     """How long loading may take."""
     decode_timeout_s: float = 120.0
     """How long reading a video may take."""
     draft_restarts: int = 3
-    """How often, while the engine is open, a lost draft is started again."""
+    """How often in a row a lost draft is started again; one that has run for ten minutes counts as new."""
+    target_restarts: int = 3
+    """As ``draft_restarts``; without a target answers end with `TargetLost`."""
+    hang_timeout_s: float = 60.0
+    """A model that has not been heard of for so long is taken to hang, and is started again. It is heard of between two
+    layers of a prefill and between two passes: one layer over the longest prompt, or its vision tower, must be faster.
+    """
+    close_timeout_s: float = 2.0
+    """How long the models may take to free an answer that was left; one that takes longer is started again."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.prune_ratio < 1:
@@ -93,6 +106,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("threads", "draft_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
+        for name, least in (("max_sessions", 1), ("max_waiting", 0), ("draft_restarts", 0), ("target_restarts", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name} is {value}: it must be at least {least}")
+        for name in ("start_timeout_s", "decode_timeout_s", "hang_timeout_s", "close_timeout_s"):
+            if not (seconds := getattr(self, name)) > 0:
+                raise ConfigError(f"{name} is {seconds:g}: it must be above 0")
         if self.early_layer < 0:
             raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
 

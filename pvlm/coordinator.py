@@ -11,15 +11,24 @@ line is dead: the epoch is raised, and the draft is sent back to the committed t
 Where the window policy says that a draft does not pay, the target goes on *alone* for a while. Then the draft is asked
 for one window, a *probe*, while the target goes on: comparing the two costs the target nothing. The draft's first
 window is a probe too, so a draft that is slow to start holds nobody up; only a fixed window is waited for.
+
+A draft that is gone leaves the target alone; when it is back its session is opened anew behind the committed text, and
+its first window is a probe. A target that is gone stops everything; when it is back its session is opened anew from the
+committed tokens, and the draft is sent back to them. Each opening raises the epoch, so nothing that was under way
+counts, and no random draw is made twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
+
+import msgspec
 
 from pvlm.commands import (
     Cancelled,
     Command,
+    DraftBack,
     DraftGone,
     Emit,
     Event,
@@ -27,13 +36,15 @@ from pvlm.commands import (
     Finish,
     PrefillFinished,
     Progress,
+    TargetBack,
+    TargetGivenUp,
     TargetGone,
     ToDraftActor,
     ToTargetActor,
 )
-from pvlm.counts import Counts
 from pvlm.errors import InvalidTransition
-from pvlm.speculation.gaps import Gaps
+from pvlm.measuring import Measuring
+from pvlm.resting import Resting
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.messages import (
     Advance,
@@ -54,61 +65,49 @@ from pvlm_protocols.messages import (
     Window,
 )
 
-REST_TOKENS = 16
-"""Tokens that the target first writes alone where a draft does not pay; doubled each time, up to `REST_TOKENS_MAX`."""
-REST_TOKENS_MAX = 64
-PROBE_TOKENS = 4
-"""The least that a probe is long."""
-
 
 class State(Enum):
-    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; FAILED is reached from everywhere but FINISHED."""
+    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; while the target is away RECOVERING, and then
+    PREFILLING again; FAILED is reached from everywhere but FINISHED.
+    """
 
     NEW = auto()
     PREFILLING = auto()
     DECODING = auto()
+    RECOVERING = auto()
     FINISHED = auto()
     FAILED = auto()
 
 
 class Coordinator:
-    """See the module. ``with_draft`` False: the target decodes alone (`Schedule.alone`)."""
+    """See the module."""
 
-    def __init__(self, opening: Open, policy: WindowPolicy, draft_opening: Open | None = None) -> None:
-        """``draft_opening``: what the draft is opened with (its frames may be of another size); None: no draft."""
+    def __init__(
+        self, opening: Open, policy: WindowPolicy, draft_opening: Open | None = None, draft_away: str = ""
+    ) -> None:
+        """``draft_opening``: what the draft is opened with (its frames may be of another size); None: no draft.
+        ``draft_away``: why there is no draft just now; `DraftBack` tells when there is.
+        """
         self.state = State.NEW
         self.committed: list[int] = list(opening.committed)
-        self.epoch = 0
-        self.counts = Counts()
+        self.epoch = opening.epoch
+        self.measuring = Measuring(policy)
+        self.counts = self.measuring.counts
+        self.counts.draft_lost = draft_away
         self.finish: FinishReason | None = None
         self._opening = opening
         self._draft_opening = draft_opening
-        self._policy = policy
-        self._choice = policy.choice()
         self._learned = False
-        self._draft = draft_opening is not None
+        self._draft = draft_opening is not None and not draft_away
         self._line: list[int] = list(opening.committed)
         self._told: Window = opening.window
-        self._held_mask: PruneMask | None = None
-        self._gaps = Gaps()
-        self._rejected_s: float | None = None
-        """When the last verdict rejected, until the draft's next window is there."""
-        self._awaited = False
-        """The last verdict rejected, and the target was told to wait for the next window."""
-        starts_alone = draft_opening is not None and not opening.schedule.bonus and not policy.patient
-        self._alone_until: int | None = 0 if starts_alone else None
-        """While the target goes on alone: the answer length at which the draft is probed."""
-        self._probing = starts_alone
-        """While the target goes on alone: the draft's next window is compared with what the target has written."""
-        self._rest_tokens = REST_TOKENS
+        self._mask: PruneMask | None = None
+        self._prefilled = False
+        self._resting = Resting()
 
     @property
     def session(self) -> int:
         return self._opening.session
-
-    @property
-    def with_draft(self) -> bool:
-        return self._draft_opening is not None
 
     @property
     def done(self) -> bool:
@@ -119,10 +118,8 @@ class Coordinator:
         if self.state is not State.NEW:
             raise InvalidTransition(f"session {self.session} was started twice (it is {self.state.name})")
         self.state = State.PREFILLING
-        commands: list[Command] = [ToTargetActor(self._opening)]
-        if self._alone_until is not None:
-            commands.append(self._step(-1))
-        if self._draft_opening is not None:
+        commands = self._open_target(self._opening)
+        if self._draft and self._draft_opening is not None:
             commands.append(ToDraftActor(self._draft_opening))
         return commands
 
@@ -143,7 +140,9 @@ class Coordinator:
                 return self._on_prefill_done(event)
             case Opened(role="target"):
                 self.counts.prompt_tokens = event.prompt_tokens
-                self.counts.video_tokens = self.counts.kept_video_tokens = event.video_tokens
+                self.counts.video_tokens = event.video_tokens
+                if self._mask is None:
+                    self.counts.kept_video_tokens = event.video_tokens
                 return []
             case PrefillProgress(role="target"):
                 return [Progress(event.fraction)]
@@ -151,15 +150,23 @@ class Coordinator:
                 self.state = State.FAILED
                 return [Fail(event.error, event.message, event.traceback), *self._closing()]
             case Failed(role="draft"):
-                return self._on_draft_lost(DraftGone(f"{event.error}: {event.message}"))
+                self._draft_opening = None  # it would fail again
+                return self._on_draft_gone(f"{event.error}: {event.message}")
             case DraftGone():
-                return self._on_draft_lost(event)
+                return self._on_draft_gone(event.reason)
+            case DraftBack():
+                return self._on_draft_back()
+            case TargetGone():
+                self.state = State.RECOVERING
+                return []
+            case TargetBack():
+                return self._on_target_back()
+            case TargetGivenUp():
+                self.state = State.FAILED
+                return [Fail("TargetLost", event.reason, event.traceback), *self._closing()]
             case Cancelled():
                 self.state = State.FAILED
                 return self._closing()
-            case TargetGone():
-                self.state = State.FAILED
-                return [Fail("TargetLost", event.reason, ""), *self._closing()]
             case _:
                 return []
 
@@ -171,43 +178,38 @@ class Coordinator:
         """
         if self._learned:
             self._learned = False
-            self._choice = self._policy.choice()
+            self.measuring.reconsider()
 
     # ---- prefill --------------------------------------------------------------------------------------------------
 
     def _on_mask(self, mask: PruneMask) -> list[Command]:
+        if self._mask is not None:  # from a target that was opened again
+            return []
+        self._mask = mask
         self.counts.kept_video_tokens = mask.kept
-        if self._opening.schedule.overlap_prefill:
-            return self._to_draft(mask)
-        self._held_mask = mask
-        return []
+        return self._to_draft(mask) if self._opening.schedule.overlap_prefill else []
 
     def _on_prefill_done(self, done: PrefillDone) -> list[Command]:
-        self.counts.prefill_ms[done.role] = done.prefill_ms
+        self.counts.prefill_ms.setdefault(done.role, done.prefill_ms)
         if done.role == "draft" or self.state is not State.PREFILLING:
             return []
         self.state = State.DECODING
-        commands: list[Command] = [PrefillFinished()]
-        if self._held_mask is not None:
-            commands += self._to_draft(self._held_mask)
-            self._held_mask = None
-        return commands
+        if self._prefilled:
+            return []
+        self._prefilled = True
+        held = None if self._opening.schedule.overlap_prefill else self._mask
+        return [PrefillFinished(), *([] if held is None else self._to_draft(held))]
 
     # ---- decoding -------------------------------------------------------------------------------------------------
 
     def _on_window(self, window: DraftWindow) -> list[Command]:
-        self.counts.drafted_tokens += len(window.tokens)
-        if window.tokens and window.draft_ms > 0:
-            self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
-            self._policy.observe_draft(window.draft_ms / len(window.tokens))
+        self.measuring.drafted(window)
         if not self._draft or window.epoch != self.epoch or window.start != len(self._line):
             self.counts.dropped_windows += 1
             return []
         self._line.extend(window.tokens)
-        if self._rejected_s is not None:
-            self._policy.observe_lag(max(0.0, window.began_s - self._rejected_s) * 1000)
-            self._rejected_s = None
-        if self._alone_until is not None:
+        self.measuring.continued(window)
+        if self._resting.alone:
             return self._on_window_while_alone(window)
         if self._parted(window.start):
             self.counts.dropped_windows += 1
@@ -218,30 +220,32 @@ class Coordinator:
         return self._forward(window)
 
     def _forward(self, window: DraftWindow) -> list[Command]:
-        self._gaps.sent(window)
+        self.measuring.forwarded(window)
         return [ToTargetActor(window)]
 
     def _on_verdict(self, verdict: Verdict) -> list[Command]:
-        if verdict.start != len(self.committed):
+        if verdict.start != len(self.committed) or self.state is State.RECOVERING:
             self.counts.dropped_verdicts += 1
             return []
         self.committed.extend(verdict.tokens)
-        self._count(verdict)
+        self.measuring.judged(verdict, waits=self._told.wait > 0)
         emit: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
         if verdict.finish is not None:
             self.state = State.FINISHED
             self.finish = verdict.finish
             return [*emit, Finish(verdict.finish), *self._closing()]
-        # The draft waits; the text can.
-        return (self._go_on(verdict) if self._draft else []) + emit
+        if not self._draft:
+            self.epoch = max(self.epoch, verdict.epoch + int(verdict.rejected))
+            return emit
+        return self._go_on(verdict) + emit  # the draft waits; the text can
 
     def _go_on(self, verdict: Verdict) -> list[Command]:
         """What the actors hear after a verdict."""
-        if self._alone_until is not None:
+        if self._resting.alone:
             return self._on_verdict_while_alone(verdict)
         if not verdict.tokens:
             return []
-        if not self._choice.pays:
+        if not self.measuring.pays:
             return self._go_alone(verdict)
         # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
         # on may have guessed that token, which its next window will show.
@@ -250,29 +254,6 @@ class Coordinator:
             return self._roll_back()
         return self._advance()
 
-    def _count(self, verdict: Verdict) -> None:
-        counts = self.counts
-        counts.accepted_tokens += verdict.accepted
-        counts.rejected_tokens += verdict.rejected
-        if verdict.accepted or verdict.rejected:
-            self._policy.observe_tested(verdict.accepted, int(verdict.rejected))
-        if verdict.window:
-            counts.windows.append(verdict.window)
-        if verdict.pass_tokens:
-            counts.target_passes += 1
-            counts.target_pass_ms.append(verdict.pass_ms)
-            counts.target_pass_tokens.append(verdict.pass_tokens)
-            self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
-            if (gap := self._gaps.passed(verdict)) is not None:
-                counts.idle_ms.append(gap.ms)
-                if verdict.window or not self._awaited:  # else it has waited in vain
-                    counts.coordination_ms.append(gap.coordination_ms)
-                if verdict.window and not self._awaited:
-                    self._policy.observe_coordination(gap.coordination_ms)
-        self._awaited = verdict.rejected and self._told.wait > 0
-        if verdict.rejected:
-            self._rejected_s = verdict.ended_s
-
     def _parted(self, start: int) -> bool:
         """Do line and committed text differ at or behind ``start``?"""
         end = min(len(self._line), len(self.committed))
@@ -280,13 +261,11 @@ class Coordinator:
 
     def _roll_back(self) -> list[Command]:
         self.counts.rollbacks += 1
-        return self._send_back(self._choose())
+        return self._send_back(self.measuring.window())
 
     def _send_back(self, window: Window) -> list[Command]:
         """Raise the epoch and send the draft to the committed text."""
-        keep = 0
-        while keep < min(len(self._line), len(self.committed)) and self._line[keep] == self.committed[keep]:
-            keep += 1
+        keep = _agreement(self._line, self.committed)
         self.epoch += 1
         self._line = list(self.committed)
         commands = self._set_window(window)
@@ -301,14 +280,10 @@ class Coordinator:
         )
 
     def _advance(self) -> list[Command]:
-        window = self._choose()
+        window = self.measuring.window()
         length = min(len(self.committed), len(self._line))
         commands = self._set_window(window)
         return commands + self._to_draft(Advance(session=self.session, epoch=self.epoch, length=length, window=window))
-
-    def _choose(self) -> Window:
-        choice = self._choice
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=choice.ahead)
 
     def _set_window(self, window: Window) -> list[Command]:
         """Tell the target, if what concerns it has changed."""
@@ -329,43 +304,36 @@ class Coordinator:
 
     def _rest(self) -> None:
         self.counts.rests += 1
-        self._alone_until = len(self.committed) + self._rest_tokens
-        self._rest_tokens = min(2 * self._rest_tokens, REST_TOKENS_MAX)
+        self._resting.rest(len(self.committed))
 
     def _follow(self, verdict: Verdict) -> None:
         """Without a rollback: the target has raised its epoch at a rejection."""
         self.epoch += int(verdict.rejected)
-        self._rejected_s = None
+        self.measuring.forget_rejection()
 
     def _on_verdict_while_alone(self, verdict: Verdict) -> list[Command]:
-        assert self._alone_until is not None
         self._follow(verdict)
-        if (verdict.accepted or verdict.rejected) and self._choice.pays:
+        if (verdict.accepted or verdict.rejected) and self.measuring.pays:
             return self._together(self._roll_back())
-        if self._probing or len(self.committed) < self._alone_until:
+        if not self._resting.over(len(self.committed)):
             return []
-        self._probing = True
-        window = self._choose()
-        return self._send_back(Window(gamma=max(window.gamma, PROBE_TOKENS)))
+        self._resting.probe()
+        return self._send_back(self.measuring.probe())
 
     def _on_window_while_alone(self, window: DraftWindow) -> list[Command]:
         """A probe is compared with what the target has written meanwhile. It is sent on, as far as it is ahead of that,
         if the two work together from now on, or if there was nothing to compare it with.
         """
-        if not self._probing:
+        if not self._resting.probing:
             self.counts.dropped_windows += 1
             return []
-        self._probing = False
+        self._resting.probing = False
         parted = self._parted(window.start)
         ahead = not parted and len(self._line) > len(self.committed)
-        agreed = 0
-        for drafted, decided in zip(window.tokens, self.committed[window.start :], strict=False):
-            if drafted != decided:
-                break
-            agreed += 1
-        if agreed or parted:
-            self._policy.observe_tested(agreed, int(parted))
-        together = self._policy.choice().pays
+        agreed = _agreement(window.tokens, self.committed[window.start :])
+        self.measuring.probed(agreed, parted)
+        self.measuring.reconsider()
+        together = self.measuring.pays
         wanted = ahead and (together or not agreed)
         commands = self._forward(window) if wanted else []
         self.counts.dropped_windows += int(not wanted)
@@ -376,19 +344,62 @@ class Coordinator:
 
     def _together(self, commands: list[Command]) -> list[Command]:
         """Draft and target again; ``commands`` tell the draft."""
-        self._alone_until, self._probing, self._rest_tokens = None, False, REST_TOKENS
+        self._resting.end()
         return [self._step(0), *commands]
 
-    # ---- ends -----------------------------------------------------------------------------------------------------
+    # ---- actors that are lost, and come back ----------------------------------------------------------------------
 
-    def _on_draft_lost(self, lost: DraftGone) -> list[Command]:
+    def _open_target(self, opening: Open) -> list[Command]:
+        """Without a draft it goes on alone; where its first window is not waited for, until that is there."""
+        self._resting.end()
+        if self._draft and not opening.schedule.bonus and not self.measuring.patient:
+            self._resting.probe()
+        alone = self._resting.alone or not self._draft
+        return [ToTargetActor(opening), *([self._step(-1)] if alone else [])]
+
+    def _on_target_back(self) -> list[Command]:
+        """Go on from the committed tokens."""
+        if self.state is not State.RECOVERING:
+            return []
+        self.state = State.PREFILLING
+        self.counts.target_recoveries += 1
+        self.measuring.interrupted()
+        if self._draft:
+            to_draft = self._send_back(self.measuring.window())
+        else:
+            self.epoch, to_draft = self.epoch + 1, []
+        opening = msgspec.structs.replace(
+            self._opening, committed=tuple(self.committed), epoch=self.epoch, window=self._told
+        )
+        return [*self._open_target(opening), *to_draft]
+
+    def _on_draft_gone(self, reason: str) -> list[Command]:
         """Go on without the draft: the text does not depend on it."""
         if not self._draft:
             return []
-        self.counts.draft_lost = lost.reason
+        self.counts.draft_lost = reason
         commands = self._to_draft(Close(session=self.session))
         self._draft = False
+        self._resting.end()
         return [*commands, self._step(-1)]
+
+    def _on_draft_back(self) -> list[Command]:
+        """Let it join behind what is committed; the target goes on alone until its first window is there."""
+        if self._draft or self._draft_opening is None:
+            return []
+        self._draft = True
+        self.counts.draft_rejoins += 1
+        self.epoch += 1
+        self._line = list(self.committed)
+        self._resting.probe()
+        opening = msgspec.structs.replace(
+            self._draft_opening, committed=tuple(self.committed), epoch=self.epoch, window=self.measuring.probe()
+        )
+        allowed = self._prefilled or self._opening.schedule.overlap_prefill
+        mask = self._to_draft(self._mask) if self._mask is not None and allowed else []
+        return [ToDraftActor(opening), *mask]
+
+    # ---- ends -----------------------------------------------------------------------------------------------------
 
     def _closing(self) -> list[Command]:
         return [ToTargetActor(Close(session=self.session)), *self._to_draft(Close(session=self.session))]
@@ -398,3 +409,9 @@ class Coordinator:
 
     def _to_draft(self, message: ToDraft) -> list[Command]:
         return [ToDraftActor(message)] if self._draft else []
+
+
+def _agreement(drafted: Sequence[int], decided: Sequence[int]) -> int:
+    """How many tokens at their beginning are the same."""
+    pairs = zip(drafted, decided, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(drafted), len(decided)))

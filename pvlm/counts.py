@@ -32,3 +32,5 @@ class Counts:
     kept_video_tokens: int = 0
     prefill_ms: dict[str, float] = field(default_factory=dict)
     draft_lost: str = ""
+    draft_rejoins: int = 0
+    target_recoveries: int = 0

@@ -16,6 +16,7 @@ from pvlm.errors import EngineStateError
 from pvlm.recorder import Recorder
 from pvlm.results import Answer
 from pvlm.runtime import Runtime
+from pvlm.workers.supervisor import ActorHealth
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Engine:
         """Process ids of the running models, by role (with transport ``inproc``, this process's own)."""
         return {} if self._runtime is None else self._runtime.processes
 
+    async def health(self, timeout_s: float = 5.0) -> dict[Role, ActorHealth]:
+        """How the models are, by role; each is asked, at most ``timeout_s``. Empty if the engine is not open."""
+        return {} if self._runtime is None else await self._runtime.health(timeout_s)
+
     # ---- life cycle -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -137,7 +142,9 @@ class Engine:
         ``trace``: a `pvlm.trace.Trace`, which then holds what draft and target did.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
-        Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineStateError.
+        Where `EngineConfig.max_sessions` answers are being written it waits for its turn.
+
+        Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineBusy, EngineStateError.
         """
         async with self.stream(video, question, trace=trace, **options) as chunks:
             async for _ in chunks:

@@ -8,6 +8,7 @@
     |   `-- ModelMismatch               draft and target do not fit together
     |-- PromptError                     a question that the model cannot take
     |-- EngineStateError (RuntimeError) the engine is not in a state for this call
+    |-- EngineBusy                      more answers are asked for than the engine lets wait
     |-- ActorLost
     |   `-- TargetLost                  the target is gone and cannot be brought back
     `-- InvalidTransition (RuntimeError)  a bug in pvlm: a state machine was misused
@@ -53,6 +54,10 @@ class PromptError(PvlmError):
 
 class EngineStateError(PvlmError, RuntimeError):
     """The engine is not in a state for this call."""
+
+
+class EngineBusy(PvlmError):
+    """More answers are asked for than the engine lets wait; try again later."""
 
 
 class ActorLost(PvlmError):

@@ -23,7 +23,9 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     total_s: float
-    """From the call to the last token, reading the video included."""
+    """From the call to the last token, waiting and reading the video included."""
+    waiting_s: float
+    """Until the engine had a place for it (`EngineConfig.max_sessions`)."""
     video_s: float
     """Reading, sampling and resizing the frames."""
     prefill_s: float
@@ -74,7 +76,11 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None
     coupling: str
     draft_lost: str
-    """Why this answer was written without a draft, or from some token on; empty if it was not."""
+    """Why some of this answer, or all of it, was written without a draft; empty if none was."""
+    draft_rejoins: int
+    """How often a draft that was started again joined this answer."""
+    target_recoveries: int
+    """How often a target that was started again went on with this answer."""
 
 
 class Chunk(msgspec.Struct, frozen=True):

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from itertools import count
 from types import TracebackType
 
 import anyio
-import anyio.abc
 import structlog
 
-from pvlm.commands import Command, DraftGone, Event, TargetGone, ToDraftActor, ToTargetActor
+from pvlm.commands import (
+    Command,
+    DraftBack,
+    DraftGone,
+    Event,
+    TargetBack,
+    TargetGivenUp,
+    TargetGone,
+    ToDraftActor,
+    ToTargetActor,
+)
 from pvlm.config import EngineConfig, Method, WindowSetting
 from pvlm.coordinator import Coordinator
-from pvlm.errors import ConfigError, ModelError, ModelMismatch, RemoteTraceback, TargetLost
+from pvlm.errors import (
+    ConfigError,
+    EngineBusy,
+    EngineStateError,
+    ModelError,
+    ModelMismatch,
+    RemoteTraceback,
+    TargetLost,
+)
 from pvlm.plugins import load_plugin
 from pvlm.recorder import Recorder
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
-from pvlm.transports import ChannelClosed, ChannelFull
-from pvlm.workers.launch import RunningActor, launch
 from pvlm.workers.placement import worker_spec
+from pvlm.workers.supervisor import ActorHealth, Supervisor
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
-from pvlm_protocols.messages import Closed, Dying, Failed, FromActor, Pruning, Schedule, SessionMessage, ToActor
-
-RESTART_PAUSE_S = 0.5
-"""Before a lost draft is started again; doubled each time."""
-CLOSE_TIMEOUT_S = 2.0
+from pvlm_protocols.messages import Closed, Failed, FromActor, Open, Pruning, Schedule, SessionMessage, ToActor
 
 log = structlog.get_logger()
 
@@ -42,15 +55,13 @@ class Runtime:
     def __init__(self, config: EngineConfig, on_loading: OnLoading) -> None:
         self.config = config
         self.method = config.resolved_method()
-        self._on_loading = on_loading
         self._tasks = anyio.create_task_group()
-        self._actors: dict[Role, RunningActor] = {}
+        self._actors = {role: self._supervisor(role, on_loading) for role in self._roles()}
         self._sessions: dict[int, LiveSession] = {}
+        self._turns = anyio.Semaphore(config.max_sessions)
+        self._closed = False
         self._numbers = count(1)
         self._policies: dict[tuple[Schedule, str, float], WindowPolicy] = {}
-        self._last_words: dict[Role, Dying] = {}
-        self._lost_reasons: dict[Role, str] = {}
-        self._restarts = 0
 
     async def __aenter__(self) -> Runtime:
         await self._tasks.__aenter__()
@@ -59,53 +70,92 @@ class Runtime:
             self.draft_processor = await self._processor("draft") if self.method != "ar" else None
             self._check_tokenizers()
             async with anyio.create_task_group() as launching:
-                for role in self._roles():
-                    launching.start_soon(self._launch, role)
+                for actor in self._actors.values():
+                    launching.start_soon(actor.start)
             if ignored := self.target_processor.ignored_generation_options:
                 log.warning("generation_options_ignored", options=list(ignored), model=self._model("target"))
         except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                await self._stop_actors()
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            await self._stop()
             raise _first(error) from _first(error).__cause__
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        self._closed = True
+        for _ in range(self._turns.statistics().tasks_waiting):
+            self._turns.release()
         for session in list(self._sessions.values()):
+            session.handle(TargetGivenUp("the engine was closed"))
             for role in self._roles():
-                session.lost(role, "the engine was closed")
-        with anyio.CancelScope(shield=True):
-            await self._stop_actors()
-        self._tasks.cancel_scope.cancel()
-        # The caller's error goes its own way: given to the task group, it would come back in an exception group.
-        await self._tasks.__aexit__(None, None, None)
+                session.freed_by(role)
+        await self._stop()
         return None
+
+    async def _stop(self) -> None:
+        """First the tasks, for one of them may be starting an actor again."""
+        self._tasks.cancel_scope.cancel()
+        try:
+            # The caller's error goes its own way: given to the task group, it would come back in an exception group.
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as stopping:
+                    for actor in self._actors.values():
+                        stopping.start_soon(actor.aclose)
 
     # ---- sessions -------------------------------------------------------------------------------------------------
 
     @property
-    def has_draft(self) -> bool:
-        return "draft" in self._actors
-
-    @property
     def draft_away(self) -> str:
         """Why there is no draft just now; empty if there is one, or none was asked for."""
-        return "" if self.has_draft else self._lost_reasons.get("draft", "")
+        draft = self._actors.get("draft")
+        return "" if draft is None or draft.running else draft.reason
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
-        return {role: actor.info for role, actor in self._actors.items()}
+        """Those that are there, by role."""
+        return {role: actor.info for role, actor in self._actors.items() if actor.running and actor.info is not None}
 
     @property
     def processes(self) -> dict[Role, int]:
-        return {role: actor.pid for role, actor in self._actors.items()}
+        return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
     def vocab_size(self, role: Role) -> int:
-        """Width of a logits row. Raises KeyError if the actor is not there."""
-        return self._actors[role].info.vocab_size
+        """Width of a logits row, also while the actor is away."""
+        info = self._actors[role].info
+        assert info is not None  # both have been started once
+        return info.vocab_size
+
+    async def health(self, timeout_s: float) -> dict[Role, ActorHealth]:
+        """Ask every actor, at most ``timeout_s``."""
+        found: dict[Role, ActorHealth] = {}
+
+        async def ask(actor: Supervisor) -> None:
+            found[actor.role] = await actor.health(timeout_s)
+
+        async with anyio.create_task_group() as asking:
+            for actor in self._actors.values():
+                asking.start_soon(ask, actor)
+        return found
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """A place among the answers that are written at once; first come, first served.
+
+        Raises EngineBusy at once if too many wait, EngineStateError if the engine is closed meanwhile.
+        """
+        config = self.config
+        waiting = self._turns.statistics().tasks_waiting
+        if self._turns.value == 0 and waiting >= config.max_waiting:
+            raise EngineBusy(
+                f"{config.max_sessions} answers are being written (max_sessions) and {waiting} wait (max_waiting): "
+                "try again later, or allow more"
+            )
+        async with self._turns:
+            if self._closed:
+                raise EngineStateError("this engine was closed while the answer waited for its turn")
+            yield
 
     def next_session(self) -> int:
         return next(self._numbers)
@@ -142,44 +192,41 @@ class Runtime:
     def open(
         self, coordinator: Coordinator, on_command: Callable[[Command], None], recorder: Recorder | None = None
     ) -> LiveSession:
-        """Start a session. ``on_command`` gets what is not for an actor, at once; ``recorder`` every event and command.
-        Raises TargetLost.
+        """Start a session; `target_there` comes before. ``on_command`` gets what is not for an actor, at once;
+        ``recorder`` every event and command.
         """
-        self.check_target()
-        session = LiveSession(self, coordinator, on_command, recorder)
+        session = LiveSession(self._actors, coordinator, on_command, recorder)
         self._sessions[coordinator.session] = session
+        self._tell_shared()
         session.execute(coordinator.start())
         return session
 
     async def close(self, session: LiveSession) -> None:
-        """Wait until both actors have freed the session, at most `CLOSE_TIMEOUT_S`."""
-        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True) as scope:
-            await session.freed.wait()
-        if scope.cancelled_caught:
-            log.warning("session_not_freed", session=session.id, within_s=CLOSE_TIMEOUT_S)
+        """Return when both actors have freed the session. One that does not within `close_timeout_s` is replaced."""
+        timeout_s = self.config.close_timeout_s
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(timeout_s):
+                await session.freed()
+            while session.holders:
+                role = next(iter(session.holders))
+                log.warning("session_not_freed", session=session.id, role=role, within_s=timeout_s)
+                await self._actors[role].replace(f"it did not free a session within {timeout_s:g} s (close_timeout_s)")
+                session.freed_by(role)
         self._sessions.pop(session.id, None)
+        self._tell_shared()
 
-    def check_target(self) -> None:
-        """Raises TargetLost if there is no target."""
-        if "target" in self._actors:
-            return
-        last = self._last_words.get("target")
-        cause = RemoteTraceback(last.traceback) if last else None
-        raise TargetLost(
-            f"the target '{self._model('target')}' is gone: {self._lost_reasons.get('target', '')}"
-        ) from cause
+    def _tell_shared(self) -> None:
+        for session in self._sessions.values():
+            session.coordinator.measuring.shared = len(self._sessions) > 1
 
-    def send(self, role: Role, message: ToActor) -> None:
-        """Post to an actor. One that is gone or does not read is noticed elsewhere (`_watch`) or lost here."""
-        actor = self._actors.get(role)
-        if actor is None:
+    async def target_there(self) -> None:
+        """Wait while a lost target is being started again. Raises TargetLost, EngineStateError."""
+        if not self._closed and await (target := self._actors["target"]).settled():
             return
-        try:
-            actor.channel.post(message)
-        except ChannelClosed:
-            pass
-        except ChannelFull:
-            self._lost(role, "it does not read its mailbox")
+        if self._closed:
+            raise EngineStateError("this engine was closed meanwhile")
+        cause = RemoteTraceback(target.traceback) if target.traceback else None
+        raise TargetLost(f"the target '{self._model('target')}' is gone: {target.reason}") from cause
 
     # ---- actors ---------------------------------------------------------------------------------------------------
 
@@ -220,94 +267,54 @@ class Runtime:
             f"(id: target / draft): {'; '.join(differing)}. A draft must share the target's tokenizer."
         )
 
-    async def _launch(self, role: Role) -> None:
+    def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         spec = worker_spec(self.config, role, self._model(role), self._backend(role), alone=self.method == "ar")
-        actor = await launch(role, self.config, spec, self._on_loading)
-        self._actors[role] = actor
-        self._tasks.start_soon(self._receive, actor)
-        self._tasks.start_soon(self._watch, actor)
+        return Supervisor(role, self.config, spec, self._tasks, self, on_loading)
 
-    async def _receive(self, actor: RunningActor) -> None:
-        try:
-            while True:
-                self._dispatch(actor, await actor.channel.receive())
-        except ChannelClosed:
-            pass
+    # ---- what supervisors tell ------------------------------------------------------------------------------------
 
-    def _dispatch(self, actor: RunningActor, message: FromActor) -> None:
-        match message:
-            case SessionMessage():
-                if (session := self._sessions.get(message.session)) is not None:
-                    session.receive(actor.role, message)
-            case Dying():
-                self._last_words[actor.role] = message
-                self._lost(actor.role, f"{message.error}: {message.message}")
+    def heard(self, role: Role, message: FromActor) -> None:
+        if isinstance(message, SessionMessage) and (session := self._sessions.get(message.session)) is not None:
+            session.receive(role, message)
 
-    async def _watch(self, actor: RunningActor) -> None:
-        reason = await actor.host.wait()
-        self._lost(actor.role, reason, actor)
-
-    def _lost(self, role: Role, reason: str, actor: RunningActor | None = None) -> None:
-        """An actor is gone: every session goes on without it, or fails."""
-        current = self._actors.get(role)
-        if current is None or (actor is not None and actor is not current):
-            return
-        del self._actors[role]
-        log.warning("actor_lost", role=role, reason=reason)
-        self._tasks.start_soon(current.aclose)
-        self._lost_reasons[role] = reason
+    def lost(self, role: Role, reason: str) -> None:
         for session in list(self._sessions.values()):
-            session.lost(role, reason)
-        if role == "draft":
-            self._tasks.start_soon(self._restart_draft)
+            session.handle(DraftGone(reason) if role == "draft" else TargetGone())
+            session.freed_by(role)
 
-    async def _restart_draft(self) -> None:
-        """Start the draft again for the answers to come."""
-        pause = RESTART_PAUSE_S
-        while self._restarts < self.config.draft_restarts:
-            self._restarts += 1
-            await anyio.sleep(pause)
-            try:
-                await self._launch("draft")
-            except ModelError as error:
-                log.warning("draft_restart_failed", attempt=self._restarts, error=str(error))
-                pause *= 2
-            else:
-                log.info("draft_restarted", attempt=self._restarts)
-                return
-        log.error("draft_given_up", restarts=self._restarts)
+    def back(self, role: Role) -> None:
+        for session in list(self._sessions.values()):
+            session.handle(DraftBack() if role == "draft" else TargetBack())
 
-    async def _stop_actors(self) -> None:
-        actors, self._actors = list(self._actors.values()), {}
-        async with anyio.create_task_group() as tasks:
-            for actor in actors:
-                tasks.start_soon(actor.aclose)
+    def given_up(self, role: Role) -> None:
+        if role == "target":
+            target = self._actors["target"]
+            for session in list(self._sessions.values()):
+                session.handle(TargetGivenUp(target.reason, target.traceback))
 
 
 class LiveSession:
-    """One coordinator at work."""
+    """One coordinator at work. ``holders``: the actors that have a cache for it."""
 
     def __init__(
         self,
-        runtime: Runtime,
+        actors: Mapping[Role, Supervisor],
         coordinator: Coordinator,
         on_command: Callable[[Command], None],
         recorder: Recorder | None,
     ) -> None:
         self.id = coordinator.session
         self.coordinator = coordinator
-        self.freed = anyio.Event()
-        self._runtime = runtime
+        self.holders: set[Role] = set()
+        self._actors = actors
         self._on_command = on_command
         self._recorder = recorder
-        self._holders: set[Role] = {"target"}
-        if coordinator.with_draft:
-            self._holders.add("draft")
+        self._freed = anyio.Event()
 
     def receive(self, role: Role, message: FromActor) -> None:
         self.handle(message)
         if isinstance(message, Closed | Failed):
-            self._free(role)
+            self.freed_by(role)
 
     def handle(self, event: Event) -> None:
         commands = self.coordinator.handle(event)
@@ -320,20 +327,28 @@ class LiveSession:
         for command in commands:
             match command:
                 case ToTargetActor(message):
-                    self._runtime.send("target", message)
+                    self._send("target", message)
                 case ToDraftActor(message):
-                    self._runtime.send("draft", message)
+                    self._send("draft", message)
                 case _:
                     self._on_command(command)
 
-    def lost(self, role: Role, reason: str) -> None:
-        self.handle(DraftGone(reason) if role == "draft" else TargetGone(reason))
-        self._free(role)
+    def _send(self, role: Role, message: ToActor) -> None:
+        if isinstance(message, Open):
+            self.holders.add(role)
+            self._freed = anyio.Event()
+        self._actors[role].post(message)
 
-    def _free(self, role: Role) -> None:
-        self._holders.discard(role)
-        if not self._holders:
-            self.freed.set()
+    def freed_by(self, role: Role) -> None:
+        """An actor has closed the session, or is gone with it."""
+        self.holders.discard(role)
+        if not self.holders:
+            self._freed.set()
+
+    async def freed(self) -> None:
+        """Wait until no actor holds the session; call it when the coordinator is done."""
+        if self.holders:
+            await self._freed.wait()
 
 
 def _first(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import structlog
 import torch
 from hypothesis import settings
 
@@ -20,3 +21,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command that was tested has pointed the log at a standard error that is closed when its test is over."""
+    yield
+    structlog.reset_defaults()

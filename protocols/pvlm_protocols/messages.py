@@ -112,7 +112,9 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
-    """Start a session. ``committed``: answer tokens that are settled already (recovery)."""
+    """Start a session. To go on with one that a lost actor had: ``committed``, the answer tokens that are settled
+    already, and ``epoch``, above all earlier ones.
+    """
 
     question: str
     video: VideoFrames | None
@@ -121,6 +123,7 @@ class Open(SessionMessage, frozen=True, kw_only=True):
     schedule: Schedule
     window: Window
     committed: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 class Close(SessionMessage, frozen=True, kw_only=True):
@@ -291,11 +294,12 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """``progress`` counts layers, tokens and loaded shards: while it moves, the actor is not stuck."""
+    """``progress`` counts layers and units of work; ``sessions``: how many are open."""
 
     nonce: int
     role: Role
     progress: int
+    sessions: int = 0
 
 
 ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop

@@ -61,6 +61,10 @@ class ActorSession(ABC):
     def ready(self) -> bool:
         """Is there something to do?"""
 
+    def urgent(self) -> bool:
+        """Ready, and it gains nothing by letting other sessions go first."""
+        return True
+
     @abstractmethod
     def work(self) -> None:
         """Do one unit: open, prefill, one token (draft), one pass (target)."""
@@ -154,8 +158,9 @@ class Actor(ABC):
         while self._inbox:
             self._handle(self._inbox.popleft())
         if (session := self._next_ready()) is not None:
-            self._turns.rotate(-1)
-            self._guarded(session, session.work)
+            self._turns.remove(session.id)
+            self._turns.append(session.id)
+            self._guarded(session.id, session.work)
 
     def tick(self, session: ActorSession) -> None:
         """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""
@@ -186,13 +191,11 @@ class Actor(ABC):
             self.mailbox.post(PrefillProgress(session=session.id, role=self.role, fraction=min(1.0, fraction)))
 
     def _next_ready(self) -> ActorSession | None:
-        """The next session in turn that has something to do; it comes to stand first."""
-        for _ in range(len(self._turns)):
-            session = self._sessions[self._turns[0]]
-            if session.ready():
-                return session
-            self._turns.rotate(-1)
-        return None
+        """The session whose turn it is: of those that have something urgent to do the one that had its last turn
+        longest ago; if there is none, of those that have anything to do.
+        """
+        ready = [session for number in self._turns if (session := self._sessions[number]).ready()]
+        return next((session for session in ready if session.urgent()), ready[0] if ready else None)
 
     def _patience_s(self) -> float | None:
         waits = [wait for session in self._sessions.values() if (wait := session.patience_s()) is not None]
@@ -203,7 +206,9 @@ class Actor(ABC):
         while (message := self.mailbox.take(timeout_s)) is not None:
             timeout_s = 0
             if isinstance(message, Ping):
-                self.mailbox.post(Pong(nonce=message.nonce, role=self.role, progress=self.progress))
+                self.mailbox.post(
+                    Pong(nonce=message.nonce, role=self.role, progress=self.progress, sessions=len(self._sessions))
+                )
             else:
                 self._inbox.append(message)
 
@@ -212,18 +217,21 @@ class Actor(ABC):
             case Stop():
                 self._stopped = True
             case Open():
-                self._close(message.session)
-                self._sessions[message.session] = self.new_session(message)
-                self._turns.append(message.session)
+                self._guarded(message.session, lambda: self._open(message))
             case Close():
                 self._close(message.session)
                 self.mailbox.post(Closed(session=message.session, role=self.role))
             case SessionMessage():
                 # A message for a session that has failed or been closed is late, not wrong.
                 if (session := self._sessions.get(message.session)) is not None:
-                    self._guarded(session, lambda: session.handle(message))
+                    self._guarded(session.id, lambda: session.handle(message))
 
-    def _guarded(self, session: ActorSession, action: Callable[[], None]) -> None:
+    def _open(self, opening: Open) -> None:
+        self._close(opening.session)
+        self._sessions[opening.session] = self.new_session(opening)
+        self._turns.append(opening.session)
+
+    def _guarded(self, session_id: int, action: Callable[[], None]) -> None:
         """A session that fails takes nobody with it."""
         self.progress += 1
         try:
@@ -231,15 +239,15 @@ class Actor(ABC):
         except WorkAbandoned:
             pass
         except (SessionClosed, ChannelClosed) as leaving:
-            self._close(session.id)
+            self._close(session_id)
             if isinstance(leaving, ChannelClosed):
                 raise
         except Exception as error:
-            self._close(session.id)
-            log.warning("session_failed", role=self.role, session=session.id, error=repr(error))
+            self._close(session_id)
+            log.warning("session_failed", role=self.role, session=session_id, error=repr(error))
             self.mailbox.post(
                 Failed(
-                    session=session.id,
+                    session=session_id,
                     role=self.role,
                     error=type(error).__name__,
                     message=str(error),

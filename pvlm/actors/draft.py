@@ -44,7 +44,7 @@ class DraftSession(ActorSession):
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.tokens = list(opening.committed)
         self.committed = len(self.tokens)
-        self.epoch = 0
+        self.epoch = opening.epoch
         self.window = opening.window
         self._window_size = opening.window.gamma
         self._window_begun = len(self.tokens)
@@ -106,6 +106,10 @@ class DraftSession(ActorSession):
         ended = len(self.tokens) > 0 and self.tokens[-1] in sampling.end_token_ids
         in_lead = self._window_begun <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
         return in_lead and len(self.tokens) < sampling.max_tokens and not ended
+
+    def urgent(self) -> bool:
+        """The target has everything that was written before: a session that writes further ahead can wait."""
+        return self._prefill_logits is None or self._window_begun <= self.committed
 
     def work(self) -> None:
         if self.model is None:

@@ -52,7 +52,7 @@ class TargetSession(ActorSession):
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.committed = list(opening.committed)
-        self.epoch = 0
+        self.epoch = opening.epoch
         self.window = opening.window
         self.finished = False
         self._prefilled = False
@@ -116,6 +116,12 @@ class TargetSession(ActorSession):
         if self._logits is not None:
             return bool(self._queue)
         return not self._waiting()
+
+    def urgent(self) -> bool:
+        """A step alone, while the draft writes, settles one token: a pass over another session's window settles more,
+        and may last until the window is there.
+        """
+        return self._steps != 0 or bool(self._queue) or not self._prefilled
 
     def patience_s(self) -> float | None:
         if self.finished or not self._prefilled or self._logits is not None or not self._wants_window:
@@ -189,7 +195,7 @@ class TargetSession(ActorSession):
             on_progress=on_progress,
         )
         if self.committed:
-            self._logits = model.extend(self.committed)[-1]
+            self._logits = model.extend(self.committed, on_progress=lambda: self.actor.tick(self))[-1]
         self._prefilled = True
         self._idle_since = time.monotonic()
         self.post(

@@ -45,6 +45,10 @@ class Host(Protocol):
         """End the actor, gently first. May be called twice."""
         ...
 
+    async def kill(self) -> None:
+        """End the actor at once."""
+        ...
+
 
 @dataclass
 class RunningActor:
@@ -64,6 +68,11 @@ class RunningActor:
         await self.host.aclose()
         await self.channel.aclose()
 
+    async def kill(self) -> None:
+        """End it at once: it hangs, or has ended already."""
+        await self.channel.aclose()
+        await self.host.kill()
+
 
 async def launch(
     role: Role, config: EngineConfig, spec: WorkerSpec, on_loading: Callable[[Role, float], None]
@@ -81,8 +90,8 @@ async def launch(
             hello = await _greeting(role, spec, channel, host, on_loading)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
-            await host.aclose()
             await channel.aclose()
+            await host.kill()
         if isinstance(error, TimeoutError):
             raise ModelError(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
@@ -104,28 +113,27 @@ async def _greeting(
         scope.cancel()
 
     hello: Hello | None = None
+    last_words: Dying | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch, tasks.cancel_scope)
-        while hello is None:
+        while hello is None and last_words is None:
             match await channel.receive():
                 case Loading(fraction=fraction):
                     on_loading(role, fraction)
-                case Dying() as last:
-                    tasks.cancel_scope.cancel()
-                    raise_remote(f"cannot load the {role} '{spec.model}'", last)
+                case Dying() as message:
+                    last_words = message
                 case Hello() as message:
                     hello = message
         tasks.cancel_scope.cancel()
+    if last_words is not None:
+        raise ModelError(
+            f"cannot load the {role} '{spec.model}': {last_words.message or last_words.error}"
+        ) from RemoteTraceback(last_words.traceback)
     if hello is None:
         raise ModelError(f"the {role} worker for '{spec.model}' ended while it loaded: {gone[0]}")
     if hello.version != PROTOCOL_VERSION:
         raise ModelError(f"the {role} worker speaks protocol version {hello.version}, this engine {PROTOCOL_VERSION}")
     return hello
-
-
-def raise_remote(what: str, last: Dying) -> None:
-    """Raise an actor's last words as a ModelError."""
-    raise ModelError(f"{what}: {last.message or last.error}") from RemoteTraceback(last.traceback)
 
 
 # ---- in a process -------------------------------------------------------------------------------------------------
@@ -197,9 +205,12 @@ class ProcessHost:
         return f"{how}; its last output was:\n{said}" if said else how
 
     async def aclose(self) -> None:
+        with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
+            await self._process.wait()
+        await self.kill()
+
+    async def kill(self) -> None:
         try:
-            with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
-                await self._process.wait()
             if self._process.returncode is None:
                 self._process.kill()
                 with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
@@ -270,3 +281,7 @@ class ThreadHost:
     async def aclose(self) -> None:
         with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
             await self._gone.wait()
+
+    async def kill(self) -> None:
+        """Its channel is closed, so it ends when it next reads or posts."""
+        await self.aclose()

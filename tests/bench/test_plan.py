@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import structlog
 from PIL import Image
 
 from pvlm.bench.planning import PairFigures, plan
@@ -18,13 +16,6 @@ from pvlm.speculation.theory import MeasuredCurve, best_vanilla_window, best_win
 
 # LLaVA-OneVision 7B & 72B in the paper: T_p, T_q at prune ratios 0, 0.5 and 0.9, M.
 PAPER = "--target-ms 420 --draft-ms 0=78.3 0.5=57.5 0.9=46.6 --accepted-length 6.8"
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """The command sets the log up for its own standard error, which here ends with the test."""
-    yield
-    structlog.reset_defaults()
 
 
 def run(arguments: str) -> int:

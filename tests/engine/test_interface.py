@@ -25,6 +25,7 @@ NOWHERE: dict[str, Any] = {"target": "/no/such/target", "draft": "/no/such/draft
 
 def test_the_exported_names() -> None:
     assert sorted(pvlm.__all__) == [
+        "ActorHealth",
         "ActorLost",
         "Answer",
         "AnswerOptions",
@@ -32,6 +33,7 @@ def test_the_exported_names() -> None:
         "Chunk",
         "ConfigError",
         "Engine",
+        "EngineBusy",
         "EngineConfig",
         "EngineState",
         "EngineStateError",
@@ -103,6 +105,8 @@ def test_settings_from_a_mapping_a_configuration_or_keywords_are_the_same() -> N
         ({"window": 1000}, "window is 1000"),
         ({"threads": 0}, "threads is 0"),
         ({"early_layer": -1}, "early_layer is -1"),
+        ({"max_sessions": 0}, "max_sessions is 0: it must be at least 1"),
+        ({"max_waiting": -1}, "max_waiting is -1: it must be at least 0"),
         ({"method": "sd", "draft": None}, "method 'sd' needs a draft"),
         ({"parallel_prefill": "perhaps"}, "parallel_prefill"),
     ],

@@ -22,7 +22,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from pvlm import Answer, Chunk, TargetLost, VideoError
+from pvlm import Answer, Chunk, EngineBusy, TargetLost, VideoError
 
 from .conftest import EXAMPLES, QUESTION
 
@@ -163,7 +163,8 @@ async def test_errors_are_told_in_json(client: httpx.AsyncClient, path: str) -> 
 class SlowEngine:
     """Says "one ", then waits for `go`, then says "two"."""
 
-    def __init__(self, error: Exception | None = None, *, before_text: bool = False) -> None:
+    def __init__(self, error: Exception | None = None, *, before_text: bool = False, at_once: int = 4) -> None:
+        self.turns = anyio.Semaphore(at_once)
         self.go = anyio.Event()
         self.running = self.finished = self.left_early = 0
         self.error = error
@@ -177,6 +178,11 @@ class SlowEngine:
 
     @asynccontextmanager
     async def stream(self, video: bytearray, question: str, **options: Any) -> AsyncIterator[Any]:
+        async with self.turns, self._written() as chunks:
+            yield chunks
+
+    @asynccontextmanager
+    async def _written(self) -> AsyncIterator[Any]:
         self.running += 1
         whole = SimpleNamespace(text="one two", finish_reason="stop", stats={})
         chunks = self._chunks()
@@ -246,9 +252,9 @@ async def test_a_piece_is_sent_when_it_is_there() -> None:
     assert (engine.running, engine.finished) == (0, 1)
 
 
-async def test_a_caller_beyond_the_line_is_sent_away() -> None:
-    engine = SlowEngine()
-    app = web_app.create_app(engine, at_once=1, waiting=2)
+async def test_a_caller_for_whom_there_is_no_place_is_sent_away() -> None:
+    engine = SlowEngine(at_once=1)
+    app = web_app.create_app(engine, callers=3)
     statuses: list[int] = []
     async with serving(app) as client:
 
@@ -259,7 +265,7 @@ async def test_a_caller_beyond_the_line_is_sent_away() -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(ask)
-            await until(lambda: app.state.line.free == 0 and engine.running == 1)
+            await until(lambda: app.state.places.free == 0 and engine.running == 1)
             for path in ("/answer", "/stream"):
                 refused = await client.post(path, params=ASK, content=b"video")
                 assert refused.status_code == 503
@@ -268,14 +274,14 @@ async def test_a_caller_beyond_the_line_is_sent_away() -> None:
             assert engine.running == 1
             engine.go.set()
     assert statuses == [200, 200, 200]
-    assert app.state.line.free == 3
+    assert app.state.places.free == 3
 
 
 @pytest.mark.parametrize("path", ["/answer", "/stream"])
-@pytest.mark.parametrize("waiting", [False, True], ids=["in its turn", "in line"])
+@pytest.mark.parametrize("waiting", [False, True], ids=["in its turn", "waiting"])
 async def test_the_answer_of_a_caller_who_leaves_is_cancelled(path: str, waiting: bool) -> None:
-    engine = SlowEngine()
-    app = web_app.create_app(engine, at_once=1, waiting=1)
+    engine = SlowEngine(at_once=1)
+    app = web_app.create_app(engine, callers=2)
     async with serving(app) as client, anyio.create_task_group() as others:
         if waiting:
             others.start_soon(lambda: client.post("/answer", params=ASK, content=b"video"))
@@ -289,10 +295,10 @@ async def test_the_answer_of_a_caller_who_leaves_is_cancelled(path: str, waiting
         async with anyio.create_task_group() as leaving:
             leaving.start_soon(ask)
             free = 0 if waiting else 1
-            await until(lambda: app.state.line.free == free and engine.running == 1)
+            await until(lambda: app.state.places.free == free and engine.running == 1)
             await anyio.sleep(0.1)
             leaving.cancel_scope.cancel()
-        await until(lambda: app.state.line.free == free + 1)
+        await until(lambda: app.state.places.free == free + 1)
         assert engine.left_early == (0 if waiting else 1)
         engine.go.set()
         assert (await client.post("/answer", params=ASK, content=b"video")).status_code == 200
@@ -310,6 +316,12 @@ async def test_an_error_after_the_first_piece_is_an_event() -> None:
         assert (await client.post("/answer", params=ASK, content=b"video")).status_code == 503
 
 
+async def test_an_engine_that_is_busy_is_a_status() -> None:
+    engine = SlowEngine(EngineBusy("4 answers are being written"), before_text=True)
+    async with serving(web_app.create_app(engine)) as client:
+        assert (await client.post("/answer", params=ASK, content=b"video")).status_code == 503
+
+
 async def test_an_error_before_it_is_a_status() -> None:
     engine = SlowEngine(VideoError("<5 bytes>", "it is damaged"), before_text=True)
     app = web_app.create_app(engine)
@@ -317,7 +329,7 @@ async def test_an_error_before_it_is_a_status() -> None:
         response = await client.post("/stream", params=ASK, content=b"video")
     assert response.status_code == 422
     assert "damaged" in response.json()["message"]
-    assert app.state.line.free == 20
+    assert app.state.places.free == 20
 
 
 async def test_a_video_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,9 +355,9 @@ async def test_an_upload_that_is_broken_off_leaves_nothing_behind(capfd: pytest.
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: client.post("/answer", params=ASK, content=endless()))
             await sent.wait()
-            await until(lambda: app.state.line.free == 19)
+            await until(lambda: app.state.places.free == 19)
             tasks.cancel_scope.cancel()
-        await until(lambda: app.state.line.free == 20)
+        await until(lambda: app.state.places.free == 20)
     assert engine.left_early == 0
     assert "Exception in ASGI application" not in capfd.readouterr().err
 
@@ -354,7 +366,7 @@ async def test_a_caller_who_leaves_while_a_piece_is_sent() -> None:
     """One who reads slowly: the generator stands between two pieces, and is ended before the request is."""
     engine = SlowEngine()
     app = web_app.create_app(engine)
-    app.state.engine, app.state.line = engine, web_app.Line(1, 0)
+    app.state.engine, app.state.places = engine, web_app.Places(1)
     sending = anyio.Event()
     body = [{"type": "http.request", "body": b"video", "more_body": False}]
 
@@ -373,4 +385,4 @@ async def test_a_caller_who_leaves_while_a_piece_is_sent() -> None:
     scope = {"type": "http", "method": "POST", "path": "/stream", "query_string": query, "headers": []}
     with anyio.fail_after(20):
         await app(scope, receive, send)
-    assert (engine.running, engine.left_early, app.state.line.free) == (0, 1, 1)
+    assert (engine.running, engine.left_early, app.state.places.free) == (0, 1, 1)

@@ -6,7 +6,7 @@ They change only together with `PROTOCOL_VERSION`: an old worker and a new engin
 # fmt: off
 GOLDEN: dict[str, bytes] = {
     "Open": (
-        b"\x89\xa4type\xa4Open"
+        b"\x8a\xa4type\xa4Open"
         b"\xa7session\x07"
         b"\xa8question\xb3Wo ist der W\xc3\xbcrfel?"
         b"\xa5video\x82"
@@ -39,6 +39,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc3"
         b"\xa9committed\x92\x0b\x0c"
+        b"\xa5epoch\x03"
     ),
     "Close": (
         b"\x82\xa4type\xa5Close"
@@ -198,10 +199,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9traceback\xa9Traceback"
     ),
     "Pong": (
-        b"\x84\xa4type\xa4Pong"
+        b"\x85\xa4type\xa4Pong"
         b"\xa5nonce\x03"
         b"\xa4role\xa5draft"
         b"\xa8progress\x11"
+        b"\xa8sessions\x02"
     ),
 }
 # fmt: on

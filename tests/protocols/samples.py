@@ -66,6 +66,7 @@ SAMPLES: tuple[Message, ...] = (
         schedule=Schedule(alone=True, bonus=True, lead=1, overlap_prefill=False),
         window=_WINDOW,
         committed=(11, 12),
+        epoch=3,
     ),
     Close(session=7),
     PruneMask(session=7, bits=b"\xa0\x01", video_tokens=16, kept=3, method="uv", ratio=0.5),
@@ -126,7 +127,7 @@ SAMPLES: tuple[Message, ...] = (
     Closed(session=7, role="draft"),
     Failed(session=7, role="target", error="PromptError", message="too long", traceback="Traceback"),
     Dying(role="draft", error="CheckpointError", message="no such file", traceback="Traceback"),
-    Pong(nonce=3, role="draft", progress=17),
+    Pong(nonce=3, role="draft", progress=17, sessions=2),
 )
 
 

@@ -1,7 +1,8 @@
 """Real sessions of both actors and a real coordinator, on toy models, under a scheduler that a test controls.
 
 Messages travel in order on each of the four ways; everything else, who works and whose message arrives when, is up to
-the ``choose`` function, so that a property test can try any interleaving.
+the ``choose`` function, so that a property test can try any interleaving. Where crashes are allowed, it is up to it too
+when an actor dies, when that is noticed (what it had said may still arrive until then), and when there is another.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from pvlm.actors.actor import Actor
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.target import TargetActor
-from pvlm.commands import DraftGone, Emit, Fail, ToDraftActor, ToTargetActor
+from pvlm.commands import DraftBack, DraftGone, Emit, Fail, TargetBack, TargetGone, ToDraftActor, ToTargetActor
 from pvlm.coordinator import Coordinator
 from pvlm.speculation.windows import FixedWindow, WindowPolicy
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
@@ -77,7 +78,10 @@ class Harness:
         session: int = 1,
         sampling: Sampling = SAMPLING,
         pruning: Pruning = PRUNING,
+        crashes: int = 0,
+        draft_away: str = "",
     ) -> None:
+        """``crashes``: how many may happen; ``draft_away``: the session is opened without its draft."""
         self.boxes = {"target": Mailbox(), "draft": Mailbox()}
         self.actors: dict[str, Actor] = {
             "target": TargetActor(target or ToyBackend(), self.boxes["target"]),
@@ -87,7 +91,9 @@ class Harness:
             actor.look_every_s = 0.0
         self.emitted: list[int] = []
         self.failed: list[Fail] = []
-        self.draft_alive = True
+        self.crashes = crashes
+        self.crashed: dict[str, str] = {"draft": "revive"} if draft_away else {}
+        """What is to happen next to an actor that is not there, by role."""
         opening = Open(
             session=session,
             question="?",
@@ -98,7 +104,7 @@ class Harness:
             window=window or Window(gamma=4),
         )
         self.coordinator = Coordinator(
-            opening, policy or FixedWindow(4), None if SCHEDULES[schedule].alone else opening
+            opening, policy or FixedWindow(4), None if SCHEDULES[schedule].alone else opening, draft_away
         )
         self._carry_out(self.coordinator.start())
 
@@ -106,10 +112,13 @@ class Harness:
         """What can happen next."""
         moves = []
         for role in ("target", "draft"):
-            if role == "draft" and not self.draft_alive:
-                continue
             if self.boxes[role].outgoing:
                 moves.append(f"hear {role}")
+            if role in self.crashed:
+                moves += [f"{self.crashed[role]} {role}"] if self.crashed[role] else []
+                continue
+            if self.crashes:
+                moves.append(f"crash {role}")
             actor = self.actors[role]
             if self.boxes[role].incoming or actor._inbox or actor._next_ready() is not None:
                 moves.append(f"run {role}")
@@ -129,15 +138,35 @@ class Harness:
 
     def make(self, move: str) -> None:
         verb, role = move.split()
-        if verb == "hear":
-            self._carry_out(self.coordinator.handle(self.boxes[role].outgoing.popleft()))
-        else:
-            self.boxes[role].late = verb == "interrupt"
-            self._run(self.actors[role])
+        match verb:
+            case "hear":
+                self.deliver(self.boxes[role].outgoing.popleft())
+            case "run" | "interrupt":
+                self.boxes[role].late = verb == "interrupt"
+                self._run(self.actors[role])
+            case "crash":
+                self.crashes -= 1
+                self.crashed[role] = "notice"
+            case "notice":
+                self.crashed[role] = "revive"
+                self._replace(role)
+                self.deliver(TargetGone() if role == "target" else DraftGone("killed"))
+            case "revive":
+                del self.crashed[role]
+                self._replace(role)
+                self.deliver(TargetBack() if role == "target" else DraftBack())
+
+    def _replace(self, role: str) -> None:
+        """Another actor, and nothing of what was under way."""
+        self.boxes[role] = Mailbox()
+        self.actors[role] = type(self.actors[role])(self.actors[role].backend, self.boxes[role])
+        self.actors[role].look_every_s = 0.0
 
     def lose_draft(self) -> None:
-        self.draft_alive = False
-        self._carry_out(self.coordinator.handle(DraftGone("killed")))
+        """For good."""
+        self._replace("draft")
+        self.crashed["draft"] = ""
+        self.deliver(DraftGone("killed"))
 
     def deliver(self, event: Any) -> None:
         self._carry_out(self.coordinator.handle(event))

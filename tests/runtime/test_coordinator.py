@@ -189,7 +189,7 @@ def test_after_its_end_a_session_answers_nothing():
     for event in (
         Cancelled(),
         DraftGone("x"),
-        TargetGone("x"),
+        TargetGone(),
         Verdict(session=1, epoch=9, start=0, tokens=(1,), accepted=0),
     ):
         assert harness.coordinator.handle(event) == []
@@ -303,7 +303,7 @@ def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamm
         policy=Moody(gamma, min(wait, gamma), rng),
         sampling=sampling(max_tokens=60),
     )
-    harness.coordinator._rest_tokens = rest
+    harness.coordinator._resting.rest_tokens = rest
     assert harness.play(any_order(rng)) == target.greedy(60)
 
 

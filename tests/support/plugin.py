@@ -1,4 +1,4 @@
-"""The toy models as an installed plug-in named ``toy``, for engines and for their worker processes."""
+"""The toy models as installed plug-ins, ``toy`` and ``broken``, for engines and for their worker processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def toy_plugin(folder: Path) -> Iterator[None]:
     info = folder / "pvlm_toy-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pvlm-toy\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[pvlm.backends]\ntoy = tests.support.toy:ToyBackend\n")
+    (info / "entry_points.txt").write_text(
+        "[pvlm.backends]\ntoy = tests.support.toy:ToyBackend\nbroken = tests.support.broken:BrokenBackend\n"
+    )
     before = os.environ.get("PYTHONPATH")
     places = [str(folder), str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*places, *([before] if before else [])])

@@ -14,15 +14,26 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.support.plugin import toy_plugin
+
 FRAMES = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
 LONG: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True}
 """Options of an answer that is not over before something can be done to it."""
 PATIENCE_S = 60.0
+TOY: dict[str, Any] = {"target": "0@3", "draft": "0.5@1", "backend": "toy"}
+"""Settings of an engine on toys; a pass takes 3 ms, so there is time to do something to a long answer."""
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def _toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The plug-ins ``toy`` and ``broken`` can be used, by worker processes too."""
+    with toy_plugin(tmp_path_factory.mktemp("site")):
+        yield
 
 
 @pytest.fixture(params=["ipc", "tcp"])

@@ -1,4 +1,6 @@
-"""Processes that die: the draft is only an accelerator, the target is not, and nobody outlives the engine."""
+"""Processes that die or hang: answers go on as they were, as long as a target can be started again; and nobody outlives
+the engine.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,20 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psutil
 import pytest
 from anyio.to_thread import run_sync
 
-from pvlm import Engine, TargetLost
+from pvlm import Engine, RemoteTraceback, TargetLost
+from pvlm.config import bundled
 from shapes.clips import write_clip
-from tests.workers.conftest import FRAMES, LONG, PATIENCE_S, children, until, workers
+from tests.support.toy import ToyBackend
+from tests.workers.conftest import FRAMES, LONG, PATIENCE_S, TOY, children, until, workers
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
 QUESTION = "What happens?"
 
 
@@ -59,9 +64,81 @@ async def test_a_draft_that_may_not_be_started_again_is_done_without() -> None:
         assert set(workers()) == {"target"}
 
 
-async def test_a_killed_target_ends_its_answers(transport: str) -> None:
+async def test_a_draft_that_was_killed_joins_the_same_answer() -> None:
+    async with Engine.create(TOY) as engine:
+        async with engine.stream(FRAMES, QUESTION, max_tokens=100_000, ignore_eos=True) as chunks:
+            tokens = list((await chunks.__anext__()).tokens)
+            workers()["draft"].kill()
+            async for chunk in chunks:
+                tokens += chunk.tokens
+                restarted = "draft" in engine.models and (await engine.health())["draft"].restarts
+                if restarted and len(chunk.tokens) > 2:  # more than the target writes alone
+                    break
+            assert (await engine.health())["draft"].sessions == 1
+        assert tokens == ToyBackend().greedy(len(tokens), end_tokens=())
+
+
+@pytest.mark.parametrize(
+    ("transport", "sampling"), [("ipc", {}), ("tcp", {"temperature": 1.0, "seed": 5})], ids=["greedy", "gumbel"]
+)
+async def test_a_killed_target_changes_no_token(transport: str, sampling: dict[str, Any]) -> None:
+    """Of any of two answers that are under way, nor of one that comes while there is no target."""
+    options: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, **sampling}
+    texts: list[str] = []
+    async with Engine.create(TOY, transport=transport) as engine:
+        expected = await engine.answer(FRAMES, QUESTION, **options)
+
+        async def ask() -> None:
+            async with engine.stream(FRAMES, QUESTION, **options) as chunks:
+                texts.append("".join([chunk.text async for chunk in chunks]))
+            assert chunks.answer.tokens == expected.tokens
+            assert chunks.answer.stats.target_recoveries == 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            tasks.start_soon(ask)
+            await anyio.sleep(0.2)
+            first = workers()["target"]
+            first.kill()
+            await until(lambda: "target" not in engine.models)
+            assert (await engine.answer(FRAMES, QUESTION, **options)).tokens == expected.tokens
+        assert texts == [expected.text] * 2
+        health = await engine.health()
+        assert health["target"].restarts == 1
+        assert health["target"].pid == workers()["target"].pid != first.pid
+        assert [health[role].sessions for role in ("target", "draft")] == [0, 0]
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+async def test_a_worker_that_hangs_is_started_again(role: str) -> None:
+    """Also where the target waits for the draft as long as it takes: under plain speculative decoding."""
+    options: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "method": "sd"}
+    async with Engine.create(TOY, hang_timeout_s=1.0) as engine:
+        async with engine.stream(FRAMES, QUESTION, **options) as chunks:
+            await chunks.__anext__()
+            stopped = workers()[role]
+            stopped.suspend()
+            async for _ in chunks:
+                pass
+        assert list(chunks.answer.tokens) == ToyBackend().greedy(300, end_tokens=())
+        await until(lambda: role in engine.models)
+        health = (await engine.health())[role]
+        assert "it hangs: nothing was heard of it for 1 s (hang_timeout_s)" in health.reason
+        assert health.restarts == 1
+        assert not stopped.is_running()
+
+
+async def test_a_busy_worker_is_not_taken_to_hang() -> None:
+    """Four layers of 0.5 s are answered for between them; a whole prefill would be too long."""
+    async with Engine.create(TOY, target="0@500", draft=None, hang_timeout_s=1.0) as engine:
+        answer = await engine.answer(FRAMES, QUESTION, max_tokens=2, ignore_eos=True)
+        assert answer.stats.prefill_s > 1.5
+        assert answer.stats.target_recoveries == 0
+
+
+async def test_without_restarts_a_killed_target_ends_its_answers() -> None:
     """Those under way and those to come; the engine still closes."""
-    async with Engine.create(transport=transport) as engine:
+    async with Engine.create(TOY, target_restarts=0) as engine:
 
         async def kill_and_read_on() -> None:
             async with engine.stream(FRAMES, QUESTION, **LONG) as chunks:
@@ -74,6 +151,25 @@ async def test_a_killed_target_ends_its_answers(transport: str) -> None:
             await kill_and_read_on()
         with pytest.raises(TargetLost, match=r"is gone: killed by signal 9"):
             await engine.answer(FRAMES, QUESTION)
+        assert (await engine.health())["target"].state == "lost"
+    assert children() == []
+
+
+async def test_a_target_that_cannot_be_started_again_is_lost_with_its_own_traceback_as_the_cause(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(bundled("draft"), folder)
+    async with Engine.create(target=str(folder), target_restarts=1) as engine:
+        async with engine.stream(FRAMES, QUESTION, **LONG) as chunks:
+            await chunks.__anext__()
+            (folder / "model.safetensors").unlink()
+            workers()["target"].kill()
+            with pytest.raises(TargetLost, match="killed by signal 9; started again: cannot load the target") as lost:
+                async for _ in chunks:
+                    pass
+        assert isinstance(lost.value.__cause__, RemoteTraceback)
+        assert "CheckpointError" in str(lost.value.__cause__)
     assert children() == []
 
 

@@ -11,7 +11,7 @@ from pvlm import Engine, ModelError, RemoteTraceback
 from pvlm.config import bundled
 from tests.workers.conftest import children, pending_tasks
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
 
 
 async def failed(**settings: object) -> ModelError:
@@ -69,3 +69,27 @@ async def test_weights_that_are_missing(tmp_path: Path) -> None:
 async def test_a_device_that_is_not_there() -> None:
     error = await failed(target=bundled("draft"), device="cuda:77", transport="inproc")
     assert "cuda" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("role", "model", "said", "traceback"),
+    [
+        ("target", "memory", "cannot allocate 144 GiB", "MemoryError"),
+        ("draft", "package", "No module named 'no_such_package'", "ModuleNotFoundError"),
+        ("target", "exit", "ended while it loaded: exit status 3; its last output was:\nthe driver is too old", None),
+    ],
+)
+async def test_a_worker_that_cannot_start_fails_the_opening(
+    role: str, model: str, said: str, traceback: str | None
+) -> None:
+    error = await failed(**{"backend": "broken", "target": "0", "draft": "0", role: model})
+    assert said in str(error)
+    assert f"{role}" in str(error)
+    if traceback is not None:
+        assert isinstance(error.__cause__, RemoteTraceback)
+        assert traceback in str(error.__cause__)
+
+
+async def test_a_worker_that_hangs_while_it_loads_is_given_up_in_time() -> None:
+    error = await failed(backend="broken", target="hang", draft=None, start_timeout_s=1.5)
+    assert "was not loaded within 1.5 s (start_timeout_s)" in str(error)

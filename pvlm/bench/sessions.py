@@ -1,0 +1,132 @@
+"""Many answers at once on one engine, against the same answers one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle, islice
+from statistics import median
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pvlm.bench.emulated import FRAMES, QUESTION, emulated_settings, warm_up
+from pvlm.bench.pairs import PAIRS, PRUNE_RATIO, Pair
+from pvlm.config import BUNDLED, Transport
+from pvlm.engine import Engine
+from pvlm.errors import OptionError
+from pvlm.results import Answer
+from pvlm.speculation.theory import acceptance_from_length
+
+SESSIONS = (1, 2, 4, 8)
+NOT_BELOW = 1.0
+"""What the throughput of several answers at once is to reach, as a ratio to that of one after the other."""
+
+
+class Asked(NamedTuple):
+    """One question, and what it is asked about."""
+
+    video: Any
+    question: str
+    options: dict[str, Any]
+
+
+class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
+    """``sessions`` answers at once. ``ratio``: their tokens a second over those of one after the other, both with
+    prefill and, on the bundled pair, with reading the videos; the median of ``ratios``, a round each.
+
+    A row of one session shows how far the ratio is off by chance. ``tokens``: of all answers of a round;
+    ``same_tokens``: whether each equals its plain decoding.
+    """
+
+    pair: str
+    sessions: int
+    tokens: int
+    tokens_per_second: float
+    ratio: float
+    ratios: tuple[float, ...]
+    same_tokens: bool
+    time_scale: float | None
+    transport: Transport
+
+    @property
+    def passed(self) -> bool:
+        return self.sessions == 1 or self.ratio >= NOT_BELOW
+
+
+async def measure_sessions(
+    pairs: Iterable[str],
+    clips: Sequence[tuple[str, str]] = (),
+    *,
+    sessions: Sequence[int] = SESSIONS,
+    tokens: int = 128,
+    rounds: int = 3,
+    time_scale: float = 0.1,
+    transport: Transport = "ipc",
+    on_row: Callable[[SessionsRow], None] = lambda row: None,
+) -> list[SessionsRow]:
+    """``pairs``: names of emulated pairs, or ``bundled``, which is asked about ``clips``: paths and questions.
+    ``tokens``: of each emulated answer.
+
+    Raises OptionError where a number is too small.
+    """
+    for name, value, least in (("tokens", tokens, 2), ("rounds", rounds, 1), ("sessions", min(sessions), 1)):
+        if value < least:
+            raise OptionError(f"{name} is {value}: it must be at least {least}")
+    rows: list[SessionsRow] = []
+    for pair in pairs:
+        emulated = pair != BUNDLED
+        if emulated:
+            settings, asked = _emulated(PAIRS[pair], tokens, time_scale, transport)
+        else:
+            settings, asked = {"transport": transport}, [Asked(path, question, {}) for path, question in clips]
+        async with Engine.create(settings, max_sessions=max(sessions)) as engine:
+            await (warm_up(engine) if emulated else _answer(engine, asked[0]))
+            plain = [(await _answer(engine, one, method="ar")).tokens for one in asked]
+            for count in sessions:
+                now = list(islice(cycle(asked), count))
+                ratios, together_s, same, written = [], [], True, 0
+                for _ in range(rounds):
+                    began = time.perf_counter()
+                    answers = [await _answer(engine, one) for one in now]
+                    one_by_one_s = time.perf_counter() - began
+                    began = time.perf_counter()
+                    answers += await asyncio.gather(*(_answer(engine, one) for one in now))
+                    together_s.append(time.perf_counter() - began)
+                    ratios.append(one_by_one_s / together_s[-1])
+                    expected = list(islice(cycle(plain), count)) * 2
+                    same &= [answer.tokens for answer in answers] == expected
+                    written = sum(len(answer.tokens) for answer in answers[count:])
+                rows.append(
+                    SessionsRow(
+                        pair=pair,
+                        sessions=count,
+                        tokens=written,
+                        tokens_per_second=written / median(together_s),
+                        ratio=median(ratios),
+                        ratios=tuple(ratios),
+                        same_tokens=same,
+                        time_scale=time_scale if emulated else None,
+                        transport=transport,
+                    )
+                )
+                on_row(rows[-1])
+    return rows
+
+
+async def _answer(engine: Engine, asked: Asked, **options: Any) -> Answer:
+    return await engine.answer(asked.video, asked.question, **asked.options, **options)
+
+
+def _emulated(pair: Pair, tokens: int, time_scale: float, transport: Transport) -> tuple[dict[str, Any], list[Asked]]:
+    """Settings of an engine, and what it is asked. The prefill takes a pass's time: decoding is what counts here."""
+    target = {"pass_ms": pair.target_ms, "prefill_ms": pair.target_ms, "time_scale": time_scale}
+    draft = {
+        "pruned_pass_ms": pair.draft_ms,
+        "acceptance": acceptance_from_length(pair.accepted_length),
+        "stratified": True,
+        "time_scale": time_scale,
+    }
+    options = {"max_tokens": tokens, "prune": "uv", "prune_ratio": PRUNE_RATIO}
+    return emulated_settings(target, draft, transport), [Asked(FRAMES, QUESTION, options)]

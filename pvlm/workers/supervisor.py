@@ -1,0 +1,265 @@
+"""Keeping the actor of one role running: it is started, watched, and started again when it is gone or hangs.
+
+An actor is taken to be gone when its process or thread ends, when it says so (`Dying`), when it does not read its
+mailbox, and when it has not been heard of for `EngineConfig.hang_timeout_s`. It is asked by `Ping`, and answers between
+two units of work and between two layers: so a prefill of a minute is no hang, and a vision tower or a layer that takes
+longer than the timeout is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Literal, Protocol
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from pvlm.config import EngineConfig
+from pvlm.errors import RemoteTraceback
+from pvlm.transports import ChannelClosed, ChannelFull
+from pvlm.workers.launch import RunningActor, launch
+from pvlm.workers.process import WorkerSpec
+from pvlm_protocols.backend import ModelInfo, Role
+from pvlm_protocols.messages import Dying, FromActor, Ping, Pong, ToActor
+
+RESTART_PAUSE_S = 0.5
+"""After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
+RESTART_PAUSE_MAX_S = 30.0
+HEALTHY_S = 600.0
+"""An actor that has run for so long may be started again as often as a new one."""
+BEATS = 5
+"""How often an actor is asked within the time after which it is taken to hang."""
+
+log = structlog.get_logger()
+
+
+class ActorHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How an actor is. ``running``: it answered; ``silent``: it is busy, or hangs; ``restarting``; ``lost``: it is not
+    started again.
+
+    ``sessions``: how many are open there; ``progress``: counts its work; both None where it did not answer.
+    ``restarts``: starts after the first. ``reason``: why it was last lost, or empty.
+    """
+
+    state: Literal["running", "silent", "restarting", "lost"]
+    pid: int | None
+    sessions: int | None
+    progress: int | None
+    restarts: int
+    reason: str
+
+
+class Listener(Protocol):
+    """Who is told. Called on the event loop; nothing here waits."""
+
+    def heard(self, role: Role, message: FromActor) -> None:
+        """The actor that is running has said something."""
+        ...
+
+    def lost(self, role: Role, reason: str) -> None:
+        """The actor is gone; `back` or `given_up` follows."""
+        ...
+
+    def back(self, role: Role) -> None:
+        """There is an actor again, without a session."""
+        ...
+
+    def given_up(self, role: Role) -> None:
+        """The actor is not started again."""
+        ...
+
+
+class Supervisor:
+    """See the module. Its tasks run in the task group of the engine."""
+
+    def __init__(
+        self,
+        role: Role,
+        config: EngineConfig,
+        spec: WorkerSpec,
+        tasks: anyio.abc.TaskGroup,
+        listener: Listener,
+        on_loading: Callable[[Role, float], None],
+    ) -> None:
+        self.role = role
+        self.info: ModelInfo | None = None
+        """What was loaded, also while the actor is away; None before the first start."""
+        self.reason = ""
+        """Why the actor was last lost, or could not be started again."""
+        self.traceback = ""
+        """Its own, where it said so."""
+        self._config = config
+        self._spec = spec
+        self._allowed = config.target_restarts if role == "target" else config.draft_restarts
+        self._tasks = tasks
+        self._listener = listener
+        self._on_loading = on_loading
+        self._actor: RunningActor | None = None
+        self._heard = False
+        self._restarts = 0
+        self._attempts = 0
+        """Restarts in a row."""
+        self._started_s = 0.0
+        self._given_up = False
+        self._changed = anyio.Event()
+        self._dead = anyio.Event()
+        self._nonces = count(1)
+        self._asked: dict[int, tuple[anyio.Event, list[Pong]]] = {}
+
+    @property
+    def running(self) -> bool:
+        return self._actor is not None
+
+    @property
+    def pid(self) -> int | None:
+        """None while the actor is away."""
+        return None if self._actor is None else self._actor.pid
+
+    async def start(self) -> None:
+        """Raises ModelError."""
+        actor = await launch(self.role, self._config, self._spec, self._on_loading)
+        self._actor, self.info, self._started_s = actor, actor.info, time.monotonic()
+        for watching in (self._receive, self._watch, self._listen):
+            self._tasks.start_soon(watching, actor)
+
+    async def settled(self) -> bool:
+        """Wait while the actor is being started again; whether there is one."""
+        while self._actor is None and not self._given_up:
+            await self._changed.wait()
+        return self.running
+
+    def post(self, message: ToActor) -> None:
+        """Send without waiting. To an actor that is away the message is lost."""
+        if self._actor is None:
+            return
+        try:
+            self._actor.channel.post(message)
+        except ChannelClosed:
+            pass
+        except ChannelFull:
+            self._lose(self._actor, "it does not read its mailbox")
+
+    async def replace(self, reason: str) -> None:
+        """Give the actor up; returns when it is dead. Another is started meanwhile."""
+        if self._actor is not None:
+            self._lose(self._actor, reason)
+        await self._dead.wait()
+
+    async def health(self, timeout_s: float) -> ActorHealth:
+        """Ask the actor; at most ``timeout_s``."""
+        nonce, answered, answers = next(self._nonces), anyio.Event(), list[Pong]()
+        actor = self._actor
+        if actor is not None:
+            self._asked[nonce] = (answered, answers)
+            self.post(Ping(nonce=nonce))
+            with anyio.move_on_after(timeout_s):
+                await answered.wait()
+            self._asked.pop(nonce, None)
+        pong = answers[0] if answers else None
+        away: Literal["restarting", "lost"] = "lost" if self._given_up else "restarting"
+        return ActorHealth(
+            state=away if self._actor is None else "running" if pong else "silent",
+            pid=None if self._actor is None else self._actor.pid,
+            sessions=pong.sessions if pong else None,
+            progress=pong.progress if pong else None,
+            restarts=self._restarts,
+            reason=self.reason,
+        )
+
+    async def aclose(self) -> None:
+        """End the actor; call it when the tasks have ended."""
+        self._given_up = True
+        self._changed.set()
+        self._dead.set()
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            await actor.aclose()
+
+    # ---- watching -------------------------------------------------------------------------------------------------
+
+    async def _receive(self, actor: RunningActor) -> None:
+        try:
+            while True:
+                message = await actor.channel.receive()
+                if actor is self._actor:  # what a lost one has said counts no more
+                    self._take(actor, message)
+        except ChannelClosed:
+            pass
+
+    def _take(self, actor: RunningActor, message: FromActor) -> None:
+        self._heard = True
+        match message:
+            case Pong():
+                if (asked := self._asked.pop(message.nonce, None)) is not None:
+                    answered, answers = asked
+                    answers.append(message)
+                    answered.set()
+            case Dying():
+                self._lose(actor, f"{message.error}: {message.message}", message.traceback)
+            case _:
+                self._listener.heard(self.role, message)
+
+    async def _watch(self, actor: RunningActor) -> None:
+        self._lose(actor, await actor.host.wait())
+
+    async def _listen(self, actor: RunningActor) -> None:
+        """Ask again and again. Silent beats are counted, not seconds: while this process is stopped or its event loop
+        is blocked, nobody is heard, and nobody hangs.
+        """
+        silent = 0
+        while silent < BEATS:
+            self._heard = False
+            if actor is not self._actor:
+                return
+            self.post(Ping(nonce=0))
+            await anyio.sleep(self._config.hang_timeout_s / BEATS)
+            silent = 0 if self._heard else silent + 1
+        self._lose(actor, f"it hangs: nothing was heard of it for {self._config.hang_timeout_s:g} s (hang_timeout_s)")
+
+    # ---- losing and starting again --------------------------------------------------------------------------------
+
+    def _lose(self, actor: RunningActor, reason: str, traceback: str = "") -> None:
+        if actor is not self._actor:
+            return
+        self._actor = None
+        self.reason, self.traceback = reason, traceback
+        self._changed, self._dead = anyio.Event(), anyio.Event()
+        for answered, _ in self._asked.values():
+            answered.set()
+        if time.monotonic() - self._started_s >= HEALTHY_S:
+            self._attempts = 0
+        log.warning("actor_lost", role=self.role, pid=actor.pid, reason=reason)
+        self._tasks.start_soon(self._restart, actor, self._dead)
+        self._listener.lost(self.role, reason)
+
+    async def _restart(self, lost: RunningActor, dead: anyio.Event) -> None:
+        with anyio.CancelScope(shield=True):
+            await lost.kill()  # first, for two models may be more than the memory holds
+        dead.set()
+        pause_s = RESTART_PAUSE_S
+        while self._attempts < self._allowed:
+            self._attempts += 1
+            self._restarts += 1
+            try:
+                await self.start()
+            except Exception as error:  # a worker may fail to start in any way; the engine lives on
+                log.warning("restart_failed", role=self.role, attempt=self._attempts, error=str(error))
+                self.reason = f"{self.reason}; started again: {error}"
+                if isinstance(error.__cause__, RemoteTraceback):
+                    self.traceback = error.__cause__.traceback
+                if self._attempts < self._allowed:
+                    await anyio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
+            else:
+                log.info("actor_restarted", role=self.role, attempt=self._attempts)
+                self._changed.set()
+                self._listener.back(self.role)
+                return
+        self._given_up = True
+        log.error("actor_given_up", role=self.role, attempts=self._attempts, reason=self.reason)
+        self._changed.set()
+        self._listener.given_up(self.role)

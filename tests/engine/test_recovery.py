@@ -1,0 +1,116 @@
+"""Actors in threads that fail: they tell why, others take their place, and answers go on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pvlm import Engine, RemoteTraceback, TargetLost
+from pvlm.actors.actor import Actor
+from tests.engine.conftest import FRAMES, TOY
+from tests.support.toy import ToyBackend
+
+pytestmark = pytest.mark.anyio
+OPTIONS = {"max_tokens": 400, "ignore_eos": True}
+EXPECTED = ToyBackend().greedy(400, end_tokens=())
+
+
+@pytest.fixture
+def bombs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The roles whose actors fail at their next turn, outside any session."""
+    lit: set[str] = set()
+    original = Actor.turn
+
+    def turn(self: Actor, timeout_s: float | None = None) -> None:
+        if self.role in lit:
+            lit.remove(self.role)
+            raise RuntimeError(f"the {self.role} went off")
+        original(self, timeout_s)
+
+    monkeypatch.setattr(Actor, "turn", turn)
+    return lit
+
+
+@pytest.mark.parametrize("roles", [{"target"}, {"draft"}, {"target", "draft"}], ids=["target", "draft", "both"])
+@pytest.mark.parametrize("method", ["parallel", "sd", "ar"])
+async def test_an_actor_that_fails_changes_no_token(bombs: set[str], roles: set[str], method: str) -> None:
+    async with Engine.create(TOY, target="0@1") as engine:
+        async with engine.stream(FRAMES, "?", method=method, **OPTIONS) as chunks:
+            await chunks.__anext__()
+            bombs |= roles
+            async for _ in chunks:
+                pass
+        stats = chunks.answer.stats
+        assert list(chunks.answer.tokens) == EXPECTED
+        assert stats.target_recoveries == int("target" in roles)
+        if "draft" in roles and method != "ar":
+            assert stats.draft_lost == "RuntimeError: the draft went off"
+            assert stats.draft_rejoins == 1
+
+
+async def test_the_cause_of_a_lost_target_is_its_own_traceback(bombs: set[str]) -> None:
+    async with Engine.create(TOY, target="0@1", target_restarts=0) as engine:
+        async with engine.stream(FRAMES, "?", **OPTIONS) as chunks:
+            await chunks.__anext__()
+            bombs.add("target")
+            with pytest.raises(TargetLost, match="RuntimeError: the target went off") as lost:
+                async for _ in chunks:
+                    pass
+        assert isinstance(lost.value.__cause__, RemoteTraceback)
+        assert "in turn" in str(lost.value.__cause__)
+        with pytest.raises(TargetLost, match="is gone: RuntimeError: the target went off"):
+            await engine.answer(FRAMES, "?")
+
+
+async def test_restarts_are_counted_in_a_row(bombs: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that has run for long enough, here at once, may be lost again and again."""
+    monkeypatch.setattr("pvlm.workers.supervisor.HEALTHY_S", 0.0)
+    async with Engine.create(TOY, target="0@1", target_restarts=1) as engine:
+        async with engine.stream(FRAMES, "?", **OPTIONS) as chunks:
+            tokens = 0
+            async for chunk in chunks:
+                tokens += len(chunk.tokens)
+                restarts = (await engine.health())["target"].restarts
+                if restarts < 2 and tokens > 50 * (1 + restarts):
+                    bombs.add("target")
+                    while "target" in engine.models:
+                        await asyncio.sleep(0)
+        assert list(chunks.answer.tokens) == EXPECTED
+        assert chunks.answer.stats.target_recoveries == 2
+
+
+async def test_an_engine_can_be_closed_while_an_actor_is_being_started_again(bombs: set[str]) -> None:
+    async with Engine.create(TOY, target="0@1") as engine, engine.stream(FRAMES, "?", **OPTIONS) as chunks:
+        await chunks.__anext__()
+        bombs.add("target")
+        while "target" in engine.models:
+            await asyncio.sleep(0)
+        with pytest.raises(TargetLost, match="the engine was closed"):
+            await engine.aclose()
+            async for _ in chunks:
+                pass
+
+
+async def test_the_health_of_actors(bombs: set[str]) -> None:
+    engine = Engine.create(TOY, draft_restarts=0)
+    assert await engine.health() == {}
+    async with engine:
+        async with engine.stream(FRAMES, "?", max_tokens=100_000, ignore_eos=True) as chunks:
+            await chunks.__anext__()
+            health = await engine.health()
+            assert {role: (found.state, found.sessions) for role, found in health.items()} == {
+                "target": ("running", 1),
+                "draft": ("running", 1),
+            }
+            before = health["target"].progress
+            await chunks.__anext__()
+            assert before is not None
+            assert ((await engine.health())["target"].progress or 0) > before
+            bombs.add("draft")
+            while "draft" in engine.models:
+                await asyncio.sleep(0)
+        health = await engine.health()
+        assert (health["draft"].state, health["draft"].pid, health["draft"].sessions) == ("lost", None, None)
+        assert health["draft"].reason == "RuntimeError: the draft went off"
+        assert health["target"].sessions == 0

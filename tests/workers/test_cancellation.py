@@ -1,0 +1,113 @@
+"""Answers that are left: both workers are free of them before the caller goes on, or are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import anyio
+import numpy as np
+import psutil
+import pytest
+
+from pvlm import Engine
+from tests.support.toy import ToyBackend
+from tests.workers.conftest import FRAMES, LONG, TOY, until, workers
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
+CANCELLED = 500
+LARGE = np.zeros((16, 64, 64, 3), np.uint8)
+"""192 KiB: were it kept, 400 of them would be seen."""
+GROWTH_BYTES = 24 << 20
+
+
+def resident(pids: list[int]) -> list[int]:
+    return [psutil.Process(pid).memory_info().rss for pid in pids]
+
+
+async def test_answers_cancelled_at_random_points_leave_nothing() -> None:
+    """Four callers at a time, while they wait, in the prefill, in decoding, or just after the end."""
+    rng = random.Random(0)
+    expected = ToyBackend().greedy(12, end_tokens=())
+    left, cut_short, grown_from = CANCELLED, 0, []
+    async with Engine.create(TOY, target="0@1", draft="0.5@0", max_sessions=3) as engine:
+        first = await engine.health()
+        pids = [health.pid for health in first.values() if health.pid] + [psutil.Process().pid]
+
+        async def leave_again_and_again() -> None:
+            nonlocal left, cut_short
+            while left > 0:
+                left -= 1
+                if left == CANCELLED - 100:
+                    grown_from.extend(resident(pids))
+                method = rng.choice(["parallel", "parallel", "sd", "ar"])
+                with anyio.move_on_after(rng.choice([0.005, 0.02, 0.04]) * rng.random()) as scope:
+                    await engine.answer(LARGE, "?", max_tokens=12, ignore_eos=True, method=method)
+                cut_short += scope.cancelled_caught
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(leave_again_and_again)
+        health = await engine.health()
+        assert cut_short > CANCELLED / 2
+        assert {role: found.sessions for role, found in health.items()} == {"target": 0, "draft": 0}
+        assert {role: found.pid for role, found in health.items()} == {role: found.pid for role, found in first.items()}
+        for before, now in zip(grown_from, resident(pids), strict=True):
+            assert now - before < GROWTH_BYTES
+        assert list((await engine.answer(LARGE, "?", max_tokens=12, ignore_eos=True)).tokens) == expected
+
+
+async def leave_by_scope(engine: Engine, options: dict[str, Any]) -> None:
+    with anyio.CancelScope() as scope:
+        async with engine.stream(FRAMES, "?", **options) as chunks:
+            await chunks.__anext__()
+            scope.cancel()
+            await anyio.sleep_forever()
+
+
+async def leave_by_deadline(engine: Engine, options: dict[str, Any]) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await engine.answer(FRAMES, "?", **options)
+
+
+async def leave_the_stream(engine: Engine, options: dict[str, Any]) -> None:
+    async with engine.stream(FRAMES, "?", **options) as chunks:
+        await chunks.__anext__()
+
+
+async def leave_by_task(engine: Engine, options: dict[str, Any]) -> None:
+    task = asyncio.ensure_future(engine.answer(FRAMES, "?", **options))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_however_it_is_left_an_answer_is_gone_from_both_workers_when_the_caller_goes_on() -> None:
+    async with Engine.create(TOY) as engine:
+        for leave in (leave_by_scope, leave_by_deadline, leave_the_stream, leave_by_task):
+            await leave(engine, LONG)
+            found = await engine.health()
+            assert {role: health.sessions for role, health in found.items()} == {"target": 0, "draft": 0}, leave
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+async def test_a_worker_that_does_not_free_an_answer_is_replaced(role: str) -> None:
+    """Within the time that it has for it, and another answer that is being written goes on."""
+    expected = ToyBackend().greedy(400, end_tokens=())
+    async with Engine.create(TOY, close_timeout_s=0.5) as engine:
+        async with engine.stream(FRAMES, "?", **LONG) as other:
+            await other.__anext__()
+            async with engine.stream(FRAMES, "?", **LONG) as chunks:
+                await chunks.__anext__()
+                stuck = workers()[role]
+                stuck.suspend()
+            assert not stuck.is_running()  # killed, and all its memory is free
+            async for _ in other:
+                pass
+        assert list(other.answer.tokens) == expected
+        await until(lambda: role in engine.models)
+        health = (await engine.health())[role]
+        assert "did not free a session within 0.5 s (close_timeout_s)" in health.reason
+        assert (health.state, health.sessions, health.restarts) == ("running", 0, 1)
