@@ -10,7 +10,7 @@ from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Process
 if TYPE_CHECKING:
     from .hf_generate import GeneratedAnswer
     from .hf_session import HuggingFaceSession
-    from .processing import LlavaOnevisionProcessor
+    from .processing import VideoProcessor
 
 _EXTRA_OPTIONS = ("attn_implementation",)
 
@@ -21,7 +21,7 @@ class HuggingFaceBackend:
     ``LoadOptions.extra`` may hold ``attn_implementation`` ("sdpa" or "eager", for instance).
     """
 
-    def __init__(self, info: ModelInfo, processor: LlavaOnevisionProcessor, model: Any) -> None:
+    def __init__(self, info: ModelInfo, processor: VideoProcessor, model: Any) -> None:
         self._info = info
         self._processor = processor
         self._model: Any = model
@@ -44,7 +44,7 @@ class HuggingFaceBackend:
         if self._model is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare(prompt)
-        check_positions(len(prepared), capacity, self._info.max_positions)
+        check_positions(prepared, capacity, self._info.max_positions)
         return HuggingFaceSession(self._model, prepared, capacity)
 
     def generate(
@@ -97,14 +97,14 @@ class HuggingFaceBackend:
         """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
         from .hf_loading import load_model
         from .loading import check_extra_options, choose_devices, choose_dtype
-        from .processing import LlavaOnevisionProcessor
+        from .processing import processor_of
         from .processing.files import locate_checkpoint, read_settings
 
         check_extra_options(options, _EXTRA_OPTIONS)
         devices = choose_devices(options)
         folder = locate_checkpoint(options.model, pickled=options.allow_pickle)
         settings = read_settings(folder, "config.json")
-        processor = LlavaOnevisionProcessor(folder, settings)
+        processor = processor_of(folder, settings)
         own_dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
         dtype = choose_dtype(options, devices[0], own_dtype)
         model = load_model(folder, settings, options, devices, dtype, on_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +20,9 @@ from .session import AfterLayer, CachedSession
 class HuggingFaceSession(CachedSession):
     """A cache of its own in a shared model; runs the vision tower when made.
 
-    Positions are always given, and the cache always is too: without a cache transformers takes the gaps that pruning
-    leaves in the positions for borders between packed sequences.
+    Positions are always given, and the cache always is too: without positions transformers takes what its model
+    remembers of the prompt that ran last (``rope_deltas``), and without a cache it takes the gaps that pruning leaves
+    in the positions for borders between packed sequences.
     """
 
     def __init__(self, model: Any, prompt: PreparedPrompt, capacity: int) -> None:
@@ -38,7 +40,7 @@ class HuggingFaceSession(CachedSession):
         if prompt.pixels is not None:
             pixels = torch.from_numpy(prompt.pixels).to(self._device, self._model.dtype)
             start, stop = prompt.placeholders
-            embeddings[start:stop] = self._model.get_video_features(pixels[None]).pooler_output[0]
+            embeddings[start:stop] = _video_features(self._model, pixels)
         return embeddings[None]  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -63,7 +65,7 @@ class HuggingFaceSession(CachedSession):
         block = decoder.layers[layer - 1]
         query = block.self_attn.q_proj(block.input_layernorm(hidden[None]))
         query = query.unflatten(-1, (-1, block.self_attn.head_dim)).transpose(1, 2)
-        cosine, sine = decoder.rotary_emb(query, torch.from_numpy(positions).to(query.device)[None])
+        cosine, sine = decoder.rotary_emb(query, _position_ids(torch.from_numpy(positions).to(query.device)))
         query, _ = apply_rotary_pos_emb(query, query, cosine, sine)
         filled: Any = self._cache.layers[layer - 1]
         return query[0], filled.keys[0]
@@ -72,6 +74,7 @@ class HuggingFaceSession(CachedSession):
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         ids = torch.tensor([*tokens], device=self._device)[None]
         positions = torch.arange(position, position + len(tokens), device=self._device)
+        positions = positions.expand(len(self._prompt.positions), -1)
         if after_layer is None:
             return self._run(positions, input_ids=ids)
         try:
@@ -85,7 +88,8 @@ class HuggingFaceSession(CachedSession):
             raise
 
     def _run(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        output = self._model(position_ids=positions[None], past_key_values=self._cache, use_cache=True, **inputs)
+        ids = _position_ids(positions)
+        output = self._model(position_ids=ids, past_key_values=self._cache, use_cache=True, **inputs)
         return output.logits[0].float()  # type: ignore[no-any-return]
 
     def _truncate(self, count: int) -> None:
@@ -94,6 +98,22 @@ class HuggingFaceSession(CachedSession):
 
     def _close(self) -> None:
         self._cache = self._embeddings = None
+
+
+def _position_ids(positions: torch.Tensor) -> torch.Tensor:
+    """``(axes, n)`` as transformers wants it for a batch of one: ``(1, n)``, or ``(3, 1, n)`` with three axes."""
+    return positions if len(positions) == 1 else positions[:, None]
+
+
+def _video_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """``(placeholders, hidden_size)``: the vision tower's output for a prompt's pixels."""
+    if pixels.ndim == 4:  # frames, (T, 3, H, W)
+        return model.get_video_features(pixels[None]).pooler_output[0]  # type: ignore[no-any-return]
+    # Patches by time, row and column of the tokens, each a square of several: see `Qwen25VLProcessor.patches`.
+    time, height, width, patches, _ = pixels.shape
+    merge = math.isqrt(patches)
+    grid = torch.tensor([[time, height * merge, width * merge]], device=pixels.device)
+    return model.get_video_features(pixels.flatten(0, 3), video_grid_thw=grid).pooler_output[0]  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import torch
 
 from pvlm_protocols.backend import BackendError, LoadOptions, PromptError
 
+from .processing import PreparedPrompt
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,11 +82,13 @@ def check_extra_options(options: LoadOptions, known: Collection[str] = ()) -> No
         raise BackendError(f"unknown backend option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
 
 
-def check_positions(prompt_tokens: int, capacity: int, max_positions: int) -> None:
+def check_positions(prompt: PreparedPrompt, capacity: int, max_positions: int) -> None:
     """Raise PromptError where prompt and answer exceed the model's positions."""
-    if prompt_tokens + capacity > max_positions:
+    # Three-axis positions count time: a long video of few tokens may reach further than its tokens do.
+    taken = max(len(prompt), prompt.next_position)
+    if taken + capacity > max_positions:
         raise PromptError(
-            f"the prompt takes {prompt_tokens} tokens and {capacity} are reserved for the answer: "
-            f"{prompt_tokens + capacity} exceed the model's {max_positions} positions; "
+            f"the prompt takes {taken} positions ({prompt.video_tokens} of its {len(prompt)} tokens are the video's) "
+            f"and {capacity} are reserved for the answer: {taken + capacity} exceed the model's {max_positions}; "
             "sample fewer frames or lower max_tokens"
         )

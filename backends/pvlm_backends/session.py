@@ -21,8 +21,9 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 class CachedSession(ABC):
     """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
 
-    Row ``r`` of the cache holds the r-th token that was *kept*; its position is its place in the unpruned
-    prompt, or with compact positions ``r`` itself. Answer token ``i`` follows the prompt in both countings.
+    Row ``r`` of the cache holds the r-th token that was *kept*, at its position in the unpruned prompt, or with
+    compact positions without the gaps that pruning leaves. Answer token ``i`` follows the prompt in both countings:
+    at ``i`` behind its largest position, on all axes.
 
     Args:
         prompt: the prepared prompt.
@@ -38,7 +39,7 @@ class CachedSession(ABC):
         self._layers = layers
         self._length = 0
         self._prompt_rows = 0  # 0 until the prefill is done
-        self._first_position = 0  # of the answer
+        self._first_position = 0  # of the answer; known when the prefill begins
         self._closed = False
 
     @property
@@ -100,13 +101,15 @@ class CachedSession(ABC):
 
         kept = None if keep is None else self._prompt.kept_rows(keep)
         rows = len(self._prompt) if kept is None else len(kept)
-        # Pruning leaves gaps in the kept tokens' positions, or none when they are numbered anew.
-        positions = np.arange(rows) if kept is None or compact_positions else kept
+        positions, self._first_position = self._prompt.positions, self._prompt.next_position
+        if kept is not None and compact_positions:
+            positions, self._first_position = self._prompt.compacted(kept)
+        elif kept is not None:
+            positions = positions[:, kept]
         if on_early_layer is not None and early_layer is not None:
             tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
         logits = self._prefill(kept, positions, after_layer)
         self._prompt_rows = rows
-        self._first_position = rows if compact_positions else len(self._prompt)
         return logits
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
@@ -163,7 +166,7 @@ class CachedSession(ABC):
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
     ) -> torch.Tensor:
-        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, into an empty cache."""
+        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, ``(axes, rows)``, into an empty cache."""
 
     @abstractmethod
     def _queries_and_keys(
@@ -177,7 +180,7 @@ class CachedSession(ABC):
 
     @abstractmethod
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
-        """Run ``tokens`` into the cache from ``row`` on, at consecutive positions.
+        """Run ``tokens`` into the cache from ``row`` on, at consecutive positions, the same on all axes.
 
         What ``after_layer`` raises leaves the cache as if nothing had been run.
         """

@@ -115,11 +115,16 @@ class FrameDefaults(msgspec.Struct, frozen=True):
     """Which frames a checkpoint wants when the caller does not say.
 
     ``consecutive``: every frame up to ``num_frames`` (a longer video falls back to uniform sampling);
-    otherwise ``num_frames`` frames, uniformly.
+    otherwise ``num_frames`` frames, uniformly. With ``fps``, where the frames have times: so many a second, but no
+    fewer than ``min_frames``, no more than ``num_frames``, and a multiple of ``multiple``; where they have none, as
+    ``consecutive``.
     """
 
     num_frames: int = 32
     consecutive: bool = False
+    fps: float | None = None
+    min_frames: int = 1
+    multiple: int = 1
 
 
 @runtime_checkable

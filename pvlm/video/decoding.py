@@ -22,7 +22,7 @@ from pvlm.errors import ConfigError, OptionError, VideoError
 from pvlm.video.containers import check_file
 from pvlm.video.readers import VideoReader, load_reader
 from pvlm.video.request import Reply, Request
-from pvlm.video.sampling import at_rate, consecutive, frame_range, uniform
+from pvlm.video.sampling import at_default_rate, at_rate, consecutive, frame_range, uniform
 
 _BATCH_BYTES = 64 << 20
 _ALARM_MARGIN_S = 10
@@ -81,14 +81,17 @@ def _select(request: Request, reader: VideoReader) -> tuple[tuple[int, ...], Seq
     if times is None and fps:
         times = [index / fps for index in range(frames)]
     first, last = 0, frames - 1
+    rate, bounds = request["fps"], request["rate_bounds"]
     if times is None:
-        if request["fps"] is not None or request["start"] is not None or request["end"] is not None:
+        if (rate is not None and bounds is None) or request["start"] is not None or request["end"] is not None:
             raise VideoError(request["name"], "the times of its frames are unknown; leave out fps, start and end")
     elif request["start"] is not None or request["end"] is not None:
         frame_s = 1 / fps if fps else 0.0
         first, last = frame_range(times, times[-1] + frame_s, request["start"], request["end"])
-    if request["fps"] is not None and times is not None:
-        return at_rate(times, first, last, request["fps"]), times
+    if rate is not None and times is not None:
+        if bounds is not None:
+            return at_default_rate(times, first, last, rate, bounds[0], request["num_frames"], bounds[1]), times
+        return at_rate(times, first, last, rate), times
     choose = consecutive if request["consecutive"] else uniform
     return choose(first, last, request["num_frames"]), times
 

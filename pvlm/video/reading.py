@@ -73,7 +73,9 @@ async def read_video(
     """
     _check_options(num_frames, fps, start, end, timeout_s)
     count = defaults.num_frames if num_frames is None else int(num_frames)
-    every = defaults.consecutive and num_frames is None
+    by_default = num_frames is None and fps is None
+    at_default_rate = by_default and defaults.fps is not None
+    every = num_frames is None and (defaults.consecutive or at_default_rate)
     if isinstance(source, list | tuple):
         frames = await anyio.to_thread.run_sync(as_frames, source)
     else:
@@ -92,7 +94,8 @@ async def read_video(
         reader=reader,
         num_frames=count,
         consecutive=every,
-        fps=None if fps is None else float(fps),
+        fps=defaults.fps if at_default_rate else None if fps is None else float(fps),
+        rate_bounds=(defaults.min_frames, defaults.multiple) if at_default_rate else None,
         start=None if start is None else float(start),
         end=None if end is None else float(end),
         max_bytes=max_bytes,

@@ -13,7 +13,10 @@ class Request(TypedDict):
     num_frames: int
     consecutive: bool
     fps: float | None
-    """If given, ``num_frames`` and ``consecutive`` do not count."""
+    """If given, ``num_frames`` and ``consecutive`` do not count, unless there are ``rate_bounds``."""
+    rate_bounds: tuple[int, int] | None
+    """``fps`` is a default: no fewer frames than the first, a multiple of the second, and at most ``num_frames``; for a
+    video without times, ``consecutive`` instead."""
     start: float | None
     end: float | None
     max_bytes: int

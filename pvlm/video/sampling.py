@@ -9,6 +9,8 @@ default all frames); then the frames within the range ``first .. last``, both in
 - `at_rate`, f frames a second: for k = 0, 1, 2, ... the frame nearest in time to ``t(first) + k / f``, as long as that
   time is not after ``t(last)``; of two equally near frames the earlier. A frame that is nearest to several
   times comes once.
+- `at_default_rate`, f frames a second within bounds: as `at_rate`; where that gives too few or too many frames, the
+  least or the most that are allowed, uniformly.
 
 Times of frames are the container's own where it has them (a video need not have a constant rate), else ``index / fps``.
 """
@@ -64,6 +66,19 @@ def at_rate(times_s: Sequence[float], first: int, last: int, fps: float) -> tupl
     after = np.minimum(after, len(times) - 1)
     nearest = np.where(times[after] - instants < instants - times[before] - 1e-9, after, before)
     return tuple(int(index) + first for index in np.unique(nearest))
+
+
+def at_default_rate(
+    times_s: Sequence[float], first: int, last: int, fps: float, fewest: int, most: int, multiple: int
+) -> tuple[int, ...]:
+    """`at_rate`, but no fewer than ``fewest`` frames, no more than ``most``, and a multiple of ``multiple``.
+
+    A range of fewer frames gives as many as it can; one of fewer than ``multiple`` is taken whole.
+    """
+    found = at_rate(times_s, first, last, fps)
+    count = min(max(len(found), fewest), most, last - first + 1)
+    count = count - count % multiple or count
+    return found[:count] if count <= len(found) <= most else uniform(first, last, count)
 
 
 def frame_range(times_s: Sequence[float], duration_s: float, start: float | None, end: float | None) -> tuple[int, int]:

@@ -6,10 +6,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Processor, Prompt
+from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
 
 from .conftest import BACKENDS, IMAGE_SIZE, random_frames
 from .contract import BackendContract
@@ -18,6 +20,12 @@ from .contract import BackendContract
 @pytest.fixture(params=["tied", "untied"])
 def checkpoint(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backend]:
+    folder = qwen_checkpoint(tmp_path_factory.mktemp("qwen") / "checkpoint")
+    return cache(lambda name: BACKENDS[name].load(LoadOptions(str(folder))))
 
 
 @pytest.fixture
@@ -35,6 +43,18 @@ class TestHuggingFace(BackendContract):
     @pytest.fixture
     def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
         return load_backend("hf", checkpoint)
+
+
+class TestQwen(BackendContract):
+    """Qwen2.5-VL, by both."""
+
+    @pytest.fixture(params=BACKENDS)
+    def backend(self, request: pytest.FixtureRequest, qwen: Callable[[str], Backend]) -> Backend:
+        return qwen(str(request.param))
+
+    @pytest.fixture
+    def prompt(self) -> Prompt:
+        return Prompt("What happens first in the video?", random_frames(3, 5 * TOKEN_SIDE, 3 * TOKEN_SIDE))
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -50,6 +50,18 @@ async def test_defaults_decide_when_the_caller_does_not(videos: Path, read: Read
     assert len((await read(path, num_frames=500)).frames) == 60
 
 
+async def test_a_default_rate(videos: Path, read: Read) -> None:
+    path, defaults = videos / "plain.mp4", FrameDefaults(num_frames=768, fps=2.0, min_frames=2, multiple=2)
+    video = await read(path, defaults=defaults)
+    assert video.indices == (0, 12, 24, 36)  # the fifth would have no partner
+    assert (await read(path, defaults=defaults, start=1.0)).indices == (24, 36)
+    assert (await read(path, defaults=defaults, num_frames=3)).indices == (0, 30, 59)
+    assert (await read(path, defaults=defaults, fps=4)).indices == tuple(range(0, 60, 6))
+    in_memory = np.repeat(video.frames, 2, axis=0)
+    assert (await read(in_memory, defaults=defaults)).indices == tuple(range(8))
+    assert len((await read(in_memory, defaults=FrameDefaults(num_frames=3, fps=2.0))).frames) == 3
+
+
 async def test_rate_and_part_of_a_video(videos: Path, read: Read) -> None:
     path = videos / "plain.mp4"
     assert indices_of((await read(path, fps=2)).frames) == [0, 12, 24, 36, 48]

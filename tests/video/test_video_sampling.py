@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvlm.errors import OptionError
-from pvlm.video.sampling import at_rate, consecutive, frame_range, uniform
+from pvlm.video.sampling import at_default_rate, at_rate, consecutive, frame_range, uniform
 
 ranges = st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)).map(lambda pair: (min(pair), max(pair)))
 gaps = st.lists(st.floats(0.001, 2.0), min_size=1, max_size=60)
@@ -114,3 +114,26 @@ def test_times_beyond_the_video_are_refused(start: float, end: float | None, say
 def test_a_range_that_cannot_be(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError):
         uniform(*arguments)
+
+
+@given(st.integers(1, 400), st.sampled_from([1.0, 10.0, 23.976, 24.0, 30.0]), st.integers(1, 6), st.integers(1, 60))
+def test_a_default_rate_keeps_within_its_bounds(frames: int, source_fps: float, fewest: int, most: int) -> None:
+    most = max(fewest, most)
+    times = [index / source_fps for index in range(frames)]
+    chosen = at_default_rate(times, 0, frames - 1, 2.0, fewest, most, 2)
+    assert all(a < b for a, b in itertools.pairwise(chosen))
+    assert len(chosen) <= most
+    assert len(chosen) % 2 == 0 or len(chosen) == 1
+    assert len(chosen) >= min(fewest, frames) - 1
+    exact = at_rate(times, 0, frames - 1, 2.0)
+    if fewest <= len(exact) <= most and len(exact) > 1:
+        assert chosen == exact[: len(exact) // 2 * 2]
+    elif len(exact) > most > 1:
+        assert chosen == uniform(0, frames - 1, most // 2 * 2)
+
+
+def test_a_default_rate_takes_the_frames_of_that_rate() -> None:
+    times = [index / 24 for index in range(240)]
+    assert at_default_rate(times, 0, 239, 2.0, 4, 768, 2) == tuple(range(0, 240, 12))
+    assert at_default_rate(times, 0, 239, 2.0, 4, 10, 2) == uniform(0, 239, 10)
+    assert at_default_rate(times, 0, 11, 2.0, 4, 768, 2) == uniform(0, 11, 4)

@@ -81,8 +81,15 @@ class EmulatedBackend:
         video = 0 if prompt.frames is None else self._model.video_tokens
         start, stop = FIRST_TOKENS, FIRST_TOKENS + video
         tokens = stop + max(1, len(prompt.question.split()))
-        check_positions(tokens, capacity, self.info.max_positions)
-        prepared = PreparedPrompt(np.zeros(tokens, np.int64), None, (start, stop), (start, stop), (stop, tokens))
+        prepared = PreparedPrompt(
+            ids=np.zeros(tokens, np.int64),
+            pixels=None,
+            placeholders=(start, stop),
+            video=(start, stop),
+            question=(stop, tokens),
+            positions=np.arange(tokens)[None],
+        )
+        check_positions(prepared, capacity, self.info.max_positions)
         if video:
             wait_until(started + self._model.open_s())
         return EmulatedSession(self._model, self._text, self._guesses, prepared, capacity, self._device)

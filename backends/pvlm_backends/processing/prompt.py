@@ -17,11 +17,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """Ids and pixels of one prompt.
+    """Ids, pixels and positions of one prompt.
 
     ``ids``: int64 ``(P,)``, one id for each token of the unpruned prompt; those of ``placeholders`` are replaced by the
-    vision tower's output. ``pixels``: float32 ``(T, 3, H, W)``, normalised, or None for a question about no video.
-    ``video``: the prunable tokens among the placeholders. ``question``: the tokens of the question's own text.
+    vision tower's output. ``pixels``: float32, normalised, as the family's vision tower takes them, or None for a
+    question about no video. ``video``: the prunable tokens among the placeholders. ``question``: the tokens of the
+    question's own text. ``positions``: int64 ``(axes, P)``: one axis, or time, height and width.
     """
 
     ids: NDArray[np.int64]
@@ -29,6 +30,7 @@ class PreparedPrompt:
     placeholders: Span
     video: Span
     question: Span
+    positions: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,6 +39,21 @@ class PreparedPrompt:
     def video_tokens(self) -> int:
         """m, the number of prunable tokens."""
         return self.video[1] - self.video[0]
+
+    @property
+    def next_position(self) -> int:
+        """Where an answer to the unpruned prompt begins, on all axes."""
+        return int(self.positions.max()) + 1
+
+    def compacted(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Positions ``(axes, kept)`` without the gaps that pruning leaves, and where the answer begins.
+
+        A position that no kept token has on any axis, but a dropped one had, is closed up, alike on all axes: so text
+        stays at one position on all of them. With one axis this numbers the kept tokens from 0.
+        """
+        vacated = np.setdiff1d(self.positions, self.positions[:, kept])
+        moved = self.positions[:, kept] - np.searchsorted(vacated, self.positions[:, kept])
+        return moved, self.next_position - len(vacated)
 
     def kept_rows(self, keep: torch.Tensor) -> NDArray[np.int64]:
         """Indices of the prompt's tokens that stay when only the video tokens of ``keep``, bool ``(m,)``, do.

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision in plain torch: few operations for each token, static buffers, no framework in between."""
+"""LLaVA-OneVision and Qwen2.5-VL in plain torch: few operations a token, static buffers, no framework in between."""
 
 from __future__ import annotations
 

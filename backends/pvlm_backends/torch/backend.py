@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
 
 if TYPE_CHECKING:
-    from ..processing import LlavaOnevisionProcessor
+    from ..processing import VideoProcessor
     from .decoder import Decoder
     from .session import TorchSession
     from .vision import VideoEncoder
 
 
 class TorchBackend:
-    """LLaVA-OneVision in plain torch; made by `load`."""
+    """LLaVA-OneVision or Qwen2.5-VL in plain torch; made by `load`."""
 
-    def __init__(
-        self, info: ModelInfo, processor: LlavaOnevisionProcessor, decoder: Decoder, encoder: VideoEncoder
-    ) -> None:
+    def __init__(self, info: ModelInfo, processor: VideoProcessor, decoder: Decoder, encoder: VideoEncoder) -> None:
         self._info = info
         self._processor = processor
         self._decoder: Decoder | None = decoder
@@ -45,7 +43,7 @@ class TorchBackend:
         if self._decoder is None or self._encoder is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare(prompt)
-        check_positions(len(prepared), capacity, self._info.max_positions)
+        check_positions(prepared, capacity, self._info.max_positions)
         video = None
         if prepared.pixels is not None:
             decoder = self._decoder
@@ -76,12 +74,12 @@ class TorchBackend:
         import torch
 
         from ..loading import check_extra_options, choose_devices, choose_dtype
-        from ..processing import LlavaOnevisionProcessor
+        from ..processing import processor_of
         from ..processing.files import locate_checkpoint, read_settings
         from .checkpoint import Checkpoint
         from .config import ModelConfig
         from .decoder import Decoder
-        from .vision import VideoEncoder
+        from .vision import load_encoder
 
         check_extra_options(options)
         devices = choose_devices(options)
@@ -89,16 +87,16 @@ class TorchBackend:
         settings = read_settings(folder, "config.json")
         config = ModelConfig.from_settings(folder, settings)
         dtype = choose_dtype(options, devices[0], config.dtype)
-        processor = LlavaOnevisionProcessor(folder, settings)
+        processor = processor_of(folder, settings)
         with torch.inference_mode():
             weights = Checkpoint(folder, dtype, devices[0], on_progress)
             decoder = Decoder(config.text, weights, dtype, devices)
-            encoder = VideoEncoder(config, weights)
+            encoder = load_encoder(config, weights)
         if on_progress is not None:
             on_progress(1.0)
         info = ModelInfo(
             name=options.model,
-            family="llava_onevision",
+            family=config.family,
             vocab_size=config.text.vocab_size,
             end_token_ids=processor.end_token_ids,
             tokenizer_fingerprint=processor.tokenizer_fingerprint,

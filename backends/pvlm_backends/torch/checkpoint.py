@@ -19,6 +19,10 @@ _RENAMES = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "language_model."),
     ("vision_tower.vision_model.", "vision_tower."),
+    # Qwen2.5-VL as released: the text model's parts stand beside "visual.".
+    ("layers.", "language_model.layers."),
+    ("embed_tokens.", "language_model.embed_tokens."),
+    ("norm.", "language_model.norm."),
 )
 
 

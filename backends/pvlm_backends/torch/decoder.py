@@ -109,6 +109,8 @@ class Decoder:
         self._norm = RMSNorm(norm, config.rms_norm_eps)
         halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         self._frequencies = (1.0 / config.rope_theta**halves).to(self.device)
+        sections = torch.tensor(config.rope_sections)
+        self._axis = torch.arange(len(sections)).repeat_interleave(sections).to(self.device)
         self._workspaces: dict[tuple[int, torch.device], Workspace] = {}
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -116,8 +118,8 @@ class Decoder:
         return F.embedding(ids, self.embedding)
 
     def rotations(self, positions: Tensor) -> Tensor:
-        """complex64 ``(n, 1, head_dim / 2)``: the rotary embedding of int64 ``(n,)`` positions."""
-        angles = positions.float()[:, None] * self._frequencies
+        """complex64 ``(n, 1, head_dim / 2)``: the rotary embedding of int64 ``(axes, n)`` positions."""
+        angles = positions.float()[self._axis].t() * self._frequencies
         return torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def forward(

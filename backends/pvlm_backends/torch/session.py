@@ -49,12 +49,12 @@ class TorchSession(CachedSession):
             hidden[start:stop] = self._video
         if kept is not None:
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
-        rows = len(positions)
+        axes, rows = positions.shape
         # Made here and not when the session is opened: only now is it known how many rows pruning leaves.
         self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.layer_devices)
-        last = len(self._prompt) + self._capacity
-        self._rotations = decoder.rotations(torch.arange(last, device=decoder.device))
-        rotation = self._rotations[torch.from_numpy(positions).to(decoder.device)]
+        rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
+        answer = torch.arange(self._capacity, device=decoder.device) + self._first_position
+        self._rotations = decoder.rotations(answer.expand(axes, -1))
         hidden = decoder.forward(hidden, rotation, PromptAttention(self._cache, rows), after_layer)
         self._video = None
         return decoder.logits(hidden[-1:])[0]
@@ -76,7 +76,8 @@ class TorchSession(CachedSession):
         if self._capturing and (logits := self._extend_captured(tokens)) is not None:
             return logits
         hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
-        rotation = self._rotations[position : position + len(tokens)]
+        index = position - self._first_position
+        rotation = self._rotations[index : index + len(tokens)]
         attention = AnswerAttention(self._cache, row, len(tokens))
         return decoder.logits(decoder.forward(hidden, rotation, attention, after_layer))
 
@@ -86,9 +87,8 @@ class TorchSession(CachedSession):
         assert self._rotations is not None
         try:
             if self._captured is None:
-                rotations = self._rotations[self._first_position :]
                 self._captured = CapturedPasses(
-                    self._decoder, self._cache, rotations, self._prompt_rows, self._capacity
+                    self._decoder, self._cache, self._rotations, self._prompt_rows, self._capacity
                 )
             return self._captured.extend(tokens, self._length)
         except RuntimeError as error:

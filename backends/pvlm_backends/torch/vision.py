@@ -1,125 +1,27 @@
-"""The SigLIP vision tower, the projector and the pooling: frames to tokens."""
+"""The vision towers, by family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
-
-from pvlm_protocols.backend import CheckpointError
 
 from .checkpoint import Checkpoint
-from .config import ModelConfig, VisionConfig
-
-_FRAMES_AT_ONCE = 16
-"""Bounds the activations: at 729 patches of 1152 a frame's widest layer takes 12 MB in float32."""
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
+from .config import ModelConfig, SiglipConfig
+from .qwen_vision import QwenVisionTower
+from .siglip import SiglipEncoder
 
 
-@dataclass(frozen=True)
-class _Layer:
-    norm1: tuple[Tensor, Tensor]
-    qkv: tuple[Tensor, Tensor]
-    output: tuple[Tensor, Tensor]
-    norm2: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
-
-
-class VisionTower:
-    """SigLIP, up to the deepest layer that feeds the projector. Raises CheckpointError for bad weights."""
-
-    def __init__(self, config: VisionConfig, weights: Checkpoint) -> None:
-        self.config = config
-        self._activation = _activation(config.activation)
-        width, patch = config.hidden_size, config.patch_size
-        prefix = "vision_tower.embeddings"
-        self._patch = weights.take(f"{prefix}.patch_embedding.weight", width, config.channels, patch, patch)
-        self._patch_bias = weights.take(f"{prefix}.patch_embedding.bias", width)
-        self._positions = weights.take(f"{prefix}.position_embedding.weight", config.grid**2, width)
-        self._layers = [self._load_layer(weights, index) for index in range(max(config.feature_layers))]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """``(T, 3, H, W)`` to ``(T, patches, hidden_size * feature layers)``."""
-        hidden = F.conv2d(pixels, self._patch, self._patch_bias, stride=self.config.patch_size)
-        states = [hidden.flatten(2).transpose(1, 2) + self._positions]
-        for layer in self._layers:
-            states.append(self._run_layer(layer, states[-1]))
-        return torch.cat([states[layer] for layer in self.config.feature_layers], dim=-1)
-
-    def _run_layer(self, layer: _Layer, hidden: Tensor) -> Tensor:
-        width, eps = (self.config.hidden_size,), self.config.layer_norm_eps
-        qkv = F.linear(F.layer_norm(hidden, width, *layer.norm1, eps), *layer.qkv)
-        query, key, value = torch.unflatten(qkv, -1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        hidden = hidden + F.linear(attended, *layer.output)
-        widened = self._activation(F.linear(F.layer_norm(hidden, width, *layer.norm2, eps), *layer.up))
-        return hidden + F.linear(widened, *layer.down)
-
-    def _load_layer(self, weights: Checkpoint, index: int) -> _Layer:
-        width, inner = self.config.hidden_size, self.config.intermediate_size
-
-        def take(name: str, *shape: int) -> tuple[Tensor, Tensor]:
-            name = f"vision_tower.encoder.layers.{index}.{name}"
-            return weights.take(f"{name}.weight", *shape), weights.take(f"{name}.bias", shape[0])
-
-        qkv = weights.empty(3 * width, width), weights.empty(3 * width)
-        for letter, matrix, bias in zip("qkv", *(torch.split(tensor, width) for tensor in qkv), strict=True):
-            name = f"vision_tower.encoder.layers.{index}.self_attn.{letter}_proj"
-            weights.fill(matrix, f"{name}.weight")
-            weights.fill(bias, f"{name}.bias")
-        return _Layer(
-            norm1=take("layer_norm1", width),
-            qkv=qkv,
-            output=take("self_attn.out_proj", width, width),
-            norm2=take("layer_norm2", width),
-            up=take("mlp.fc1", inner, width),
-            down=take("mlp.fc2", width, inner),
-        )
-
-
-class VideoEncoder:
-    """Tower, projector, pooling and the newline: what stands in the prompt for a video."""
-
-    def __init__(self, config: ModelConfig, weights: Checkpoint) -> None:
-        self._tower = VisionTower(config.vision, weights)
-        self._activation = _activation(config.projector_activation)
-        width, inner = config.text.hidden_size, config.vision.hidden_size * len(config.vision.feature_layers)
-
-        def take(name: str, *shape: int) -> tuple[Tensor, Tensor | None]:
-            name = f"multi_modal_projector.{name}"
-            bias = weights.take(f"{name}.bias", shape[0]) if config.projector_bias else None
-            return weights.take(f"{name}.weight", *shape), bias
-
-        self._linear_1 = take("linear_1", width, inner)
-        self._linear_2 = take("linear_2", width, width)
-        self._newline = weights.take("image_newline", width)
+class VideoEncoder(Protocol):
+    """What turns a prompt's pixels into what stands in the prompt for the video."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """``(T, 3, H, W)``, normalised, to ``(T * tokens per frame + 1, hidden_size)``."""
-        frames = [self._encode_frames(part) for part in torch.split(pixels, _FRAMES_AT_ONCE)]
-        return torch.cat([*frames, self._newline[None]])
-
-    def _encode_frames(self, pixels: Tensor) -> Tensor:
-        features = F.linear(self._tower.forward(pixels), *self._linear_1)
-        features = F.linear(self._activation(features), *self._linear_2)
-        grid = self._tower.config.grid
-        patches = torch.unflatten(features, 1, (grid, grid)).permute(0, 3, 1, 2)
-        half = (grid + 1) // 2
-        pooled = F.interpolate(patches, size=(half, half), mode="bilinear")
-        return pooled.permute(0, 2, 3, 1).reshape(-1, features.shape[-1])
+        """Pixels, as the family's processor leaves them, to ``(placeholders, hidden_size)``."""
+        ...
 
 
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in _ACTIVATIONS:
-        raise CheckpointError(f"activation {name!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def load_encoder(config: ModelConfig, weights: Checkpoint) -> VideoEncoder:
+    """The encoder of a model. Raises CheckpointError where weights are missing or misshapen."""
+    if isinstance(config.vision, SiglipConfig):
+        return SiglipEncoder(config.vision, config.text.hidden_size, weights)
+    return QwenVisionTower(config.vision, config.text.hidden_size, weights)

@@ -1,0 +1,176 @@
+"""What the processors of all families do alike: text, end tokens, and a prompt around a video's placeholders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
+
+from .chat import ChatTemplate
+from .generation import end_token_ids, ignored_generation_options
+from .prompt import PreparedPrompt
+from .tokenizer import TextTokenizer
+
+# Letters that no template and no question holds: stands for the question while the template's own text is measured.
+_SENTINEL = "\ue000question\ue001"
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """What stands in a prompt for a video.
+
+    ``pixels``: as the family's vision tower takes them. ``placeholders``: tokens that the tower's output replaces; the
+    first ``prunable`` of them are the video's, the rest structure. ``positions``: int64 ``(axes, placeholders)``,
+    counted from the position of the first. ``advance``: how far behind that the text goes on.
+    """
+
+    pixels: NDArray[np.float32]
+    placeholders: int
+    prunable: int
+    positions: NDArray[np.int64]
+    advance: int
+
+
+class VideoProcessor(ABC):
+    """Text and frames of a checkpoint. A family says how frames are resized and what stands for them in a prompt.
+
+    Args:
+        folder: the checkpoint's folder.
+        config: its config.json.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or asks for what is not supported.
+    """
+
+    model_type: ClassVar[str]
+    """As config.json names the family."""
+    axes: ClassVar[int] = 1
+    """Numbers in a token's position."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self._folder = folder
+        self._tokenizer = TextTokenizer(folder)
+        self._template = ChatTemplate.from_folder(folder)
+        self.video_token_id = token_id(config, "video")
+        self._video_token = self._special_token(self.video_token_id)
+        self._end_token_ids = end_token_ids(folder, config)
+        self._ignored = ignored_generation_options(folder)
+
+    @property
+    @abstractmethod
+    def frame_defaults(self) -> FrameDefaults:
+        """Which frames are taken when the caller does not say."""
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return self._end_token_ids
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for two checkpoints whose tokenizers give every text the same ids."""
+        return self._tokenizer.fingerprint
+
+    @property
+    def ignored_generation_options(self) -> tuple[str, ...]:
+        """``name=value`` of the logits processors that generation_config.json asks for and nobody applies."""
+        return self._ignored
+
+    @abstractmethod
+    def resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize uint8 ``(T, H, W, 3)`` to what the tower takes, with the checkpoint's filter. Raises PromptError."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of answer tokens, special tokens left out; incomplete UTF-8 at the end reads as U+FFFD."""
+        return self._tokenizer.decode(tokens)
+
+    def tokens_as_text(self) -> Sequence[str]:
+        """The vocabulary by id."""
+        return self._tokenizer.tokens_as_text
+
+    def prepare(self, prompt: Prompt) -> PreparedPrompt:
+        """Ids, pixels, positions and spans of a prompt: one user message of the video, if any, and the question.
+
+        Raises:
+            PromptError: the question is empty or holds special tokens, or the frames are not as `resize` leaves them.
+        """
+        question = self._checked_question(prompt.question)
+        content = [] if prompt.frames is None else [{"type": "video"}]
+        text = self._template.render([*content, {"type": "text", "text": question}])
+        ids, offsets = self._tokenizer.encode(text)
+        first, last = self._question_in(text, content)
+        rows = [row for row, (start, stop) in enumerate(offsets) if start < last and stop > first]
+        if not rows:
+            raise PromptError(f"the question {question!r} leaves no token in the chat template")
+        asked = (rows[0], rows[-1] + 1)
+        if prompt.frames is None:
+            return PreparedPrompt(
+                np.array(ids, np.int64), None, (0, 0), (0, 0), asked, self._text_positions(0, len(ids))
+            )
+
+        if ids.count(self.video_token_id) != 1:
+            raise CheckpointError(
+                f"{self._folder}: the chat template writes {self._video_token!r} "
+                f"{ids.count(self.video_token_id)} times for one video"
+            )
+        video = self._video_part(prompt.frames, prompt.timestamps_s)
+        at = ids.index(self.video_token_id)
+        expanded = [*ids[:at], *[self.video_token_id] * video.placeholders, *ids[at + 1 :]]
+        longer = video.placeholders - 1
+        before = self._text_positions(0, at)
+        behind = self._text_positions(at + video.advance, len(ids) - at - 1)
+        return PreparedPrompt(
+            ids=np.array(expanded, np.int64),
+            pixels=video.pixels,
+            placeholders=(at, at + video.placeholders),
+            video=(at, at + video.prunable),
+            question=(asked[0] + longer, asked[1] + longer) if asked[0] > at else asked,
+            positions=np.concatenate([before, at + video.positions, behind], axis=1),
+        )
+
+    @abstractmethod
+    def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
+        """What stands for resized frames. Raises PromptError where they are not as `resize` leaves them."""
+
+    def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
+        """``(axes, count)``: text has one position on all axes."""
+        return np.tile(np.arange(first, first + count), (self.axes, 1))
+
+    def _checked_question(self, question: str) -> str:
+        if not question.strip():
+            raise PromptError("the question is empty")
+        if found := [token for token in self._tokenizer.special_tokens if token in question]:
+            raise PromptError(
+                f"the question holds the special token {found[0]!r}, which would change the prompt's structure; "
+                "write it differently"
+            )
+        return question
+
+    def _question_in(self, text: str, content: list[dict[str, str]]) -> tuple[int, int]:
+        """Where the question stands in the rendered ``text``."""
+        around = self._template.render([*content, {"type": "text", "text": _SENTINEL}])
+        before, found, after = around.partition(_SENTINEL)
+        if not found or not (text.startswith(before) and text.endswith(after)):
+            raise CheckpointError(f"{self._folder}: the chat template does not hold the question's text as it stands")
+        return len(before), len(text) - len(after)
+
+    def _special_token(self, index: int) -> str:
+        for token, token_index in self._tokenizer.special_tokens.items():
+            if token_index == index:
+                return token
+        raise CheckpointError(f"{self._folder}: the video token's id {index} is no special token of tokenizer.json")
+
+
+def token_id(config: dict[str, Any], kind: str) -> int:
+    """The placeholder's id for ``kind`` ("image" or "video"), under the old key or the new. Raises CheckpointError."""
+    for key in (f"{kind}_token_index", f"{kind}_token_id"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise CheckpointError(f"config.json names neither {kind}_token_index nor {kind}_token_id")

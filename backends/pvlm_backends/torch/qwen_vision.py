@@ -1,0 +1,129 @@
+"""Qwen2.5-VL's vision tower: patches of frames of any shape to tokens, attending within windows in most layers.
+
+Patches stay in the order of the tokens that they become. A window is a square of tokens, so it is cut out of that order
+as it stands; windows at the right and lower edge are smaller, which makes at most four sizes, each run as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from .checkpoint import Checkpoint
+from .config import QwenVisionConfig
+from .decoder import RMSNorm
+
+_PATCHES_AT_ONCE = 16384
+"""Bounds the activations: no attention crosses two frame pairs, so a video runs in parts."""
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class _Layer:
+    norm1: RMSNorm
+    qkv: tuple[Tensor, Tensor]
+    output: tuple[Tensor, Tensor]
+    norm2: RMSNorm
+    gate_up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+
+
+class QwenVisionTower:
+    """Tower and merger: what stands in the prompt for a video. Raises CheckpointError for bad weights."""
+
+    def __init__(self, config: QwenVisionConfig, out_size: int, weights: Checkpoint) -> None:
+        self.config = config
+        width, merged = config.hidden_size, config.hidden_size * config.merge_size**2
+        patch = (3, config.temporal_patch_size, config.patch_size, config.patch_size)
+        self._patch = weights.take("visual.patch_embed.proj.weight", width, *patch).flatten(1)
+        self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
+        self._norm = RMSNorm(weights.take("visual.merger.ln_q.weight", width), _NORM_EPS)
+        self._widen = _linear(weights, "visual.merger.mlp.0", merged, merged)
+        self._project = _linear(weights, "visual.merger.mlp.2", out_size, merged)
+        quarter = width // config.heads // 4
+        exponents = torch.arange(quarter, dtype=torch.float32, device=self._patch.device) / quarter
+        self._frequencies = 1.0 / config.rope_theta**exponents
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """``(t, h, w, patches of a token, numbers of a patch)`` to ``(t * h * w, out_size)``; h and w count tokens."""
+        _, height, width, patches, _ = pixels.shape
+        rotation = self._rotation(height, width)
+        pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
+        return torch.cat([self._encode_pairs(part, rotation) for part in torch.split(pixels, pairs_at_once)])
+
+    def _encode_pairs(self, pixels: Tensor, rotation: Tensor) -> Tensor:
+        grid = pixels.shape[:4]
+        hidden = F.linear(pixels.flatten(0, 3), self._patch)
+        for index, layer in enumerate(self._layers):
+            hidden = hidden + F.linear(self._attend(index, layer, hidden, grid, rotation), *layer.output)
+            gate, up = F.linear(layer.norm2(hidden), *layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + F.linear(F.silu(gate) * up, *layer.down)
+        merged = self._norm(hidden).view(-1, grid[3] * self.config.hidden_size)
+        return F.linear(F.gelu(F.linear(merged, *self._widen)), *self._project)
+
+    def _attend(self, index: int, layer: _Layer, hidden: Tensor, grid: torch.Size, rotation: Tensor) -> Tensor:
+        """Attention of ``(patches, hidden_size)`` within windows, or within each pair of frames."""
+        time, height, width, patches = grid
+        heads = self.config.heads
+        qkv = F.linear(layer.norm1(hidden), *layer.qkv).view(time, height, width, patches, 3 * heads, -1)
+        first, second = qkv[..., : 2 * heads, :].chunk(2, dim=-1)
+        turned = torch.complex(first.float(), second.float()) * rotation
+        first.copy_(turned.real)
+        second.copy_(turned.imag)
+        attended = torch.empty(*grid, hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
+        whole = index in self.config.whole_frame_layers
+        window = max(height, width) if whole else self.config.window
+        for rows, row_window in _stretches(height, window):
+            for columns, column_window in _stretches(width, window):
+                cut = torch.unflatten(qkv[:, rows, columns], 2, (-1, column_window))
+                # (t, windows down, windows across, rows, columns, patches of a token, 3 * heads, head_dim)
+                windows = torch.unflatten(cut, 1, (-1, row_window)).transpose(2, 3)
+                parts = torch.unflatten(windows.flatten(3, 5).flatten(0, 2), -2, (3, heads))
+                query, key, value = parts.permute(2, 0, 3, 1, 4)
+                seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+                back = seen.reshape(*windows.shape[:6], -1).transpose(2, 3)
+                attended[:, rows, columns] = back.flatten(3, 4).flatten(1, 2)
+        return attended.flatten(0, 3)
+
+    def _rotation(self, height: int, width: int) -> Tensor:
+        """complex64 ``(h, w, patches of a token, 1, head_dim / 2)``: half of a head turns by row, half by column."""
+        merge, device = self.config.merge_size, self._frequencies.device
+        rows = torch.arange(height * merge, device=device).view(height, 1, merge, 1)
+        columns = torch.arange(width * merge, device=device).view(1, width, 1, merge)
+        shape = (height, width, merge, merge)
+        places = torch.stack([rows.expand(shape), columns.expand(shape)], dim=-1).flatten(2, 3)
+        angles = (places[..., None].float() * self._frequencies).flatten(-2)
+        return torch.polar(torch.ones_like(angles), angles)[:, :, :, None]
+
+    def _load_layer(self, weights: Checkpoint, index: int) -> _Layer:
+        width, inner = self.config.hidden_size, self.config.intermediate_size
+        prefix = f"visual.blocks.{index}"
+        gate_up, gate_up_bias = weights.empty(2 * inner, width), weights.empty(2 * inner)
+        for name, matrix, bias in zip(("gate", "up"), gate_up.chunk(2), gate_up_bias.chunk(2), strict=True):
+            weights.fill(matrix, f"{prefix}.mlp.{name}_proj.weight")
+            weights.fill(bias, f"{prefix}.mlp.{name}_proj.bias")
+        return _Layer(
+            norm1=RMSNorm(weights.take(f"{prefix}.norm1.weight", width), _NORM_EPS),
+            qkv=_linear(weights, f"{prefix}.attn.qkv", 3 * width, width),
+            output=_linear(weights, f"{prefix}.attn.proj", width, width),
+            norm2=RMSNorm(weights.take(f"{prefix}.norm2.weight", width), _NORM_EPS),
+            gate_up=(gate_up, gate_up_bias),
+            down=_linear(weights, f"{prefix}.mlp.down_proj", width, inner),
+        )
+
+
+def _stretches(length: int, window: int) -> Iterator[tuple[slice, int]]:
+    """The stretch of whole windows, and the shorter window behind it, each if there is one."""
+    whole = length - length % window
+    if whole:
+        yield slice(0, whole), window
+    if whole < length:
+        yield slice(whole, length), length - whole
+
+
+def _linear(weights: Checkpoint, name: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    return weights.take(f"{name}.weight", outputs, inputs), weights.take(f"{name}.bias", outputs)
