@@ -26,8 +26,8 @@ from pvlm.runtime import LiveSession, Runtime
 from pvlm.speculation.settings import resolve_coupling
 from pvlm.speculation.windows import WindowPolicy
 from pvlm.text import TextStream
-from pvlm.video import check_source, read_video
-from pvlm_protocols.backend import Processor
+from pvlm.video import Video, check_source, read_video
+from pvlm_protocols.backend import BackendError, Processor
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, VideoFrames, Window
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class AnswerStream:
     def __init__(
         self,
         runtime: AbstractAsyncContextManager[Runtime],
-        video: VideoSource,
+        video: VideoSource | None,
         question: str,
         options: AnswerOptions,
         on_progress: Callable[[str, float], None],
@@ -53,12 +53,17 @@ class AnswerStream:
     ) -> None:
         if not question.strip():
             raise OptionError("the question is empty: ask something about the video")
+        if video is None:
+            for name in ("num_frames", "fps", "start", "end"):
+                if (value := getattr(options, name)) is not None:
+                    raise OptionError(f"{name}={value!r} needs a video, and this question is about none")
         self._runtime_context = runtime
         self._source = video
         self._question = question
         self._options = options
         self._on_progress = on_progress
         self._recorder = recorder
+        self._video: Video | None = None
         self._stack = AsyncExitStack()
         self._session: LiveSession | None = None
         self._error: PvlmError | None = None
@@ -71,7 +76,8 @@ class AnswerStream:
 
     async def __aenter__(self) -> Self:
         self._started_s = time.perf_counter()
-        check_source(self._source)  # before any model is loaded
+        if self._source is not None:
+            check_source(self._source)  # before any model is loaded
         await self._stack.__aenter__()
         try:
             runtime = await self._stack.enter_async_context(self._runtime_context)
@@ -89,16 +95,17 @@ class AnswerStream:
         config, options = runtime.config, self._options
         self._method = resolve_method(runtime, options)
         reading_s = time.perf_counter()
-        self._video = await read_video(
-            self._source,
-            num_frames=options.num_frames,
-            fps=options.fps,
-            start=options.start,
-            end=options.end,
-            defaults=runtime.target_processor.frame_defaults,
-            reader=config.video_reader,
-            timeout_s=config.decode_timeout_s,
-        )
+        if self._source is not None:
+            self._video = await read_video(
+                self._source,
+                num_frames=options.num_frames,
+                fps=options.fps,
+                start=options.start,
+                end=options.end,
+                defaults=runtime.target_processor.frame_defaults,
+                reader=config.video_reader,
+                timeout_s=config.decode_timeout_s,
+            )
         frames = await self._resized(runtime.target_processor)
         draft_frames = frames
         if self._method != "ar" and runtime.draft_processor is not None:
@@ -125,16 +132,21 @@ class AnswerStream:
                 Recorded(
                     opening=self._opening,
                     with_draft=draft is not None,
-                    frame_indices=self._video.indices,
-                    frame_size=self._video.frames.shape[1:3],
+                    frame_indices=() if self._video is None else self._video.indices,
+                    frame_size=(0, 0) if self._video is None else self._video.frames.shape[1:3],
                     processor=runtime.target_processor,
                     models=runtime.models,
                 )
             )
         self._session = runtime.open(self._coordinator, self._on_command, self._recorder)
 
-    async def _resized(self, processor: Processor) -> VideoFrames:
-        pixels = await anyio.to_thread.run_sync(processor.resize, self._video.frames)
+    async def _resized(self, processor: Processor) -> VideoFrames | None:
+        if self._video is None:
+            return None
+        try:
+            pixels = await anyio.to_thread.run_sync(processor.resize, self._video.frames)
+        except BackendError as error:
+            raise PromptError(str(error)) from error
         return VideoFrames(pixels=pixels, timestamps_s=self._video.timestamps_s)
 
     async def __aexit__(
@@ -275,9 +287,9 @@ class AnswerStream:
             kept_video_tokens=counts.kept_video_tokens,
             prune=pruning.method if self._method != "ar" else "none",
             draft_prefill_ms=counts.prefill_ms.get("draft"),
-            frame_indices=self._video.indices,
-            source_frames=self._video.source_frames,
-            source_fps=self._video.source_fps,
+            frame_indices=self._video.indices if self._video is not None else (),
+            source_frames=self._video.source_frames if self._video is not None else 0,
+            source_fps=self._video.source_fps if self._video is not None else None,
             seed=self._options.seed,
             coupling=sampling.coupling,
             draft_lost=counts.draft_lost,
@@ -335,7 +347,7 @@ def answer_pruning(config: EngineConfig, method: Method, options: AnswerOptions)
 def opening(
     runtime: Runtime,
     question: str,
-    video: VideoFrames,
+    video: VideoFrames | None,
     options: AnswerOptions,
     schedule: Schedule,
     pruning: Pruning,

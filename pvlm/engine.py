@@ -134,11 +134,12 @@ class Engine:
     # ---- answers --------------------------------------------------------------------------------------------------
 
     async def answer(
-        self, video: VideoSource, question: str, *, trace: Recorder | None = None, **options: Any
+        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
     ) -> Answer:
         """Answer a question about a video.
 
-        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images.
+        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images of one size,
+        which are taken for a video's frames. None: a question about no video.
         ``trace``: a `pvlm.trace.Trace`, which then holds what draft and target did.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
@@ -152,14 +153,14 @@ class Engine:
         return chunks.answer
 
     def stream(
-        self, video: VideoSource, question: str, *, trace: Recorder | None = None, **options: Any
+        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
     ) -> AnswerStream:
         """As `answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
         return AnswerStream(_Borrowed(self), video, question, answer_options(options), self._on_progress, trace)
 
-    def answer_sync(self, video: VideoSource, question: str, **options: Any) -> Answer:
+    def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
         """As `answer`, for scripts without an event loop. Raises EngineStateError inside one, and on an open engine."""
         try:
             asyncio.get_running_loop()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
+from itertools import count, zip_longest
 from types import TracebackType
 
 import anyio
@@ -253,19 +253,20 @@ class Runtime:
             raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
 
     def _check_tokenizers(self) -> None:
+        """Raise ModelMismatch where the same ids stand for other text in the draft."""
         target, draft = self.target_processor, self.draft_processor
-        if draft is None or target.tokenizer_fingerprint == draft.tokenizer_fingerprint:
+        if draft is None:
             return
-        ours, theirs = target.tokens_as_text(), draft.tokens_as_text()
-        differing = [
-            f"{index}: {a!r} / {b!r}" for index, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b
-        ][:5]
-        if not differing:
-            differing = [f"{len(ours)} tokens / {len(theirs)} tokens, or other rules for splitting text"]
-        raise ModelMismatch(
-            f"the tokenizers of target '{self._model('target')}' and draft '{self._model('draft')}' differ "
-            f"(id: target / draft): {'; '.join(differing)}. A draft must share the target's tokenizer."
-        )
+        differing = _differing_tokens(target.tokens_as_text(), draft.tokens_as_text())
+        shown = "; ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        if target.tokenizer_fingerprint != draft.tokenizer_fingerprint:
+            raise ModelMismatch(
+                f"the tokenizers of target '{self._model('target')}' and draft '{self._model('draft')}' differ "
+                + (f"(id: target / draft): {shown}." if shown else "in their rules for splitting text.")
+                + " A draft must share the target's tokenizer."
+            )
+        if differing:
+            log.info("added_tokens_differ", tokens=shown)
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         spec = worker_spec(self.config, role, self._model(role), self._backend(role), alone=self.method == "ar")
@@ -349,6 +350,12 @@ class LiveSession:
         """Wait until no actor holds the session; call it when the coordinator is done."""
         if self.holders:
             await self._freed.wait()
+
+
+def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:
+    """``id: target / draft`` for every id whose token differs; one that a side does not have is empty."""
+    pairs = enumerate(zip_longest(target, draft, fillvalue=""))
+    return [f"{index}: {ours!r} / {theirs!r}" for index, (ours, theirs) in pairs if ours != theirs]
 
 
 def _first(error: BaseException) -> BaseException:

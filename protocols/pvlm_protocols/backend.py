@@ -47,7 +47,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Width of a logits row; ids at or above the tokenizer's size are padding."""
     end_token_ids: tuple[int, ...]
     tokenizer_fingerprint: str
-    """Equal fingerprints mean: the same ids stand for the same text."""
+    """Equal fingerprints mean: the same ids stand for the same text. Added tokens, such as a placeholder for a video,
+    may differ: no text holds them."""
     layers: int
     hidden_size: int
     max_positions: int

@@ -157,7 +157,10 @@ class DraftSession(ActorSession):
         started = time.monotonic()
         if not self._drafted:
             self._began_s = started
-        unfed = self.tokens[model.length :]
+        # A target whose vocabulary is padded further may, if hardly ever, commit an id that the draft does not have.
+        # Any other stands in for it: only the guesses behind it suffer.
+        last = self.actor.backend.info.vocab_size - 1
+        unfed = [min(token, last) for token in self.tokens[model.length :]]
         logits = self._prefill_logits
         if unfed:
             try:

@@ -50,6 +50,7 @@ def random_checkpoint(
     max_shard_size: str = "1GB",
     vision_feature_layer: int | list[int] = -1,
     kv_heads: int = 2,
+    vocab_size: int = 768,
 ) -> Path:
     """A tiny model with random weights, saved by transformers, with the bundled tokenizer."""
     shutil.copytree(BUNDLED / "target", folder, ignore=shutil.ignore_patterns("model*", "config.json"))
@@ -63,7 +64,7 @@ def random_checkpoint(
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "num_key_value_heads": kv_heads,
-            "vocab_size": 768,
+            "vocab_size": vocab_size,
             "max_position_embeddings": 512,
             "initializer_range": 0.2,
             "tie_word_embeddings": tied,

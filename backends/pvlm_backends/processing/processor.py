@@ -75,7 +75,7 @@ class VideoProcessor(ABC):
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Equal for two checkpoints whose tokenizers give every text the same ids."""
+        """Equal for two checkpoints whose tokenizers give every text without added tokens the same ids."""
         return self._tokenizer.fingerprint
 
     @property

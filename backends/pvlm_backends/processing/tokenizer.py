@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from pvlm_protocols.backend import CheckpointError
 
 # What decides which ids a text gets. Left out: how ids are joined to text again, and the post-processor,
-# truncation and padding, none of which is used here.
-_FINGERPRINTED = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+# truncation and padding, none of which is used here; and added tokens, which mark a prompt's structure.
+_FINGERPRINTED = ("normalizer", "pre_tokenizer", "model")
 
 
 class TextTokenizer:
@@ -68,9 +68,17 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides which ids a text gets; the width of the model's logits is no part of it."""
+        """A hash of everything that decides which ids a text without added tokens gets.
+
+        The width of the model's logits is no part of it, nor are the added tokens (``<image>``, ``<|video_pad|>``):
+        each family puts its own behind the vocabulary that it shares with others.
+        """
         # Through the library and back, so that two spellings of one tokenizer.json (merges as pairs or as
         # text, key order) have one fingerprint.
         described = json.loads(self._tokenizer.to_str())
-        decisive = json.dumps({key: described[key] for key in _FINGERPRINTED}, sort_keys=True)
-        return hashlib.sha256(decisive.encode()).hexdigest()
+        decisive = {key: described[key] for key in _FINGERPRINTED}
+        added = {token["content"] for token in described["added_tokens"]}
+        vocabulary = decisive["model"].get("vocab")
+        if isinstance(vocabulary, dict):
+            decisive["model"]["vocab"] = {text: index for text, index in vocabulary.items() if text not in added}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

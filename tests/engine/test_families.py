@@ -1,0 +1,279 @@
+"""Real model families through the public API: small checkpoints from disk, draft and target that fit or nearly fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+import structlog
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
+from pvlm_backends.processing import load_processor
+from shapes.clips import read_clip, write_clip
+from tests.backends.conftest import random_checkpoint
+from tests.backends.qwen_reference import QwenReference
+from tests.backends.reference import Reference
+from tests.support.qwen import qwen_checkpoint
+
+pytestmark = pytest.mark.anyio
+QUESTION = "What happens first in the video?"
+MAX_TOKENS = 32
+INPROC: dict[str, Any] = {"transport": "inproc", "threads": 1, "draft_threads": 1}
+METHODS = ["ar", "sd", "parallel"]
+
+MADE: dict[str, Callable[[Path], Path]] = {
+    "qwen": lambda folder: qwen_checkpoint(folder, released=True, tied=False),
+    "qwen as saved": lambda folder: qwen_checkpoint(folder),
+    "qwen draft": lambda folder: qwen_checkpoint(folder, layers=2, seed=1),
+    "qwen padded": lambda folder: qwen_checkpoint(folder, vocab_size=704),
+    "llava": lambda folder: random_checkpoint(folder, tied=False),
+    "llava padded": lambda folder: random_checkpoint(folder, vocab_size=832),
+    "llava unpadded": lambda folder: random_checkpoint(folder, vocab_size=616),
+}
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A checkpoint's folder by name; each is made once."""
+    return cache(lambda name: str(MADE[name](tmp_path_factory.mktemp("families") / "checkpoint")))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds at four frames a second, wider than high."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    frames = np.kron(np.random.default_rng(0).integers(0, 256, (12, 9, 13, 3)), np.ones((1, 16, 16, 1)))
+    write_clip(path, frames.astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def frames(clip: Path) -> NDArray[np.uint8]:
+    """What is taken of the clip by default: two frames a second. Faster to ask about than the file."""
+    return read_clip(clip)[::2]
+
+
+def resized(model: str, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(load_processor(model).resize(frames))
+
+
+async def ask(target: str, draft: str | None, video: Any, **options: Any) -> Answer:
+    settings = {key: options.pop(key) for key in ("backend", "draft_backend", "prune") if key in options}
+    async with Engine.create(target=target, draft=draft, **INPROC, **settings) as engine:
+        return await engine.answer(video, QUESTION, **{"max_tokens": MAX_TOKENS, **options})
+
+
+# ---- Qwen2.5-VL ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["torch", "hf"])
+@pytest.mark.parametrize("checkpoint", ["qwen", "qwen as saved"])
+async def test_every_method_says_what_generate_says(
+    find: Callable[[str], str], clip: Path, frames: NDArray[np.uint8], checkpoint: str, backend: str
+) -> None:
+    """From a file: two frames a second, so a pair of frames is a second."""
+    target = find(checkpoint)
+    frames = resized(target, frames)
+    reference = QwenReference(Path(target))
+    end = load_processor(target).end_token_ids
+    expected = reference.generate(QUESTION, frames, MAX_TOKENS, end, second_per_grid=1.0)
+    other_times = reference.generate(QUESTION, frames, MAX_TOKENS, end, second_per_grid=8.0)
+    assert expected != other_times, "this prompt cannot show a mistake in the positions"
+    async with Engine.create(target=target, draft=find("qwen draft"), backend=backend, **INPROC) as engine:
+        for method in METHODS:
+            source = clip if method == "parallel" else frames
+            answer = await engine.answer(source, QUESTION, max_tokens=MAX_TOKENS, method=method)
+            assert answer.tokens == expected, method
+            assert answer.stats.draft_lost == ""
+            assert answer.stats.frame_indices == ((0, 2, 4, 6, 8, 10) if source is clip else tuple(range(6)))
+            assert answer.stats.video_tokens == 3 * frames[0, ..., 0].size // 28**2
+
+
+@pytest.mark.parametrize("backend", ["torch", "hf"])
+async def test_a_draft_that_sees_half_of_the_video_is_of_use(
+    find: Callable[[str], str], frames: NDArray[np.uint8], backend: str
+) -> None:
+    """The target itself as its draft: kept tokens at wrong positions, or an answer at them, would cost acceptance."""
+    target = find("qwen")
+    alone = await ask(target, None, frames)
+    whole = await ask(target, target, frames, backend=backend, prune="none", window=4)
+    half = await ask(target, target, frames, backend=backend, prune="uv", window=4)
+    assert alone.tokens == whole.tokens == half.tokens
+    assert whole.stats.acceptance_rate == 1.0
+    assert half.stats.kept_video_tokens == -(-half.stats.video_tokens // 2)
+    assert half.stats.draft_lost == ""
+
+
+async def test_two_answers_at_once_do_not_disturb_each_other(
+    find: Callable[[str], str], frames: NDArray[np.uint8]
+) -> None:
+    """transformers keeps a prompt's ``rope_deltas`` on the model."""
+    videos = [frames[:2], frames[:, :64], frames[::2, :, :96]]
+    async with Engine.create(target=find("qwen"), draft=find("qwen draft"), backend="hf", **INPROC) as engine:
+        alone = [await engine.answer(video, QUESTION, max_tokens=MAX_TOKENS, method="ar") for video in videos]
+        together: dict[int, Answer] = {}
+
+        async def answer(number: int) -> None:
+            together[number] = await engine.answer(videos[number], QUESTION, max_tokens=MAX_TOKENS)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(len(videos)):
+                tasks.start_soon(answer, number)
+    assert [together[number].tokens for number in range(len(videos))] == [one.tokens for one in alone]
+    assert len({one.tokens for one in alone}) == len(videos)
+
+
+# ---- pairs that do not quite fit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "draft"),
+    [
+        ("qwen", "qwen padded"),
+        ("qwen padded", "qwen"),
+        ("llava", "llava padded"),
+        ("llava padded", "llava unpadded"),
+    ],
+)
+async def test_vocabularies_that_are_padded_differently(
+    find: Callable[[str], str], frames: NDArray[np.uint8], target: str, draft: str
+) -> None:
+    """Random models draw ids of the padding as gladly as others, which real ones do not."""
+    options: list[dict[str, Any]] = [{}, {"temperature": 2.0, "seed": 7}]
+    async with Engine.create(target=find(target), draft=find(draft), **INPROC) as engine:
+        sizes = {role: info.vocab_size for role, info in engine.models.items()}
+        assert sizes["target"] != sizes["draft"]
+        for option in options:
+            answers = [
+                await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, ignore_eos=True, method=method, **option)
+                for method in METHODS
+            ]
+            assert len({answer.tokens for answer in answers}) == 1
+            assert [answer.stats.draft_lost for answer in answers] == ["", "", ""]
+            assert answers[1].stats.drafted_tokens > 0
+    if sizes["target"] > sizes["draft"]:
+        assert max(answers[0].tokens) >= sizes["draft"], "no id that the draft does not have"
+
+
+@pytest.mark.parametrize(("target", "draft"), [("qwen", "llava"), ("llava", "qwen")])
+async def test_a_draft_of_another_family(
+    find: Callable[[str], str], frames: NDArray[np.uint8], target: str, draft: str
+) -> None:
+    """The tokenizers differ in their placeholders alone. Each side resizes frames and builds its prompt for itself."""
+    alone = await ask(find(target), None, frames)
+    async with Engine.create(target=find(target), draft=find(draft), prune="none", **INPROC) as engine:
+        for method in ("sd", "parallel"):
+            answer = await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, method=method)
+            assert answer.tokens == alone.tokens
+            assert answer.stats.draft_lost == ""
+            assert answer.stats.drafted_tokens > 0
+        pruned = await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, prune="uniform")
+    assert pruned.tokens == alone.tokens
+    assert (
+        f"the prune mask is for {alone.stats.video_tokens} video tokens, but the draft has" in pruned.stats.draft_lost
+    )
+    assert "--prune none" in pruned.stats.draft_lost
+
+
+async def test_tokenizers_that_differ_in_meaning(find: Callable[[str], str], tmp_path: Path) -> None:
+    target = Path(find("qwen"))
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    for path in target.iterdir():
+        (draft / path.name).write_bytes(path.read_bytes())
+    tokenizer = json.loads((draft / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    names = sorted(vocabulary, key=vocabulary.get)[300:308]
+    vocabulary.update(zip(names, range(307, 299, -1), strict=True))  # eight ids in the opposite order
+    (draft / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelMismatch) as refused:
+        await ask(str(target), str(draft), np.zeros((2, 56, 56, 3), np.uint8))
+    shown = [f"{300 + place}: {names[place]!r} / {names[7 - place]!r}" for place in range(5)]
+    assert "; ".join(shown) + " and 3 more" in str(refused.value)
+
+    vocabulary.update(zip(names, range(300, 308), strict=True))
+    tokenizer["pre_tokenizer"] = {**tokenizer["pre_tokenizer"], "add_prefix_space": True}
+    (draft / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelMismatch, match="rules for splitting text"):
+        await ask(str(target), str(draft), np.zeros((2, 56, 56, 3), np.uint8))
+
+
+# ---- questions about none, one and several pictures ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+async def test_a_question_about_no_video(find: Callable[[str], str], family: str) -> None:
+    target = find(family)
+    end = load_processor(target).end_token_ids
+    if family == "qwen":
+        expected = QwenReference(Path(target)).generate(QUESTION, None, MAX_TOKENS, end)
+    else:
+        expected = tuple(_greedy_without_video(Reference(Path(target)), end))
+    async with Engine.create(target=target, draft=target, **INPROC) as engine:
+        for method in METHODS:
+            answer = await engine.answer(None, QUESTION, max_tokens=MAX_TOKENS, method=method)
+            assert answer.tokens == expected
+            assert (answer.stats.video_tokens, answer.stats.frame_indices) == (0, ())
+            assert answer.stats.draft_lost == ""
+        with pytest.raises(OptionError, match="num_frames=4 needs a video"):
+            await engine.answer(None, QUESTION, num_frames=4)
+
+
+def _greedy_without_video(reference: Reference, end: tuple[int, ...]) -> list[int]:
+    said: list[int] = []
+    while len(said) < MAX_TOKENS and (not said or said[-1] not in end):
+        said.append(int(reference.logits(QUESTION, None, said)[-1].argmax()))
+    return said
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+async def test_pictures_are_frames(find: Callable[[str], str], frames: NDArray[np.uint8], family: str) -> None:
+    """One picture, or several of one size, are a video's frames; of other sizes they are refused."""
+    pictures = [Image.fromarray(frame) for frame in frames[:3]]
+    async with Engine.create(target=find(family), draft=None, **INPROC) as engine:
+        for count in (1, 3):
+            answer = await engine.answer(pictures[:count], QUESTION, max_tokens=8)
+            assert answer.tokens == (await engine.answer(frames[:count], QUESTION, max_tokens=8)).tokens
+        with pytest.raises(VideoError, match="images must be of one size, but image 1 is 10x10"):
+            await engine.answer([pictures[0], Image.new("RGB", (10, 10))], QUESTION)
+
+
+@pytest.mark.parametrize("backend", ["torch", "hf"])
+async def test_a_video_beyond_the_positions_is_refused_before_the_tower_runs(
+    find: Callable[[str], str], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[torch.Size] = []
+    names = {
+        "torch": "pvlm_backends.torch.qwen_vision.QwenVisionTower.encode",
+        "hf": "pvlm_backends.hf_session._video_features",
+    }
+    monkeypatch.setattr(names[backend], lambda *given: ran.append(given[1].shape))
+    frames = np.zeros((120, 168, 168, 3), np.uint8)
+    with pytest.raises(PromptError) as refused:
+        await ask(find("qwen"), None, frames, backend=backend)
+    assert not ran
+    for number in ("2160 of its", "33 are reserved", "2048", "fewer frames"):
+        assert number in str(refused.value)
+
+
+async def test_frames_that_are_too_long_are_refused(find: Callable[[str], str]) -> None:
+    with pytest.raises(PromptError, match="1000x4 are more than 200 times"):
+        await ask(find("qwen"), None, np.zeros((2, 4, 1000, 3), np.uint8))
+
+
+def setup_module() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
+def teardown_module() -> None:
+    structlog.reset_defaults()
