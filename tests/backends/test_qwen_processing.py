@@ -139,11 +139,11 @@ def test_positions_are_those_of_transformers(
 @pytest.mark.parametrize("fps", [23.976, 24.0, 25.0, 29.97, 30.0, 60.0])
 def test_positions_do_not_hang_on_the_frame_nearest_to_a_time(processor: Qwen25VLProcessor, fps: float) -> None:
     """Two frames a second out of a video of any rate are a second a pair, so two positions."""
-    video = np.zeros((20, 2 * TOKEN_SIDE, 2 * TOKEN_SIDE, 3), np.uint8)
-    times = tuple(np.float32(round(index / 2 * fps) / fps).item() for index in range(20))
+    video = np.zeros((36, 2 * TOKEN_SIDE, 2 * TOKEN_SIDE, 3), np.uint8)
+    times = tuple(np.float32(round(index / 2 * fps) / fps).item() for index in range(36))
     prepared = processor.prepare(Prompt(QUESTION, video, times))
     start, stop = prepared.video
-    assert prepared.positions[0, start:stop:4].tolist() == [start + 2 * pair for pair in range(10)]
+    assert prepared.positions[0, start:stop:4].tolist() == [start + 2 * pair for pair in range(18)]
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.data())
