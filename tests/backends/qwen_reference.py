@@ -87,6 +87,7 @@ class QwenReference:
         *,
         second_per_grid: float = 1.0,
         keep: torch.Tensor | None = None,
+        compact_positions: bool = False,
     ) -> torch.Tensor:
         """``(1 + len(answer), vocab_size)``: what follows the prompt, and each token of the answer."""
         inputs = self.inputs(question, frames, second_per_grid)
@@ -98,6 +99,10 @@ class QwenReference:
         behind = positions.max() + 1 + torch.arange(len(answer))
         tokens = self.model.get_input_embeddings()(torch.tensor([*answer], dtype=torch.int64))
         placed = torch.cat([positions[:, rows], behind.expand(3, -1)], dim=1)
+        if compact_positions:
+            left = set(positions[:, rows].unique().tolist())
+            gaps = torch.tensor([place for place in positions.unique().tolist() if place not in left])
+            placed = placed - (gaps < placed[..., None]).sum(-1)
         mask = torch.full((1, 1, placed.shape[1], placed.shape[1]), -math.inf).triu_(1)
         output = self.model(
             inputs_embeds=torch.cat([embeddings[rows], tokens])[None],

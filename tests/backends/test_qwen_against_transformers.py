@@ -95,18 +95,26 @@ def test_logits_of_any_shape(
     check_logits(load("saved", "torch"), references("saved"), prompt, 2 / timed)
 
 
+@pytest.mark.parametrize("compact_positions", [False, True])
 @pytest.mark.parametrize("checkpoint", ["saved", "released"])
-def test_kept_tokens_keep_their_positions(
-    load: LOAD, references: REFERENCES, backend_name: str, checkpoint: str
+def test_logits_with_pruning(
+    load: LOAD, references: REFERENCES, backend_name: str, checkpoint: str, compact_positions: bool
 ) -> None:
-    """Three-axis positions of the kept tokens, and the text's, are those of the unpruned prompt."""
-    prompt = Prompt(QUESTION, frames_of(6, 5, 7))
+    """Three-axis positions of the kept tokens, and the text's, are those of the unpruned prompt, or closed up."""
+    prompt = Prompt(QUESTION, frames_of(6, 5, 7), tuple(20.0 * index for index in range(6)))
     session = load(checkpoint, backend_name).open(prompt, 16)
     keep = torch.rand(session.video_tokens, generator=torch.Generator().manual_seed(1)) < 0.2
-    expected = references(checkpoint).logits(QUESTION, prompt.frames, ANSWER, keep=keep)
-    unpruned = references(checkpoint).logits(QUESTION, prompt.frames, ANSWER)
+    keep[len(keep) // 3 : 2 * len(keep) // 3] = False  # nothing of the second pair of frames: a gap at its time
+    reference = references(checkpoint)
+    original, compact = (
+        reference.logits(QUESTION, prompt.frames, ANSWER, second_per_grid=40.0, keep=keep, compact_positions=closed)
+        for closed in (False, True)
+    )
+    assert not torch.allclose(original, compact, atol=1e-2)
+    expected = compact if compact_positions else original
+    unpruned = reference.logits(QUESTION, prompt.frames, ANSWER, second_per_grid=40.0)
     assert not torch.allclose(expected, unpruned, atol=1e-2)
-    close(session.prefill(keep), expected[0])
+    close(session.prefill(keep, compact_positions=compact_positions), expected[0])
     close(session.extend(ANSWER[:2]), expected[1:3])
     session.truncate(1)
     close(session.extend(ANSWER[1:]), expected[2:])
@@ -158,13 +166,14 @@ def test_greedy_text_is_that_of_generate(load: LOAD, references: REFERENCES, bac
     assert tuple(answer) == references("released").generate(QUESTION, frames, 24, end, second_per_grid=0.5)
 
 
-def test_bfloat16_is_near(
-    load: LOAD, folders: Callable[[str], Path], references: REFERENCES, backend_name: str
+@pytest.mark.parametrize(("dtype", "nearness"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_half_precision_is_near(
+    folders: Callable[[str], Path], references: REFERENCES, backend_name: str, dtype: str, nearness: float
 ) -> None:
-    backend = BACKENDS[backend_name].load(LoadOptions(str(folders("saved")), dtype="bfloat16"))
+    backend = BACKENDS[backend_name].load(LoadOptions(str(folders("saved")), dtype=dtype))
     prompt = Prompt(QUESTION, frames_of(4, 5, 6))
     session = backend.open(prompt, 16)
     expected = references("saved").logits(QUESTION, prompt.frames, ANSWER)
     found = torch.cat([session.prefill()[None].clone(), session.extend(ANSWER)])
     assert found.dtype == torch.float32
-    assert (found - expected).norm() / expected.norm() < 0.05
+    assert (found - expected).norm() / expected.norm() < nearness
