@@ -11,6 +11,7 @@ from typing import Any, Self
 import msgspec
 import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -80,6 +81,6 @@ def figures_table(stats: AnswerStats) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
-    for row in figures(stats):
-        table.add_row(*row)
+    for name, figure in figures(stats):
+        table.add_row(name, escape(figure))
     return table

@@ -16,8 +16,10 @@ import structlog
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
 from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
+from pvlm.cli.console import figures_table
 from pvlm_backends.processing import load_processor
 from shapes.clips import read_clip, write_clip
 from tests.backends.conftest import random_checkpoint
@@ -183,6 +185,10 @@ async def test_a_draft_of_another_family(
         f"the prune mask is for {alone.stats.video_tokens} video tokens, but the draft has" in pruned.stats.draft_lost
     )
     assert "--prune none" in pruned.stats.draft_lost
+    shown = Console(width=300)
+    with shown.capture() as text:
+        shown.print(figures_table(pruned.stats))
+    assert pruned.stats.draft_lost in text.get()
 
 
 async def test_tokenizers_that_differ_in_meaning(find: Callable[[str], str], tmp_path: Path) -> None:
