@@ -108,8 +108,8 @@ async def test_a_draft_that_sees_half_of_the_video_is_of_use(
     """The target itself as its draft: kept tokens at wrong positions, or an answer at them, would cost acceptance."""
     target = find("qwen")
     alone = await ask(target, None, frames)
-    whole = await ask(target, target, frames, backend=backend, prune="none", window=4)
-    half = await ask(target, target, frames, backend=backend, prune="uv", window=4)
+    whole = await ask(target, target, frames, backend=backend, method="sd", prune="none")
+    half = await ask(target, target, frames, backend=backend, method="sd", prune="uv")
     assert alone.tokens == whole.tokens == half.tokens
     assert whole.stats.acceptance_rate == 1.0
     assert half.stats.kept_video_tokens == -(-half.stats.video_tokens // 2)
@@ -178,8 +178,8 @@ async def test_a_draft_of_another_family(
             answer = await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, method=method)
             assert answer.tokens == alone.tokens
             assert answer.stats.draft_lost == ""
-            assert answer.stats.drafted_tokens > 0
-        pruned = await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, prune="uniform")
+            assert answer.stats.drafted_tokens > 0 or method == "parallel"  # where the target waits for no draft
+        pruned = await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, method="sd", prune="uniform")
     assert pruned.tokens == alone.tokens
     assert (
         f"the prune mask is for {alone.stats.video_tokens} video tokens, but the draft has" in pruned.stats.draft_lost
