@@ -102,18 +102,20 @@ async def test_every_method_says_what_generate_says(
 
 
 @pytest.mark.parametrize("backend", ["torch", "hf"])
-async def test_a_draft_that_sees_half_of_the_video_is_of_use(
+async def test_a_draft_that_sees_most_of_the_video_is_of_use(
     find: Callable[[str], str], frames: NDArray[np.uint8], backend: str
 ) -> None:
     """The target itself as its draft: kept tokens at wrong positions, or an answer at them, would cost acceptance."""
     target = find("qwen")
     alone = await ask(target, None, frames)
     whole = await ask(target, target, frames, backend=backend, method="sd", prune="none")
-    half = await ask(target, target, frames, backend=backend, method="sd", prune="uv")
-    assert alone.tokens == whole.tokens == half.tokens
+    most = await ask(target, target, frames, backend=backend, method="sd", prune="uv", prune_ratio=0.1)
+    assert alone.tokens == whole.tokens == most.tokens
     assert whole.stats.acceptance_rate == 1.0
-    assert half.stats.kept_video_tokens == -(-half.stats.video_tokens // 2)
-    assert half.stats.draft_lost == ""
+    assert 0.85 < most.stats.kept_video_tokens / most.stats.video_tokens < 0.95
+    assert most.stats.acceptance_rate is not None
+    assert most.stats.acceptance_rate > 0.3
+    assert most.stats.draft_lost == ""
 
 
 async def test_two_answers_at_once_do_not_disturb_each_other(
