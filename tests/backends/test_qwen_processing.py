@@ -65,9 +65,11 @@ def test_patches_are_those_of_transformers(
     processor: Qwen25VLProcessor, reference: QwenReference, size: tuple[int, int], count: int
 ) -> None:
     frames = random_frames(count, *size)
-    patches = processor.patches(processor.resize(frames))
+    taken = processor.resize(frames)
+    patches = processor.patches(taken)
     expected, grid = reference.pixels(frames)
     time, height, width = grid[0].tolist()
+    assert processor.video_grid(taken) == (time, height // 2, width // 2)
     assert patches.shape == (time, height // 2, width // 2, 4, 3 * 2 * 14 * 14)
     np.testing.assert_array_equal(patches.reshape(expected.shape), expected.numpy())
 

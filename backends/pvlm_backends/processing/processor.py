@@ -87,6 +87,10 @@ class VideoProcessor(ABC):
     def resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize uint8 ``(T, H, W, 3)`` to what the tower takes, with the checkpoint's filter. Raises PromptError."""
 
+    @abstractmethod
+    def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
+        """How the video tokens of resized frames lie: in time, rows and columns, time slowest."""
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of answer tokens, special tokens left out; incomplete UTF-8 at the end reads as U+FFFD."""
         return self._tokenizer.decode(tokens)

@@ -102,6 +102,11 @@ class Qwen25VLProcessor(VideoProcessor):
             return math.ceil(height * grow / side) * side, math.ceil(width * grow / side) * side
         return rounded
 
+    def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
+        """``(T / 2, H / 28, W / 28)`` for the usual patches, the first rounded up."""
+        side = self.patch_size * self.merge_size
+        return math.ceil(len(frames) / self.temporal_patch_size), frames.shape[1] // side, frames.shape[2] // side
+
     def patches(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Resized frames, uint8 ``(T, H, W, 3)``, to patches, grouped by the token that they become.
 
@@ -118,7 +123,7 @@ class Qwen25VLProcessor(VideoProcessor):
         if missing := -len(frames) % depth:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
         pixels = self._filter.normalize(frames)
-        time, height, width = len(frames) // depth, frames.shape[1] // side, frames.shape[2] // side
+        time, height, width = self.video_grid(frames)
         patch = self.patch_size
         by_patch = pixels.reshape(time, depth, 3, height, merge, patch, width, merge, patch)
         grouped = by_patch.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
