@@ -119,6 +119,17 @@ class QwenReference:
         return tuple(states[0] for states in output.hidden_states)
 
     @torch.no_grad()
+    def attention(self, question: str, frames: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:
+        """``(heads, P, P)`` for each layer, by transformers' eager attention."""
+        own = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            output = self.model(**self.inputs(question, frames), output_attentions=True, use_cache=False)
+        finally:
+            self.model.set_attn_implementation(own)
+        return tuple(probabilities[0] for probabilities in output.attentions)
+
+    @torch.no_grad()
     def generate(
         self,
         question: str,

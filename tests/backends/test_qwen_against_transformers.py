@@ -143,7 +143,7 @@ def test_early_states(load: LOAD, references: REFERENCES, backend_name: str, ear
     frames = frames_of(5, 4, 5)
     found: list[EarlyStates] = []
     session = load("saved", backend_name).open(Prompt(QUESTION, frames), 4)
-    session.prefill(early_layer=early_layer, on_early_layer=found.append)
+    session.prefill(early_layer=early_layer, on_early_layer=found.append, early_attention=True)
     states = reference.hidden_states(QUESTION, frames)
     ids = reference.inputs(QUESTION, frames)["input_ids"][0]
     video = ids == reference.model.config.video_token_id
@@ -154,6 +154,10 @@ def test_early_states(load: LOAD, references: REFERENCES, backend_name: str, ear
     close(found[0].question_first, states[0][question])
     close(found[0].video_last, states[early_layer][video])
     close(found[0].question_last, states[early_layer][question])
+    attention = reference.attention(QUESTION, frames)[early_layer - 1]
+    assert found[0].attention is not None
+    expected = attention[:, question][..., video].mean(dim=(0, 1))
+    torch.testing.assert_close(found[0].attention, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_greedy_text_is_that_of_generate(load: LOAD, references: REFERENCES, backend_name: str) -> None:
