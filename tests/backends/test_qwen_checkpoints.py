@@ -130,3 +130,9 @@ def test_a_missing_weight(backend: type[Backend], folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"visual\.blocks\.1\.mlp\.up_proj\.bias"):
         backend.load(LoadOptions(str(folder)))
+
+
+def test_layers_over_two_devices(folder: Path) -> None:
+    """The hand-over; see test_loading.py for what a machine without a GPU can show."""
+    spread = BACKENDS["torch"].load(LoadOptions(str(folder), device="cpu:0,cpu:1"))
+    torch.testing.assert_close(spread.open(PROMPT, 1).prefill(), logits(BACKENDS["torch"], folder))
