@@ -30,4 +30,7 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
             ("rollbacks", str(stats.rollbacks)),
         ]
         sees = f", the draft sees {stats.kept_video_tokens} ({stats.prune})"
-    return [*rows, ("video tokens", f"{stats.video_tokens}{sees}")]
+    rows.append(("video tokens", f"{stats.video_tokens}{sees}"))
+    if stats.draft_lost:
+        rows.append(("without the draft", stats.draft_lost))
+    return rows
