@@ -379,7 +379,7 @@ def opening(
     )
 
 
-def draft_opening(runtime: Runtime, video: VideoFrames, target: Open) -> Open:
+def draft_opening(runtime: Runtime, video: VideoFrames | None, target: Open) -> Open:
     """The message that starts a session at the draft, from the ``target``'s."""
     # A token of the draft that the target does not have must not be drafted.
     limit = min(target.sampling.vocab_limit, runtime.vocab_size("draft"))
