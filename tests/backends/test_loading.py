@@ -81,7 +81,8 @@ def test_peak_memory_is_that_of_the_weights(backend_name: str, large: Path, chec
     )
     assert done.returncode == 0, done.stderr
     peaks = json.loads(done.stdout)
-    assert all(0.9 < peak <= 1.15 for peak in peaks.values()), peaks
+    # Less than the weights in float32 where they are packed by then.
+    assert all(0.5 < peak <= 1.15 for peak in peaks.values()), peaks
 
 
 def test_progress_goes_by_bytes(backend: type[Backend], checkpoints: FIND) -> None:

@@ -82,7 +82,7 @@ def test_any_interleaving_gives_a_timeline_that_agrees_with_the_counts(
         verdicts = [event for event in heard if isinstance(event, Verdict) and event.tokens]
         if rng.random() < 0.02 and verdicts:
             harness.deliver(rng.choice(verdicts))  # late by now: it must change nothing
-        if harness.draft_alive and len(heard) > lost_after:
+        if "draft" not in harness.crashed and len(heard) > lost_after:
             harness.lose_draft()
     check(timeline(trace.recording()), harness.emitted, harness.coordinator.counts)
 
@@ -94,7 +94,8 @@ def recorded(harness: Harness) -> Trace:
         session=1, question="?", video=VideoFrames(pixels=np.zeros((4, 8, 8, 3), np.uint8)), sampling=sampling(),
         pruning=Pruning(), schedule=Schedule(), window=Window(gamma=4),
     )  # fmt: skip
-    trace.began(Recorded(opening, harness.coordinator.with_draft, (0, 1, 2, 3), (8, 8), ToyProcessor(), {}))
+    with_draft = harness.coordinator._draft_opening is not None
+    trace.began(Recorded(opening, with_draft, (0, 1, 2, 3), (8, 8), ToyProcessor(), {}))
     handle = harness.coordinator.handle
 
     def handle_and_record(event: Event) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 def children() -> list[psutil.Process]:
-    """Processes below this one, zombies included."""
-    return psutil.Process().children(recursive=True)
+    """Processes below this one, zombies included, but for Python's own that stays once multiprocessing was used."""
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    return [child for child in psutil.Process().children(recursive=True) if child.pid != tracker]
 
 
 def workers(parent: int | None = None) -> dict[str, psutil.Process]:

@@ -104,6 +104,7 @@ class Decoder:
         self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
         self._head = Linear(head.t(), None) if tied else linear(head.t())  # tied: packed, it would be there twice
+        del head  # packed, it is not needed any more, and the layers are still to come
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
         norm = weights.take("language_model.norm.weight", width, device=self._head_device)
         self._norm = RMSNorm(norm, config.rms_norm_eps)
