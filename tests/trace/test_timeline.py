@@ -231,8 +231,9 @@ async def test_an_answer_that_was_left_or_failed_has_a_trace_too(
         raise BackendPromptError("it is too long")
 
     left, failed = Trace(), Trace()
-    async with Engine.create(**TOY) as engine:
-        async with engine.stream(FRAMES, "What?", trace=left, max_tokens=40) as chunks:
+    slow = {**TOY, "target": "0@3"}  # so that it is left before it is over
+    async with Engine.create(**slow) as engine:
+        async with engine.stream(FRAMES, "What?", trace=left, max_tokens=400, ignore_eos=True) as chunks:
             await anext(chunks)
         monkeypatch.setattr(ToyBackend, "open", refuse)
         with pytest.raises(PromptError, match="too long"):
