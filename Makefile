@@ -39,10 +39,11 @@ accuracy: setup
 
 pruning: setup
 	@mkdir -p build/clips
-	@for seed in $$(seq 1001 1012); do \
-	    PYTHONPATH=recipes $(BIN)/python -m shapes clip --seed $$seed --scenes 4 --out build/clips/$$seed.mp4 >/dev/null; \
+	@for seed in $$(seq 1001 1040); do scenes=$$((4 + seed % 5)); \
+	    PYTHONPATH=recipes $(BIN)/python -m shapes clip --seed $$seed --scenes $$scenes --frames $$((8 * scenes)) \
+	        --out build/clips/$$seed.mp4 >/dev/null; \
 	done
-	$(BIN)/pvlm bench pruning build/clips/*.mp4
+	$(BIN)/pvlm bench pruning build/clips/*.mp4 --json build/pruning.json --plot build/pruning.png
 
 lint: setup
 	$(BIN)/ruff check .
