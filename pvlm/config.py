@@ -48,8 +48,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Tokens a window: a number, or "auto" (from measured times and acceptance)."""
 
     prune: str = "auto"
-    """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, uniform, random, none); auto: uv for method
-    parallel, none for sd.
+    """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, novelty, uniform, random, none); auto: uv for
+    method parallel, none for sd.
     """
     prune_ratio: float = 0.5
     """Share of the video tokens that the draft does not see; 0 <= ratio < 1."""

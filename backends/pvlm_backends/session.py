@@ -224,9 +224,17 @@ class _EarlyTap:
             device = self._first[0].device  # a model's layers may lie on several
             video, question = (states.to(device) for states in self._copy(hidden))
             attention = self._attention()
-            if attention is not None:
-                attention = attention.to(device)
-            self._deliver(EarlyStates(layer, self._first[0], video, self._first[1], question, attention))
+            self._deliver(
+                EarlyStates(
+                    layer=layer,
+                    video_first=self._first[0],
+                    video_last=video,
+                    question_first=self._first[1],
+                    question_last=question,
+                    attention=None if attention is None else attention.to(device),
+                    frames=self._prompt.frames,
+                )
+            )
             self._first = None
 
     def _attention(self) -> torch.Tensor | None:

@@ -102,6 +102,9 @@ class EarlyStates:
     ``attention``, if it was asked for: float32 ``(m,)``, the mean probability with which layer ``layer`` attends from a
     question token to each video token: softmax over all rows that the question token sees, then the mean over heads and
     question tokens (0 without question tokens).
+
+    ``frames``: the video tokens are so many runs of equal length, one moment of the video after another; 1 if the
+    backend does not say.
     """
 
     layer: int
@@ -110,6 +113,7 @@ class EarlyStates:
     question_first: torch.Tensor
     question_last: torch.Tensor
     attention: torch.Tensor | None = None
+    frames: int = 1
 
 
 class FrameDefaults(msgspec.Struct, frozen=True):

@@ -1,24 +1,42 @@
-"""How well the draft does on the video tokens that a pruner leaves it."""
+"""How well the draft does on the video tokens that a pruner leaves it, and where in the video these lie."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from pvlm.commands import Command, Event
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine
+from pvlm.recorder import Recorded
 from pvlm.results import Answer, ratio_or_none
+from pvlm.speculation.masks import unpack_mask
+from pvlm_protocols.messages import PruneMask
 
+if TYPE_CHECKING:
+    from pvlm.video.reading import VideoSource
+
+METHODS = ("uv", "attention", "specvlm", "novelty", "uniform", "random")
+RATIOS = (0.0, 0.5, 0.75, 0.9, 0.95)
 WINDOW = 5
 """Fixed, so that the rows differ in nothing but the pruning."""
+PARTS = 32
+"""Parts of a video for which the share of the kept tokens is given, so that clips of any length can be averaged."""
+AT_ONCE = 4
+"""Answers at work at the same time: acceptance does not depend on speed."""
 
 
 class PruningRow(msgspec.Struct, frozen=True, kw_only=True):
     """Acceptance under one pruning, pooled over clips.
 
     ``acceptance_rate``: accepted over tested tokens. ``mean_accepted_length``: accepted tokens a rejection. ``kept``:
-    mean share of the video tokens that the draft saw. ``same_tokens``: whether every answer equals plain decoding.
+    mean share of the video tokens that the draft saw. ``kept_by_part``: share of the kept tokens that lie in each
+    of `PARTS` equal parts of the video, mean over clips. ``same_tokens``: whether every answer equals plain decoding.
     """
 
     prune: str
@@ -29,53 +47,92 @@ class PruningRow(msgspec.Struct, frozen=True, kw_only=True):
     acceptance_rate: float | None
     mean_accepted_length: float | None
     kept: float
+    kept_by_part: tuple[float, ...]
     same_tokens: bool
 
 
 async def measure_pruning(
     config: EngineConfig,
-    videos: Sequence[str],
+    videos: Sequence[VideoSource],
     question: str,
     *,
-    methods: Iterable[str],
-    ratios: Iterable[float],
+    methods: Iterable[str] = METHODS,
+    ratios: Iterable[float] = RATIOS,
     on_row: Callable[[PruningRow], None] = lambda row: None,
 ) -> list[PruningRow]:
-    """Answer ``question`` about every video under every pruning, with both position rules. Greedy decoding.
+    """Answer ``question`` about every video under every pruning. Greedy decoding.
 
-    Ratio 0 keeps everything, so it is one row whatever the method and the positions.
+    Ratio 0 keeps everything, so it is one row whatever the methods.
     """
+    methods = list(methods)
+    settings = [(prune, ratio) for ratio in ratios for prune in (methods if ratio else ["none"])]
     rows: list[PruningRow] = []
-    plain: dict[str, tuple[int, ...]] = {}
-    settings = list(_settings(methods, ratios))
-    for compact in (False, True):
-        changed = msgspec.structs.replace(config, compact_positions=compact, window=WINDOW)
-        async with Engine.create(changed) as engine:
-            for video in videos:
-                if video not in plain:
-                    plain[video] = (await engine.answer(video, question, method="ar")).tokens
-            for prune, ratio in settings:
-                if compact and ratio == 0:
-                    continue
-                answers = [await engine.answer(video, question, prune=prune, prune_ratio=ratio) for video in videos]
-                same = all(answer.tokens == plain[video] for video, answer in zip(videos, answers, strict=True))
-                positions = "–" if ratio == 0 else "compact" if compact else "original"
-                rows.append(_row(prune, ratio, positions, answers, same))
-                on_row(rows[-1])
+    async with Engine.create(msgspec.structs.replace(config, window=WINDOW)) as engine:
+        plain = [answer.tokens for answer, _ in await _answers(engine, videos, question, method="ar")]
+        for prune, ratio in settings:
+            answers = await _answers(engine, videos, question, prune=prune, prune_ratio=ratio)
+            same = [answer.tokens for answer, _ in answers] == plain
+            positions = "–" if ratio == 0 else "compact" if config.compact_positions else "original"
+            rows.append(_row(prune, ratio, positions, answers, same))
+            on_row(rows[-1])
     return rows
 
 
-def _settings(methods: Iterable[str], ratios: Iterable[float]) -> Iterator[tuple[str, float]]:
-    methods = list(methods)
-    for ratio in ratios:
-        if ratio == 0:
-            yield "none", 0.0
-        else:
-            yield from ((method, ratio) for method in methods)
+async def _answers(
+    engine: Engine, videos: Sequence[VideoSource], question: str, **options: Any
+) -> list[tuple[Answer, NDArray[np.float64]]]:
+    """The answer about each video, and the share of the kept tokens in each part of it."""
+    found: dict[int, tuple[Answer, NDArray[np.float64]]] = {}
+    places = anyio.CapacityLimiter(AT_ONCE)
+
+    async def ask(index: int) -> None:
+        async with places:
+            seen = KeptTokens()
+            answer = await engine.answer(videos[index], question, trace=seen, **options)
+            found[index] = answer, by_part(seen.by_time())
+
+    async with anyio.create_task_group() as tasks:
+        for index in range(len(videos)):
+            tasks.start_soon(ask, index)
+    return [found[index] for index in range(len(videos))]
 
 
-def _row(prune: str, ratio: float, positions: str, answers: list[Answer], same: bool) -> PruningRow:
-    stats = [answer.stats for answer in answers]
+class KeptTokens:
+    """A recorder that remembers which video tokens the draft got."""
+
+    def __init__(self) -> None:
+        self._times = 1
+        self._mask = np.ones(1, np.bool_)
+
+    def began(self, recorded: Recorded) -> None:
+        video = recorded.opening.video
+        assert video is not None
+        grid = recorded.processor.video_grid(video.pixels)
+        self._times = grid[0]
+        self._mask = np.ones(grid, np.bool_).ravel()
+
+    def handled(self, event: Event, commands: Sequence[Command]) -> None:
+        if isinstance(event, PruneMask) and event.kept < event.video_tokens:
+            self._mask = unpack_mask(event.bits, event.video_tokens)
+
+    def ended(self, answer: Answer) -> None:
+        """Nothing to do: the mask came long before."""
+
+    def by_time(self) -> NDArray[np.int64]:
+        """How many tokens were kept at each moment of the video."""
+        return np.asarray(self._mask.reshape(self._times, -1).sum(axis=1), np.int64)
+
+
+def by_part(kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of all kept tokens in each of `PARTS` equal parts of a video, ``(PARTS,)``, from those of each moment."""
+    upto = np.concatenate([[0.0], np.cumsum(kept) / kept.sum()])
+    return np.diff(np.interp(np.linspace(0, len(kept), PARTS + 1), np.arange(len(kept) + 1), upto))
+
+
+def _row(
+    prune: str, ratio: float, positions: str, answers: Sequence[tuple[Answer, NDArray[np.float64]]], same: bool
+) -> PruningRow:
+    stats = [answer.stats for answer, _ in answers]
     accepted, rejected = sum(s.accepted_tokens for s in stats), sum(s.rejected_tokens for s in stats)
     return PruningRow(
         prune=prune,
@@ -86,5 +143,6 @@ def _row(prune: str, ratio: float, positions: str, answers: list[Answer], same: 
         acceptance_rate=ratio_or_none(accepted, accepted + rejected),
         mean_accepted_length=ratio_or_none(accepted, rejected),
         kept=sum(s.kept_video_tokens / s.video_tokens for s in stats) / len(stats),
+        kept_by_part=tuple(np.mean([parts for _, parts in answers], axis=0).tolist()),
         same_tokens=same,
     )

@@ -48,7 +48,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--prune",
-        help="which video tokens the draft sees: uv, attention, specvlm, uniform, random, none "
+        help="which video tokens the draft sees: uv, attention, specvlm, novelty, uniform, random, none "
         "(default: uv, for sd none)",
     )
     how.add_argument(

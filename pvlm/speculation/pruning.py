@@ -17,6 +17,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "AttentionPruner",
     "NonePruner",
+    "NoveltyPruner",
     "Pruner",
     "RandomPruner",
     "SpecVLMPruner",
@@ -25,6 +26,7 @@ __all__ = [
     "default_early_layer",
     "kept_count",
     "load_pruner",
+    "temporal_novelty",
     "visual_text_gain",
 ]
 
@@ -118,16 +120,57 @@ class SpecVLMPruner:
     MASS: ClassVar[float] = 0.4
 
     def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
-        attention = _attention(self.name, m, keep, states)
-        order = _best_first(attention)
-        mass = attention[order].double().cumsum(dim=0)
-        guided = 0
-        if attention.any():  # the shortest run that holds the mass
-            guided = min(keep, int((mass < self.MASS * mass[-1]).sum()) + 1)
-        mask = _mask_of(order[:guided], m)
-        left = (~mask).nonzero()[:, 0]
-        mask[left[_evenly(len(left), keep - guided)]] = True
-        return mask
+        return _mass_first(_attention(self.name, m, keep, states), keep, self.MASS)
+
+
+class NoveltyPruner:
+    """Keep what is new in its frame, and spread the rest evenly; the question does not count.
+
+    SpecVLM's rule with another weight: tokens are taken in order of `temporal_novelty` until they hold `MASS` of it. A
+    video whose frames are not known is thinned evenly.
+    """
+
+    name: ClassVar[str] = "novelty"
+    needs_states: ClassVar[bool] = True
+    needs_attention: ClassVar[bool] = False
+
+    MASS: ClassVar[float] = 0.6
+
+    def select(self, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
+        _check_counts(m, keep)
+        if states is None:
+            raise ValueError("the 'novelty' pruner needs the target's early states")
+        if len(states.video_first) != m:
+            raise ValueError(f"the early states hold {len(states.video_first)} video tokens, not {m}")
+        if states.frames == 1:
+            return UniformPruner().select(m, keep, None, seed)
+        return _mass_first(temporal_novelty(states).nan_to_num(nan=0.0).cpu(), keep, self.MASS)
+
+
+def temporal_novelty(states: EarlyStates) -> Tensor:
+    """``1 - cos`` of each video token of the decoder's input and the one at the same place a frame earlier.
+
+    float32 ``(m,)``, from 0 to 2; 1, as of unrelated tokens, in the first frame.
+    """
+    frames = torch.unflatten(normalize(states.video_first.float(), dim=-1), 0, (states.frames, -1))
+    likeness = torch.zeros(frames.shape[:2], device=frames.device)
+    likeness[1:] = (frames[1:] * frames[:-1]).sum(dim=-1)
+    return (1 - likeness).clamp(min=0).flatten()
+
+
+def _mass_first(weight: Tensor, keep: int, share: float) -> Tensor:
+    """bool ``(m,)``: the fewest tokens that hold ``share`` of the weight, ``keep`` at most; the rest of ``keep`` evenly
+    over the others.
+    """
+    order = _best_first(weight)
+    mass = weight[order].double().cumsum(dim=0)
+    guided = 0
+    if weight.any():
+        guided = min(keep, int((mass < share * mass[-1]).sum()) + 1)
+    mask = _mask_of(order[:guided], len(weight))
+    left = (~mask).nonzero()[:, 0]
+    mask[left[_evenly(len(left), keep - guided)]] = True
+    return mask
 
 
 def _attention(name: str, m: int, keep: int, states: EarlyStates | None) -> Tensor:

@@ -39,6 +39,12 @@ def main() -> None:
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
     evaluate.set_defaults(run=_evaluate)
 
+    pruning = commands.add_parser("pruning", help="which video tokens help the draft of the bundled pair most")
+    pruning.add_argument("--clips", type=int, default=40)
+    pruning.add_argument("--seed", type=int, default=5000, help="of the first clip")
+    pruning.add_argument("--choices", nargs="+", metavar="NAME", help="some of the table's rows; default: all")
+    pruning.set_defaults(run=_pruning)
+
     clip = commands.add_parser("clip", help="write one clip and print its questions and answers")
     clip.add_argument("--seed", type=int, default=0)
     clip.add_argument("--scenes", type=int, default=2, choices=range(1, MAX_SCENES + 1))
@@ -114,6 +120,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             print(f"\nthe draft's first choice is the target's token: {shares}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _pruning(arguments: argparse.Namespace) -> None:
+    from .pruning import CHOICES, compare, report
+
+    for name in arguments.choices or ():
+        if name not in CHOICES:
+            raise SystemExit(f"there is no choice {name!r}: use some of {', '.join(map(repr, CHOICES))}")
+    report(compare(arguments.clips, arguments.seed, arguments.choices))
 
 
 def _clip(arguments: argparse.Namespace) -> None:

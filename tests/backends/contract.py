@@ -150,6 +150,7 @@ class BackendContract:
         assert events.count("progress") >= backend.info.layers
         found = states[0]
         assert found.layer == 1
+        assert session.video_tokens % found.frames == 0
         for video, question in ((found.video_first, found.question_first), (found.video_last, found.question_last)):
             assert video.shape == (session.video_tokens, backend.info.hidden_size)
             assert question.ndim == 2

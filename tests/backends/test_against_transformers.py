@@ -113,6 +113,7 @@ def test_early_states(
     session.prefill(early_layer=early_layer, on_early_layer=found.append)
     states = reference.hidden_states(QUESTION, prompt.frames)
     video, question = video_and_question(reference, len(prompt.frames))
+    assert found[0].frames == len(prompt.frames)
     close(found[0].video_first, states[0][video])
     close(found[0].question_first, states[0][question])
     close(found[0].video_last, states[early_layer][video])

@@ -150,6 +150,7 @@ def test_early_states(load: LOAD, references: REFERENCES, backend_name: str, ear
     text = reference.tokenizer(QUESTION)["input_ids"]
     start = next(i for i in range(len(ids)) if ids[i : i + len(text)].tolist() == text)
     question = slice(start, start + len(text))
+    assert found[0].frames == 3  # of five, two share their tokens
     close(found[0].video_first, states[0][video])
     close(found[0].question_first, states[0][question])
     close(found[0].video_last, states[early_layer][video])

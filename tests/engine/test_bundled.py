@@ -87,6 +87,7 @@ SEEDED: dict[str, dict[str, Any]] = {
     "nothing pruned": {"method": "parallel", "prune_ratio": 0.0},
     "most pruned": {"method": "parallel", "prune_ratio": 0.9},
     "pruned by attention": {"method": "parallel", "prune": "specvlm", "prune_ratio": 0.7},
+    "pruned by novelty": {"method": "parallel", "prune": "novelty", "prune_ratio": 0.7},
     "pruned at random": {"method": "parallel", "prune": "random", "prune_ratio": 0.7},
 }
 

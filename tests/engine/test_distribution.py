@@ -164,7 +164,7 @@ def test_noise_that_draft_and_target_share_by_accident_fails_that_test(monkeypat
     gamma=st.integers(1, 8),
     wait=st.integers(0, 8),
     ratio=st.sampled_from([0.0, 0.25, 0.5, 0.9]),
-    pruner=st.sampled_from(["uv", "attention", "specvlm", "uniform", "random", "none"]),
+    pruner=st.sampled_from(["uv", "attention", "specvlm", "novelty", "uniform", "random", "none"]),
     noise=st.sampled_from([0.0, 0.5, 3.0]),
     filters=st.sampled_from([(0, 1.0, 0.0), (4, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1)]),
     temperature=st.sampled_from([0.3, 1.0, 1.7]),

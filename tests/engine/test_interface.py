@@ -290,6 +290,6 @@ async def test_a_backend_that_is_not_there_is_an_error_with_the_names_that_are(o
 @pytest.mark.anyio
 async def test_a_pruner_that_is_not_there_is_an_error_with_the_names_that_are() -> None:
     with pytest.raises(
-        OptionError, match="no pruner 'nothing': use one of attention, none, random, specvlm, uniform, uv"
+        OptionError, match="no pruner 'nothing': use one of attention, none, novelty, random, specvlm, uniform, uv"
     ):
         await Engine.create(**TOY, prune="nothing").answer(FRAMES, "?")

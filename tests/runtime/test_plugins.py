@@ -16,11 +16,13 @@ GROUP = "pvlm.pruners"
 
 def test_our_own_are_found() -> None:
     assert load_plugin(GROUP, "uv") is UVPruner
-    assert plugin_names(GROUP) == ["attention", "none", "random", "specvlm", "uniform", "uv"]
+    assert plugin_names(GROUP) == ["attention", "none", "novelty", "random", "specvlm", "uniform", "uv"]
 
 
 def test_an_unknown_name_names_the_known() -> None:
-    with pytest.raises(ConfigError, match="no plug-in 'uvv' in group pvlm.pruners: use one of attention, none, random"):
+    with pytest.raises(
+        ConfigError, match="no plug-in 'uvv' in group pvlm.pruners: use one of attention, none, novelty, random"
+    ):
         load_plugin(GROUP, "uvv")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from pvlm.speculation.masks import kept_count, pack_mask, unpack_mask
 from pvlm.speculation.pruning import (
     AttentionPruner,
     NonePruner,
+    NoveltyPruner,
     RandomPruner,
     SpecVLMPruner,
     UniformPruner,
     UVPruner,
     default_early_layer,
     load_pruner,
+    temporal_novelty,
     visual_text_gain,
 )
 from pvlm_protocols.backend import EarlyStates
@@ -160,12 +163,50 @@ def test_attention_that_is_none(pruner: Any) -> None:
         pruner.select(11, 4, attending(*[0.1] * 10), 0)
 
 
+def still_video(frames: int, places: int, changes: dict[tuple[int, int], int]) -> EarlyStates:
+    """Early states of a video in which nothing happens but that a place of a frame, and from then on, looks like
+    picture number so-and-so; before that all places look like picture 0.
+    """
+    looks = torch.zeros(frames, places, dtype=torch.int64)
+    for (frame, place), picture in changes.items():
+        looks[frame:, place] = picture
+    video = torch.eye(8)[looks.flatten()]
+    return dataclasses.replace(ends(torch.stack([video, video]), torch.ones(2, 1, 8)), frames=frames)
+
+
+def test_novelty_is_what_was_not_there_a_frame_before() -> None:
+    states = still_video(3, 4, {(1, 2): 1, (2, 0): 3})
+    assert temporal_novelty(states).tolist() == [1, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 0]
+    scaled = dataclasses.replace(states, video_first=states.video_first.to(torch.bfloat16) * 7)
+    assert torch.allclose(temporal_novelty(scaled), temporal_novelty(states))
+
+
+def test_novelty_keeps_changes_and_spreads_the_rest() -> None:
+    # 12 of the 60 tokens are new, 10 of them in the first frame: 60% of the mass are the first 8 of these.
+    states = still_video(6, 10, {(2, 4): 1, (5, 9): 2})
+    assert NoveltyPruner().select(60, 5, states, 0).nonzero()[:, 0].tolist() == list(range(5))
+    assert NoveltyPruner().select(60, 12, states, 0).nonzero()[:, 0].tolist() == [*range(8), 14, 27, 40, 53]
+
+
+def test_novelty_without_frames_is_even() -> None:
+    video, question = layered_states(10, 2, 1)
+    evenly = UniformPruner().select(10, 4, None, 0)
+    assert torch.equal(NoveltyPruner().select(10, 4, ends(video, question), 0), evenly)
+    spoilt = dataclasses.replace(ends(video * torch.nan, question), frames=5)
+    assert int(NoveltyPruner().select(10, 4, spoilt, 0).sum()) == 4
+    with pytest.raises(ValueError, match="10 video tokens, not 11"):
+        NoveltyPruner().select(11, 4, ends(video, question), 0)
+    with pytest.raises(ValueError, match="early states"):
+        NoveltyPruner().select(10, 4, None, 0)
+
+
 @given(m=st.integers(1, 300), data=st.data())
 def test_every_pruner_keeps_what_it_is_told(m: int, data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, m))
     video, question = layered_states(m, 3, 1, width=4)
-    states = ends(video, question, video[0, :, 0].softmax(dim=0))
-    for pruner in (UVPruner(), AttentionPruner(), SpecVLMPruner(), UniformPruner(), RandomPruner()):
+    frames = data.draw(st.sampled_from([count for count in range(1, m + 1) if m % count == 0]))
+    states = dataclasses.replace(ends(video, question, video[0, :, 0].softmax(dim=0)), frames=frames)
+    for pruner in (UVPruner(), AttentionPruner(), SpecVLMPruner(), NoveltyPruner(), UniformPruner(), RandomPruner()):
         mask = pruner.select(m, keep, states if pruner.needs_states else None, seed=3)
         assert mask.dtype == torch.bool
         assert mask.shape == (m,)
@@ -200,7 +241,7 @@ def test_counts_that_cannot_be(pruner: Any) -> None:
 
 
 def test_built_in_pruners_by_name() -> None:
-    for kind in (UVPruner, AttentionPruner, SpecVLMPruner, UniformPruner, RandomPruner, NonePruner):
+    for kind in (UVPruner, AttentionPruner, SpecVLMPruner, NoveltyPruner, UniformPruner, RandomPruner, NonePruner):
         name = kind.name
         pruner = load_pruner(name)
         assert type(pruner) is kind
@@ -209,7 +250,7 @@ def test_built_in_pruners_by_name() -> None:
 
 def test_an_unknown_pruner_names_the_known() -> None:
     with pytest.raises(
-        ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of attention, none, random"
+        ConfigError, match=r"no plug-in 'uvv' in group pvlm.pruners: use one of attention, none, novelty, random"
     ):
         load_pruner("uvv")
 

@@ -140,7 +140,7 @@ class ToySession:
                     torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (self.video_tokens, 3)
                 )
                 attention = video[:, 0].softmax(dim=0) / 2 if early_attention else None
-                on_early_layer(EarlyStates(layer, video, video.roll(1, 0), text, text.roll(1, 0), attention))
+                on_early_layer(EarlyStates(layer, video, video.roll(1, 0), text, text.roll(1, 0), attention, 4))
         self._backend.calls.append(f"prefill {self.video_tokens if keep is None else int(keep.sum())}")
         return self._backend.row(())
 

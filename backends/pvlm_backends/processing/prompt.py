@@ -55,6 +55,11 @@ class PreparedPrompt:
         moved = self.positions[:, kept] - np.searchsorted(vacated, self.positions[:, kept])
         return moved, self.next_position - len(vacated)
 
+    @property
+    def frames(self) -> int:
+        """Moments of the video, with equally many of the prunable tokens each; 1 where there are no pixels."""
+        return 1 if self.pixels is None else len(self.pixels)
+
     def kept_rows(self, keep: torch.Tensor) -> NDArray[np.int64]:
         """Indices of the prompt's tokens that stay when only the video tokens of ``keep``, bool ``(m,)``, do.
 
