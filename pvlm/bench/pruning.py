@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvlm.commands import Command, Event
-from pvlm.config import EngineConfig
+from pvlm.config import EngineConfig, answer_options
 from pvlm.engine import Engine
 from pvlm.recorder import Recorded
 from pvlm.results import Answer, ratio_or_none
 from pvlm.speculation.masks import unpack_mask
+from pvlm.speculation.pruning import load_pruner
 from pvlm_protocols.messages import PruneMask
 
 if TYPE_CHECKING:
@@ -62,10 +64,14 @@ async def measure_pruning(
 ) -> list[PruningRow]:
     """Answer ``question`` about every video under every pruning. Greedy decoding.
 
-    Ratio 0 keeps everything, so it is one row whatever the methods.
+    Ratio 0 keeps everything, so it is one row whatever the methods. Raises ConfigError for an unknown method and
+    OptionError for a ratio that cannot be, both before anything is loaded.
     """
     methods = list(methods)
     settings = [(prune, ratio) for ratio in ratios for prune in (methods if ratio else ["none"])]
+    for prune, ratio in settings:
+        load_pruner(prune)
+        answer_options({"prune_ratio": ratio})
     rows: list[PruningRow] = []
     async with Engine.create(msgspec.structs.replace(config, window=WINDOW)) as engine:
         plain = [answer.tokens for answer, _ in await _answers(engine, videos, question, method="ar")]
@@ -82,19 +88,15 @@ async def _answers(
     engine: Engine, videos: Sequence[VideoSource], question: str, **options: Any
 ) -> list[tuple[Answer, NDArray[np.float64]]]:
     """The answer about each video, and the share of the kept tokens in each part of it."""
-    found: dict[int, tuple[Answer, NDArray[np.float64]]] = {}
     places = anyio.CapacityLimiter(AT_ONCE)
 
-    async def ask(index: int) -> None:
+    async def ask(video: VideoSource) -> tuple[Answer, NDArray[np.float64]]:
         async with places:
             seen = KeptTokens()
-            answer = await engine.answer(videos[index], question, trace=seen, **options)
-            found[index] = answer, by_part(seen.by_time())
+            answer = await engine.answer(video, question, trace=seen, **options)
+            return answer, by_part(seen.by_time())
 
-    async with anyio.create_task_group() as tasks:
-        for index in range(len(videos)):
-            tasks.start_soon(ask, index)
-    return [found[index] for index in range(len(videos))]
+    return await asyncio.gather(*(ask(video) for video in videos))
 
 
 class KeptTokens:

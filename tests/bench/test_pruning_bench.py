@@ -132,6 +132,24 @@ def test_the_picture_shows_what_was_measured() -> None:
     assert "0.95" in places.get_title(loc="left")
 
 
+@pytest.mark.parametrize(
+    ("videos", "options", "complaint"),
+    [
+        (["{clip}"], ["--methods", "uvv"], "no plug-in 'uvv' in group pvlm.pruners"),
+        (["{clip}"], ["--ratios", "0.5", "1"], "prune_ratio is 1.0"),
+        (["nothing.mp4", "{clip}"], ["--ratios", "0.5"], "cannot read video 'nothing.mp4'"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    clip: str, videos: list[str], options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [video.format(clip=clip) for video in videos]
+    assert main(["bench", "pruning", *paths, *options, "--transport", "inproc", "--threads", "1"]) != 0
+    written = capsys.readouterr().err
+    assert complaint in written
+    assert "Traceback" not in written
+
+
 def test_a_picture_is_a_png(clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "pruning", clip, "--plot", "pruning.jpg"]) != 0
     assert "must end in .png" in capsys.readouterr().err
