@@ -10,7 +10,7 @@ class Counts:
     """What happened in one session. Times in ms; only tokens of the answer are counted.
 
     ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what is left of the gap
-    without the time in which the draft was still computing what the pass took in.
+    without the time in which the draft was computing (see `Gap`).
     """
 
     target_passes: int = 0

@@ -45,7 +45,7 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     """Median time between two passes of the target."""
     coordination_ms: tuple[float, ...]
     """For each pass of the target but the first: the time since the last one, less that in which the draft was still
-    computing what this pass took in.
+    computing what this pass took in, or leaving what a rollback had made worthless.
     """
     drafted_tokens: int
     draft_token_ms: float | None

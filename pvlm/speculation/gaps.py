@@ -11,7 +11,8 @@ from pvlm_protocols.messages import DraftWindow, Verdict
 class Gap(NamedTuple):
     """Between the end of one pass of the target and the start of the next, in ms.
 
-    ``coordination_ms``: the gap less the time in which the draft was computing the tokens that the pass then took in.
+    ``coordination_ms``: the gap less the time in which the draft was computing: the tokens that the pass then took in,
+    and before them the layer of an older token that a rollback found it in.
     """
 
     ms: float
@@ -43,7 +44,9 @@ class Gaps:
         waited = 0.0
         for window in self._windows:
             if window.start < verdict.start + verdict.window:
-                waited += max(0.0, min(began, window.ended_s) - max(before, window.began_s))
+                busy = [(window.began_s, window.ended_s)]
+                busy += [(stopped.ended_s - stopped.draft_ms / 1000, stopped.ended_s) for stopped in window.stopped]
+                waited += sum(max(0.0, min(began, until_s) - max(before, since_s)) for since_s, until_s in busy)
         gap = max(0.0, began - before)
         return Gap(gap * 1000, max(0.0, gap - waited) * 1000)
 
