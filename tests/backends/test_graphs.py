@@ -40,7 +40,7 @@ class Pair:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.capture = Recorded()
-        self.rotations = decoder.rotations(torch.arange(PROMPT_ROWS + CAPACITY))
+        self.rotations = decoder.rotations(torch.arange(PROMPT_ROWS + CAPACITY)[None])
         self.plain_cache, cache = (
             KeyValueCache(decoder.config, PROMPT_ROWS + CAPACITY, decoder.dtype, decoder.layer_devices)
             for _ in range(2)

@@ -235,6 +235,7 @@ async def test_ctrl_c_ends_the_command_without_a_traceback(when: str, tmp_path: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run where it is ignored
     )
     try:
         assert process.stdout is not None
