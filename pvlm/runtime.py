@@ -287,6 +287,13 @@ class Runtime:
         for session in list(self._sessions.values()):
             session.handle(DraftBack() if role == "draft" else TargetBack())
 
+    def unheard(self, role: Role) -> None:
+        """The engine goes down with the scope that it was opened in, and its workers with it: what they hold is freed
+        then, and nobody would hear of it earlier.
+        """
+        for session in list(self._sessions.values()):
+            session.freed_by(role)
+
     def given_up(self, role: Role) -> None:
         if role == "target":
             target = self._actors["target"]

@@ -72,6 +72,10 @@ class Listener(Protocol):
         """The actor is not started again."""
         ...
 
+    def unheard(self, role: Role) -> None:
+        """The tasks of the engine are being cancelled: nobody listens to the actor any more."""
+        ...
+
 
 class Supervisor:
     """See the module. Its tasks run in the task group of the engine."""
@@ -189,6 +193,9 @@ class Supervisor:
                     self._take(actor, message)
         except ChannelClosed:
             pass
+        finally:
+            if actor is self._actor:
+                self._listener.unheard(self.role)
 
     def _take(self, actor: RunningActor, message: FromActor) -> None:
         self._heard = True
