@@ -322,7 +322,8 @@ async def test_a_draft_that_fails_at_a_session_is_told_of_in_the_statistics(
     draft = models["draft"]
     draft.row, kept = broken, draft.row  # type: ignore[method-assign]
     try:
-        answer = await toys.answer(FRAMES, "?", max_tokens=30)
+        # A fixed window is waited for, so the answer cannot be over before the draft has failed.
+        answer = await toys.answer(FRAMES, "?", max_tokens=30, window=4)
     finally:
         draft.row = kept  # type: ignore[method-assign]
     assert list(answer.tokens) == greedy(30)
