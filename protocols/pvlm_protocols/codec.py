@@ -16,7 +16,7 @@ import numpy as np
 
 from pvlm_protocols.messages import FromActor, Message, ToActor
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 INLINE_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_ARRAY_BYTES = 2 * 1024**3

@@ -7,6 +7,7 @@ loop, so that neither a message nor a token pays for a thread switch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from pvlm_protocols.messages import FromActor, ToActor
@@ -26,8 +27,10 @@ class ChannelFull(Exception):
 class Channel(Protocol):
     """The engine's end. Used from one event loop only."""
 
-    dropped: int
-    """Malformed messages that were received and dropped."""
+    @property
+    def dropped(self) -> int:
+        """Messages that were received and dropped: malformed, damaged, repeated, or out of turn."""
+        ...
 
     def post(self, message: ToActor) -> None:
         """Send without waiting, in order. Raises ChannelFull, ChannelClosed."""
@@ -35,6 +38,13 @@ class Channel(Protocol):
 
     async def receive(self) -> FromActor:
         """The next message. Raises ChannelClosed after `aclose`."""
+        ...
+
+    def hand_on(self, listener: Callable[[FromActor], None]) -> None:
+        """Call ``listener`` with every message that waits, and from now on with every one that comes; `receive` gets
+        none any more. It is called where the message was read, outside of any task, which saves a turn of the event
+        loop. It must not raise.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -45,7 +55,8 @@ class Channel(Protocol):
 class Mailbox(Protocol):
     """The actor's end. Used from the actor's thread only."""
 
-    dropped: int
+    @property
+    def dropped(self) -> int: ...
 
     def take(self, timeout_s: float | None = None) -> ToActor | None:
         """The next message, or None if none came within ``timeout_s`` (None: wait for ever; 0: do not wait).

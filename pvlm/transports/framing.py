@@ -1,13 +1,15 @@
 """Messages in a stream of bytes: where one ends and the next begins. No I/O.
 
-A message is a header, ``b"PVLF"``, one byte with the number of its frames and 8 bytes for the size of each
-(little-endian), and then the frames themselves, as `pvlm_protocols.codec` makes them.
+A message is a header, ``b"PVLF"``, one byte with the number of its frames, 8 bytes for the size of each and 4 for the
+CRC-32 of all that (little-endian), and then the frames themselves, as `pvlm.transports.link` makes them.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pvlm_protocols.codec import MAX_ARRAY_BYTES, MAX_FRAMES, MAX_MESSAGE_BYTES, Buffer, ProtocolError
 
@@ -21,7 +23,12 @@ def framed(frames: Sequence[Buffer]) -> list[Buffer]:
     """What to write for a message. Small messages are one buffer; the frames of large arrays are not copied."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     header = _START.pack(_MARK, len(frames)) + struct.pack(f"<{len(frames)}Q", *sizes)
-    return [header + frames[0], *frames[1:]]
+    return [header + struct.pack("<I", zlib.crc32(header)) + frames[0], *frames[1:]]
+
+
+class _Header(NamedTuple):
+    size: int
+    frames: tuple[int, ...]
 
 
 class FrameReader:
@@ -29,41 +36,60 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._lost = False
+        """What is at the front is no message, and that has been said."""
 
-    def feed(self, data: bytes) -> Iterator[list[bytes]]:
+    def feed(self, data: bytes) -> Iterator[list[bytes] | ProtocolError]:
         """The frames of each message that ``data`` completes.
 
-        Raises ProtocolError where a header should be and none is, or one that exceeds the limits: the sender is none of
-        ours or out of step, and what follows cannot be told apart.
+        Bytes that are no message, or one that exceeds the limits, give one ProtocolError, and are skipped up to what
+        looks like the start of the next.
         """
         self._buffer += data
-        while (size := self._size()) is not None and len(self._buffer) >= size:
-            yield self._take()
+        while True:
+            try:
+                header = self._header()
+            except ProtocolError as error:
+                if not self._lost:
+                    self._lost = True
+                    yield error
+                self._skip()
+                continue
+            if header is None or len(self._buffer) < header.size + sum(header.frames):
+                return
+            self._lost = False
+            yield self._take(header)
 
-    def _size(self) -> int | None:
-        """Bytes of the message at the front, None while its header is incomplete."""
+    def _header(self) -> _Header | None:
+        """Of the message at the front, None while it is incomplete."""
+        if not _MARK.startswith(self._buffer[: len(_MARK)]):
+            raise ProtocolError(f"not a framed message: it starts with {bytes(self._buffer[: _START.size])!r}")
         if len(self._buffer) < _START.size:
             return None
-        mark, count = _START.unpack_from(self._buffer)
-        if mark != _MARK or not 1 <= count <= MAX_FRAMES:
-            raise ProtocolError(f"not a framed message: it starts with {bytes(self._buffer[: _START.size])!r}")
-        if len(self._buffer) < _START.size + 8 * count:
+        count = self._buffer[_START.size - 1]
+        if not 1 <= count <= MAX_FRAMES:
+            raise ProtocolError(f"a framed message has 1 to {MAX_FRAMES} frames, not {count}")
+        end = _START.size + 8 * count
+        if len(self._buffer) < end + 4:
             return None
-        sizes = self._sizes()
+        sizes = struct.unpack_from(f"<{count}Q", self._buffer, _START.size)
+        if struct.unpack_from("<I", self._buffer, end) != (zlib.crc32(self._buffer[:end]),):
+            raise ProtocolError("the header of a framed message is damaged: its checksum differs")
         for size, largest in zip(sizes, _LARGEST, strict=False):
             if size > largest:
                 raise ProtocolError(f"a frame of {size} bytes exceeds the limit of {largest}")
-        return _START.size + 8 * len(sizes) + sum(sizes)
+        return _Header(end + 4, sizes)
 
-    def _sizes(self) -> list[int]:
-        return list(struct.unpack_from(f"<{self._buffer[_START.size - 1]}Q", self._buffer, _START.size))
+    def _skip(self) -> None:
+        """To the next byte that may begin a message."""
+        at = self._buffer.find(_MARK[:1], 1)
+        del self._buffer[: at if at > 0 else len(self._buffer)]
 
-    def _take(self) -> list[bytes]:
-        sizes = self._sizes()
-        at = _START.size + 8 * len(sizes)
+    def _take(self, header: _Header) -> list[bytes]:
+        at = header.size
         frames = []
         with memoryview(self._buffer) as view:
-            for size in sizes:
+            for size in header.frames:
                 frames.append(bytes(view[at : at + size]))
                 at += size
         del self._buffer[:at]

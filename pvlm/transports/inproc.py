@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from collections.abc import Callable
 
 from pvlm.transports import MAILBOX_MESSAGES, ChannelClosed, ChannelFull
 from pvlm.transports.arrivals import Arrivals
@@ -20,8 +21,9 @@ def connect() -> tuple[InprocChannel, InprocMailbox]:
 class InprocChannel:
     """The engine's end; see `pvlm.transports.Channel`."""
 
+    dropped = 0
+
     def __init__(self, to_actor: queue.Queue[ToActor | None]) -> None:
-        self.dropped = 0
         self._loop = asyncio.get_running_loop()
         self._to_actor = to_actor
         # The event loop always empties this, so it needs no bound of its own.
@@ -37,6 +39,9 @@ class InprocChannel:
 
     async def receive(self) -> FromActor:
         return await self._arrivals.get()
+
+    def hand_on(self, listener: Callable[[FromActor], None]) -> None:
+        self._arrivals.hand_on(listener)
 
     async def aclose(self) -> None:
         if self._arrivals.closed:
@@ -60,8 +65,9 @@ class InprocChannel:
 class InprocMailbox:
     """The actor's end; see `pvlm.transports.Mailbox`."""
 
+    dropped = 0
+
     def __init__(self, from_engine: queue.Queue[ToActor | None], channel: InprocChannel) -> None:
-        self.dropped = 0
         self._from_engine = from_engine
         self._channel = channel
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Literal, Protocol
 
@@ -127,8 +128,9 @@ class Supervisor:
         """Raises ModelError."""
         actor = await launch(self.role, self._config, self._spec, self._on_loading)
         self._actor, self.info, self._started_s = actor, actor.info, time.monotonic()
-        for watching in (self._receive, self._watch, self._listen):
+        for watching in (self._watch, self._listen):
             self._tasks.start_soon(watching, actor)
+        actor.channel.hand_on(partial(self._hear, actor))
 
     async def settled(self) -> bool:
         """Wait while the actor is being started again; whether there is one."""
@@ -185,17 +187,14 @@ class Supervisor:
 
     # ---- watching -------------------------------------------------------------------------------------------------
 
-    async def _receive(self, actor: RunningActor) -> None:
+    def _hear(self, actor: RunningActor, message: FromActor) -> None:
+        """Called by the channel, outside of any task; an error of ours ends the engine as one in its tasks does."""
+        if actor is not self._actor:  # what a lost one has said counts no more
+            return
         try:
-            while True:
-                message = await actor.channel.receive()
-                if actor is self._actor:  # what a lost one has said counts no more
-                    self._take(actor, message)
-        except ChannelClosed:
-            pass
-        finally:
-            if actor is self._actor:
-                self._listener.unheard(self.role)
+            self._take(actor, message)
+        except Exception as error:
+            self._tasks.start_soon(_raise, error)
 
     def _take(self, actor: RunningActor, message: FromActor) -> None:
         self._heard = True
@@ -211,7 +210,12 @@ class Supervisor:
                 self._listener.heard(self.role, message)
 
     async def _watch(self, actor: RunningActor) -> None:
-        self._lose(actor, await actor.host.wait())
+        try:
+            self._lose(actor, await actor.host.wait())
+        finally:
+            if actor is self._actor:  # cancelled, with all tasks of the engine
+                actor.channel.hand_on(_ignore)
+                self._listener.unheard(self.role)
 
     async def _listen(self, actor: RunningActor) -> None:
         """Ask again and again. Silent beats are counted, not seconds: while this process is stopped or its event loop
@@ -270,3 +274,11 @@ class Supervisor:
         log.error("actor_given_up", role=self.role, attempts=self._attempts, reason=self.reason)
         self._changed.set()
         self._listener.given_up(self.role)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+def _ignore(message: FromActor) -> None:
+    """Nobody listens any more."""

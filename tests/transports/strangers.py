@@ -1,31 +1,44 @@
-"""Sockets that say what they like, to either end of a transport."""
+"""Sockets that say what they like, to either end of a transport: as the next message of a link, or bare."""
 
 from __future__ import annotations
 
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
 from pvlm.transports.framing import framed
+from pvlm.transports.link import Link
 from pvlm_protocols.codec import Buffer
 
 
-class Stranger(Protocol):
+class Stranger(ABC):
+    def __init__(self) -> None:
+        self.link = Link()
+
+    @abstractmethod
     def connect(self, endpoint: str) -> None: ...
 
+    @abstractmethod
     def bind(self, endpoint: str) -> str:
         """Returns where to connect to."""
-        ...
 
-    def say(self, frames: Sequence[Buffer]) -> None: ...
+    def say(self, frames: Sequence[Buffer]) -> None:
+        """As the next message."""
+        self.say_bare(self.link.send(frames))
 
+    @abstractmethod
+    def say_bare(self, frames: Sequence[Buffer]) -> None: ...
+
+    @abstractmethod
     def close(self) -> None: ...
 
 
-class UnixStranger:
+class UnixStranger(Stranger):
     def __init__(self) -> None:
+        super().__init__()
         self._socket = socket.socket(socket.AF_UNIX)
         self._connection: socket.socket | None = None
 
@@ -38,7 +51,7 @@ class UnixStranger:
         self._socket.listen()
         return endpoint
 
-    def say(self, frames: Sequence[Buffer]) -> None:
+    def say_bare(self, frames: Sequence[Buffer]) -> None:
         self.say_bytes(b"".join(framed(frames)))
 
     def say_bytes(self, data: bytes) -> None:
@@ -52,8 +65,9 @@ class UnixStranger:
         self._socket.close()
 
 
-class ZmqStranger:
+class ZmqStranger(Stranger):
     def __init__(self) -> None:
+        super().__init__()
         self._context = zmq.Context()
         self._socket: zmq.Socket[Any] = self._context.socket(zmq.DEALER)
 
@@ -64,7 +78,7 @@ class ZmqStranger:
         self._socket.bind(endpoint)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def say(self, frames: Sequence[Buffer]) -> None:
+    def say_bare(self, frames: Sequence[Buffer]) -> None:
         self._socket.send_multipart(frames)
 
     def close(self) -> None:
