@@ -5,6 +5,8 @@ Run it with ``uvicorn --app-dir examples web_app:app`` or ``python examples/web_
     curl --data-binary @clip.mp4 "localhost:8000/answer?question=What+happens+in+the+video%3F"
     curl --data-binary @clip.mp4 -N "localhost:8000/stream?question=What+happens+in+the+video%3F&max_tokens=64"
 
+``GET /metrics`` is for Prometheus, and ``GET /health`` says how the models are (503 without a target).
+
 The body is the video. One process is enough (each of uvicorn's ``--workers`` would load models of its own): reading
 videos, the draft and the target run in processes of their own, and the event loop stays free.
 """
@@ -19,6 +21,7 @@ from typing import Any
 import anyio
 import msgspec
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -28,6 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pvlm import Engine, EngineBusy, OptionError, PromptError, PvlmError, TargetLost, VideoError
+from pvlm.prometheus import PrometheusMetrics
 
 MAX_VIDEO_BYTES = 64 << 20
 """Held in memory for each caller, also for those that wait."""
@@ -35,6 +39,7 @@ OPTIONS = {"max_tokens": int, "temperature": float, "seed": int, "num_frames": i
 """What a caller may set; the rest is the server's to decide."""
 STATUS = {OptionError: 400, VideoError: 422, PromptError: 422, TargetLost: 503, EngineBusy: 503}
 """Of errors; any other is 500."""
+REGISTRY = CollectorRegistry()
 
 
 def create_app(engine: Engine, *, callers: int = 20) -> Starlette:
@@ -48,7 +53,12 @@ def create_app(engine: Engine, *, callers: int = 20) -> Starlette:
             yield
 
     return Starlette(
-        routes=[Route("/answer", answer, methods=["POST"]), Route("/stream", stream, methods=["POST"])],
+        routes=[
+            Route("/answer", answer, methods=["POST"]),
+            Route("/stream", stream, methods=["POST"]),
+            Route("/metrics", metrics),
+            Route("/health", health),
+        ],
         lifespan=lifespan,
         middleware=[Middleware(CancelWhenCallerLeaves)],
         exception_handlers={PvlmError: on_error, HTTPException: on_http_error, ClientDisconnect: on_disconnect},
@@ -72,6 +82,17 @@ async def stream(request: Request) -> Response:
     events = answer_events(request, *asked(request))
     first = await anext(events)  # an error up to here is still a status of its own
     return EventStream(first, events)
+
+
+async def metrics(request: Request) -> Response:
+    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+
+async def health(request: Request) -> Response:
+    """How draft and target are; without a draft, answers are slower and the same."""
+    found = await request.app.state.engine.health(timeout_s=1.0)
+    status = 200 if found["target"].state in ("running", "silent") else 503
+    return Response(msgspec.json.encode(found), status, media_type="application/json")
 
 
 async def answer_events(request: Request, question: str, options: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -218,7 +239,7 @@ def event(name: str, data: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))
 
 
-app = create_app(Engine.create())
+app = create_app(Engine.create(metrics=PrometheusMetrics(REGISTRY)))
 
 if __name__ == "__main__":
     uvicorn.run(app, host="127.0.0.1", port=int(os.environ.get("PORT", "8000")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
@@ -18,9 +19,21 @@ import structlog
 from pvlm.commands import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
 from pvlm.config import AnswerOptions, EngineConfig, Method
 from pvlm.coordinator import Coordinator
-from pvlm.errors import EngineStateError, ModelError, OptionError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.errors import (
+    EngineBusy,
+    EngineStateError,
+    ModelError,
+    OptionError,
+    PromptError,
+    PvlmError,
+    RemoteTraceback,
+    TargetLost,
+    VideoError,
+)
+from pvlm.metrics import REQUEST_LATENCY, REQUESTS
 from pvlm.plugins import plugin_names
 from pvlm.recorder import Recorded, Recorder
+from pvlm.reporting import AnswerReport, Reporter
 from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none
 from pvlm.runtime import LiveSession, Runtime
 from pvlm.speculation.settings import resolve_coupling
@@ -49,6 +62,7 @@ class AnswerStream:
         question: str,
         options: AnswerOptions,
         on_progress: Callable[[str, float], None],
+        reporter: Reporter,
         recorder: Recorder | None = None,
     ) -> None:
         if not question.strip():
@@ -62,8 +76,10 @@ class AnswerStream:
         self._question = question
         self._options = options
         self._on_progress = on_progress
+        self._reporter = reporter
         self._recorder = recorder
         self._video: Video | None = None
+        self._log = log.bind()
         self._stack = AsyncExitStack()
         self._session: LiveSession | None = None
         self._error: PvlmError | None = None
@@ -71,21 +87,23 @@ class AnswerStream:
         self._answer: Answer | None = None
         self._origins: list[str] = []
         self._first_token_s = math.nan
+        self._report: AnswerReport | None = None
         self._prefilled_s = math.nan
         self._finished_s = math.nan
 
     async def __aenter__(self) -> Self:
         self._started_s = time.perf_counter()
-        if self._source is not None:
-            check_source(self._source)  # before any model is loaded
         await self._stack.__aenter__()
         try:
+            if self._source is not None:
+                check_source(self._source)  # before any model is loaded
             runtime = await self._stack.enter_async_context(self._runtime_context)
             waiting_s = time.perf_counter()
             await self._stack.enter_async_context(runtime.turn())  # what follows takes memory: frames, then caches
             self._waiting_s = time.perf_counter() - waiting_s
             await self._start(runtime)
-        except BaseException:
+        except BaseException as error:
+            self._tell_end(error)
             await self._stack.aclose()  # no scope around it: a runtime of its own ends its task group in there
             raise
         return self
@@ -125,7 +143,7 @@ class AnswerStream:
         if self._method != "ar":
             draft = draft_opening(runtime, draft_frames, self._opening)
         self._coordinator = Coordinator(self._opening, policy, draft, runtime.draft_away if draft else "")
-        self._log = log.bind(session=self._opening.session)
+        self._log = self._log.bind(session=self._opening.session)
         self._runtime = runtime
         if self._recorder is not None:
             self._recorder.began(
@@ -138,7 +156,9 @@ class AnswerStream:
                     models=runtime.models,
                 )
             )
-        self._session = runtime.open(self._coordinator, self._on_command, self._recorder)
+        if (metrics := self._reporter.metrics) is not None:
+            self._report = AnswerReport(metrics, self._coordinator.counts, self._started_s)
+        self._session = runtime.open(self._coordinator, self._on_command, self._report, self._recorder)
 
     async def _resized(self, processor: Processor) -> VideoFrames | None:
         if self._video is None:
@@ -153,6 +173,7 @@ class AnswerStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._session is not None
+        self._tell_end(self._error or error)
         if not self._coordinator.done:
             self._session.handle(Cancelled())
         self._received.close()
@@ -177,6 +198,35 @@ class AnswerStream:
             raise EngineStateError("the answer is not complete: iterate over the stream to its end first")
         return self._answer
 
+    def _tell_end(self, error: BaseException | None) -> None:
+        """Log and count how the answer ends. ``error``: what it ends with, if it is the caller's own too."""
+        outcome: str
+        if self._answer is not None:
+            outcome = self._answer.finish_reason
+            self._reporter.observe(REQUEST_LATENCY, self._answer.stats.total_s)
+        elif isinstance(error, CancelledError):
+            outcome = "cancelled"
+            self._log.info("answer_cancelled", reason=str(error))
+        elif isinstance(error, PvlmError) or (error is not None and self._session is None):
+            outcome = type(error).__name__
+            self._tell_failure(error)
+        else:
+            outcome = "left"
+            self._log.info("answer_left")
+        if self._report is not None:
+            self._report.tell()
+        self._reporter.add(REQUESTS, outcome=outcome)
+
+    def _tell_failure(self, error: BaseException) -> None:
+        match error:
+            case VideoError():
+                self._reporter.fault("video_refused", path=error.path, reason=error.reason)
+            case EngineBusy():
+                self._reporter.fault("engine_busy", reason=str(error))
+            case _:
+                session = None if self._session is None else self._session.id
+                self._reporter.fault("answer_failed", session=session, error=type(error).__name__, reason=str(error))
+
     # ---- commands of the coordinator ------------------------------------------------------------------------------
 
     def _on_command(self, command: Command) -> None:
@@ -191,7 +241,9 @@ class AnswerStream:
                 self._prefilled_s = time.perf_counter()
                 self._on_progress("prefill", 1.0)
             case Finish(reason):
-                self._complete(reason, self._text.flush(), ())
+                if text := self._text.flush():
+                    self._give(text, ())
+                self._complete(reason)
             case Fail():
                 self._fail(command)
 
@@ -203,17 +255,22 @@ class AnswerStream:
             text += self._text.push(token)
             self._origins.append(_origin(index, emitted))
             if self._text.stopped:
-                self._complete("stop", text, emitted.tokens[: index + 1])
+                self._give(text, emitted.tokens[: index + 1])
+                self._complete("stop")
                 assert self._session is not None
                 self._session.handle(Cancelled())
                 return
-        self._chunks.send_nowait(Chunk(text, emitted.tokens))
+        self._give(text, emitted.tokens)
 
-    def _complete(self, reason: FinishReason, text: str, tokens: tuple[int, ...]) -> None:
+    def _give(self, text: str, tokens: tuple[int, ...]) -> None:
+        """To the caller."""
+        self._chunks.send_nowait(Chunk(text, tokens))
+        if self._report is not None and tokens:
+            self._report.tokens(len(tokens))
+
+    def _complete(self, reason: FinishReason) -> None:
         self._finish = reason
         self._finished_s = time.perf_counter()
-        if text or tokens:
-            self._chunks.send_nowait(Chunk(text, tokens))
         self._answer = Answer(
             text=self._text.text,
             tokens=tuple(self._text.tokens),
@@ -234,10 +291,6 @@ class AnswerStream:
             acceptance_rate=stats.acceptance_rate and round(stats.acceptance_rate, 3),
             target_passes=stats.target_passes,
         )
-        if stats.draft_lost:
-            self._log.warning("draft_was_lost", reason=stats.draft_lost, rejoins=stats.draft_rejoins)
-        if stats.target_recoveries:
-            self._log.warning("target_was_lost", recoveries=stats.target_recoveries)
         self._chunks.close()
 
     def _fail(self, failed: Fail) -> None:

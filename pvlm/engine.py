@@ -13,7 +13,9 @@ import anyio
 from pvlm.answering import AnswerStream
 from pvlm.config import EngineConfig, answer_options, engine_config
 from pvlm.errors import EngineStateError
+from pvlm.metrics import Metrics
 from pvlm.recorder import Recorder
+from pvlm.reporting import Reporter
 from pvlm.results import Answer
 from pvlm.runtime import Runtime
 from pvlm.workers.supervisor import ActorHealth
@@ -54,9 +56,12 @@ class Engine:
     any.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, on_progress: OnProgress | None = None, metrics: Metrics | None = None
+    ) -> None:
         """Use `create`."""
         self.config = config
+        self._reporter = Reporter(metrics)
         self._on_progress: OnProgress = on_progress or _no_progress
         self._state = EngineState.UNOPENED
         self._runtime: Runtime | None = None
@@ -67,13 +72,16 @@ class Engine:
         config: EngineConfig | Mapping[str, Any] | None = None,
         *,
         on_progress: OnProgress | None = None,
+        metrics: Metrics | None = None,
         **settings: Any,
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
+        ``metrics``: is told what the engine counts and times, for instance a `pvlm.prometheus.PrometheusMetrics`.
+
         Raises ConfigError on unknown keys and on settings that cannot be.
         """
-        return cls(engine_config(config, **settings), on_progress)
+        return cls(engine_config(config, **settings), on_progress, metrics)
 
     @classmethod
     def from_pretrained(cls, target: str, *, draft: str | None = None, **settings: Any) -> Self:
@@ -158,7 +166,9 @@ class Engine:
         """As `answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
-        return AnswerStream(_Borrowed(self), video, question, answer_options(options), self._on_progress, trace)
+        return AnswerStream(
+            _Borrowed(self), video, question, answer_options(options), self._on_progress, self._reporter, trace
+        )
 
     def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
         """As `answer`, for scripts without an event loop. Raises EngineStateError inside one, and on an open engine."""
@@ -179,7 +189,7 @@ class Engine:
             asyncio.get_running_loop()
         except RuntimeError:
             raise EngineStateError("pvlm runs on asyncio: call it from a running asyncio event loop") from None
-        return Runtime(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction))
+        return Runtime(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter)
 
 
 class _Borrowed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count, zip_longest
 from types import TracebackType
 
@@ -32,8 +32,10 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
+from pvlm.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.plugins import load_plugin
 from pvlm.recorder import Recorder
+from pvlm.reporting import AnswerReport, Reporter
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.workers.placement import worker_spec
 from pvlm.workers.supervisor import ActorHealth, Supervisor
@@ -52,8 +54,9 @@ class Runtime:
     coordinator's commands is the order on the wire.
     """
 
-    def __init__(self, config: EngineConfig, on_loading: OnLoading) -> None:
+    def __init__(self, config: EngineConfig, on_loading: OnLoading, reporter: Reporter) -> None:
         self.config = config
+        self._reporter = reporter
         self.method = config.resolved_method()
         self._tasks = anyio.create_task_group()
         self._actors = {role: self._supervisor(role, on_loading) for role in self._roles()}
@@ -152,10 +155,13 @@ class Runtime:
                 f"{config.max_sessions} answers are being written (max_sessions) and {waiting} wait (max_waiting): "
                 "try again later, or allow more"
             )
-        async with self._turns:
+        async with AsyncExitStack() as holding:
+            with self._reporter.during(REQUESTS_WAITING):
+                await holding.enter_async_context(self._turns)
             if self._closed:
                 raise EngineStateError("this engine was closed while the answer waited for its turn")
-            yield
+            with self._reporter.during(REQUESTS_RUNNING):
+                yield
 
     def next_session(self) -> int:
         return next(self._numbers)
@@ -190,12 +196,16 @@ class Runtime:
         return self._policies.setdefault(alike, AutoWindow(vanilla=schedule.bonus))
 
     def open(
-        self, coordinator: Coordinator, on_command: Callable[[Command], None], recorder: Recorder | None = None
+        self,
+        coordinator: Coordinator,
+        on_command: Callable[[Command], None],
+        report: AnswerReport | None = None,
+        recorder: Recorder | None = None,
     ) -> LiveSession:
         """Start a session; `target_there` comes before. ``on_command`` gets what is not for an actor, at once;
-        ``recorder`` every event and command.
+        ``recorder`` every event and command; ``report`` every event, when its commands are out.
         """
-        session = LiveSession(self._actors, coordinator, on_command, recorder)
+        session = LiveSession(self._actors, coordinator, on_command, self._reporter, report, recorder)
         self._sessions[coordinator.session] = session
         self._tell_shared()
         session.execute(coordinator.start())
@@ -209,7 +219,7 @@ class Runtime:
                 await session.freed()
             while session.holders:
                 role = next(iter(session.holders))
-                log.warning("session_not_freed", session=session.id, role=role, within_s=timeout_s)
+                self._reporter.fault("session_not_freed", role=role, session=session.id, within_s=timeout_s)
                 await self._actors[role].replace(f"it did not free a session within {timeout_s:g} s (close_timeout_s)")
                 session.freed_by(role)
         self._sessions.pop(session.id, None)
@@ -270,7 +280,7 @@ class Runtime:
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         spec = worker_spec(self.config, role, self._model(role), self._backend(role), alone=self.method == "ar")
-        return Supervisor(role, self.config, spec, self._tasks, self, on_loading)
+        return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._reporter)
 
     # ---- what supervisors tell ------------------------------------------------------------------------------------
 
@@ -280,12 +290,16 @@ class Runtime:
 
     def lost(self, role: Role, reason: str) -> None:
         for session in list(self._sessions.values()):
+            if role in session.holders and not session.coordinator.done:
+                self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
             session.handle(DraftGone(reason) if role == "draft" else TargetGone())
             session.freed_by(role)
 
     def back(self, role: Role) -> None:
         for session in list(self._sessions.values()):
             session.handle(DraftBack() if role == "draft" else TargetBack())
+            if role in session.holders:
+                log.info("session_resumed", role=role, session=session.id)
 
     def unheard(self, role: Role) -> None:
         """The engine goes down with the scope that it was opened in, and its workers with it: what they hold is freed
@@ -309,6 +323,8 @@ class LiveSession:
         actors: Mapping[Role, Supervisor],
         coordinator: Coordinator,
         on_command: Callable[[Command], None],
+        reporter: Reporter,
+        report: AnswerReport | None,
         recorder: Recorder | None,
     ) -> None:
         self.id = coordinator.session
@@ -317,10 +333,15 @@ class LiveSession:
         self._actors = actors
         self._on_command = on_command
         self._recorder = recorder
+        self._reporter = reporter
+        self._report = report
         self._freed = anyio.Event()
 
     def receive(self, role: Role, message: FromActor) -> None:
         self.handle(message)
+        if isinstance(message, Failed):
+            what = f"{message.error}: {message.message}"
+            self._reporter.fault("session_failed", role=role, session=self.id, reason=what)
         if isinstance(message, Closed | Failed):
             self.freed_by(role)
 
@@ -330,6 +351,8 @@ class LiveSession:
             self._recorder.handled(event, commands)
         self.execute(commands)
         self.coordinator.reconsider()
+        if self._report is not None:
+            self._report.handled(event)
 
     def execute(self, commands: list[Command]) -> None:
         for command in commands:

@@ -294,12 +294,15 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """``progress`` counts layers and units of work; ``sessions``: how many are open."""
+    """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many malformed
+    messages were dropped.
+    """
 
     nonce: int
     role: Role
     progress: int
     sessions: int = 0
+    dropped: int = 0
 
 
 ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop

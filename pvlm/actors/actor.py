@@ -207,7 +207,13 @@ class Actor(ABC):
             timeout_s = 0
             if isinstance(message, Ping):
                 self.mailbox.post(
-                    Pong(nonce=message.nonce, role=self.role, progress=self.progress, sessions=len(self._sessions))
+                    Pong(
+                        nonce=message.nonce,
+                        role=self.role,
+                        progress=self.progress,
+                        sessions=len(self._sessions),
+                        dropped=self.mailbox.dropped,
+                    )
                 )
             else:
                 self._inbox.append(message)
@@ -244,7 +250,6 @@ class Actor(ABC):
                 raise
         except Exception as error:
             self._close(session_id)
-            log.warning("session_failed", role=self.role, session=session_id, error=repr(error))
             self.mailbox.post(
                 Failed(
                     session=session_id,

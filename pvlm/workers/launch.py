@@ -97,7 +97,7 @@ async def launch(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
             ) from None
         raise
-    log.debug("actor_ready", role=role, model=spec.model, pid=hello.pid, device=hello.info.device)
+    log.debug("worker_ready", role=role, model=spec.model, pid=hello.pid, device=hello.info.device)
     return RunningActor(role, channel, host, hello.info, hello.pid)
 
 

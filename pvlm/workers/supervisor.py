@@ -21,6 +21,8 @@ import structlog
 
 from pvlm.config import EngineConfig
 from pvlm.errors import RemoteTraceback
+from pvlm.metrics import WORKER_RESTARTS, WORKERS_RUNNING
+from pvlm.reporting import Reporter
 from pvlm.transports import ChannelClosed, ChannelFull
 from pvlm.workers.launch import RunningActor, launch
 from pvlm.workers.process import WorkerSpec
@@ -89,6 +91,7 @@ class Supervisor:
         tasks: anyio.abc.TaskGroup,
         listener: Listener,
         on_loading: Callable[[Role, float], None],
+        reporter: Reporter,
     ) -> None:
         self.role = role
         self.info: ModelInfo | None = None
@@ -103,6 +106,7 @@ class Supervisor:
         self._tasks = tasks
         self._listener = listener
         self._on_loading = on_loading
+        self._reporter = reporter
         self._actor: RunningActor | None = None
         self._heard = False
         self._restarts = 0
@@ -113,6 +117,8 @@ class Supervisor:
         self._changed = anyio.Event()
         self._dead = anyio.Event()
         self._nonces = count(1)
+        self._dropped: dict[Literal["engine", "worker"], int] = {}
+        """Malformed messages that were dropped at either end, as far as they have been told of."""
         self._asked: dict[int, tuple[anyio.Event, list[Pong]]] = {}
 
     @property
@@ -128,6 +134,8 @@ class Supervisor:
         """Raises ModelError."""
         actor = await launch(self.role, self._config, self._spec, self._on_loading)
         self._actor, self.info, self._started_s = actor, actor.info, time.monotonic()
+        self._dropped = {"engine": 0, "worker": 0}
+        self._reporter.add(WORKERS_RUNNING, role=self.role)
         for watching in (self._watch, self._listen):
             self._tasks.start_soon(watching, actor)
         actor.channel.hand_on(partial(self._hear, actor))
@@ -183,6 +191,7 @@ class Supervisor:
         self._dead.set()
         actor, self._actor = self._actor, None
         if actor is not None:
+            self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
             await actor.aclose()
 
     # ---- watching -------------------------------------------------------------------------------------------------
@@ -200,6 +209,8 @@ class Supervisor:
         self._heard = True
         match message:
             case Pong():
+                self._tell_dropped("engine", actor.channel.dropped)
+                self._tell_dropped("worker", message.dropped)
                 if (asked := self._asked.pop(message.nonce, None)) is not None:
                     answered, answers = asked
                     answers.append(message)
@@ -208,6 +219,11 @@ class Supervisor:
                 self._lose(actor, f"{message.error}: {message.message}", message.traceback)
             case _:
                 self._listener.heard(self.role, message)
+
+    def _tell_dropped(self, end: Literal["engine", "worker"], dropped: int) -> None:
+        if (more := dropped - self._dropped[end]) > 0:
+            self._dropped[end] = dropped
+            self._reporter.fault("message_dropped", role=self.role, count=more, end=end)
 
     async def _watch(self, actor: RunningActor) -> None:
         try:
@@ -237,13 +253,15 @@ class Supervisor:
         if actor is not self._actor:
             return
         self._actor = None
+        self._tell_dropped("engine", actor.channel.dropped)
         self.reason, self.traceback = reason, traceback
         self._changed, self._dead = anyio.Event(), anyio.Event()
         for answered, _ in self._asked.values():
             answered.set()
         if time.monotonic() - self._started_s >= HEALTHY_S:
             self._attempts = 0
-        log.warning("actor_lost", role=self.role, pid=actor.pid, reason=reason)
+        self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
+        self._reporter.fault("worker_lost", role=self.role, pid=actor.pid, reason=reason)
         self._tasks.start_soon(self._restart, actor, self._dead)
         self._listener.lost(self.role, reason)
 
@@ -258,7 +276,7 @@ class Supervisor:
             try:
                 await self.start()
             except Exception as error:  # a worker may fail to start in any way; the engine lives on
-                log.warning("restart_failed", role=self.role, attempt=self._attempts, error=str(error))
+                self._reporter.fault("worker_restart_failed", role=self.role, attempt=self._attempts, reason=str(error))
                 self.reason = f"{self.reason}; started again: {error}"
                 if isinstance(error.__cause__, RemoteTraceback):
                     self.traceback = error.__cause__.traceback
@@ -266,12 +284,13 @@ class Supervisor:
                     await anyio.sleep(pause_s)
                     pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
             else:
-                log.info("actor_restarted", role=self.role, attempt=self._attempts)
+                log.info("worker_restarted", role=self.role, pid=self.pid, attempt=self._attempts)
+                self._reporter.add(WORKER_RESTARTS, role=self.role)
                 self._changed.set()
                 self._listener.back(self.role)
                 return
         self._given_up = True
-        log.error("actor_given_up", role=self.role, attempts=self._attempts, reason=self.reason)
+        self._reporter.fault("worker_given_up", role=self.role, attempts=self._attempts, reason=self.reason)
         self._changed.set()
         self._listener.given_up(self.role)
 

@@ -20,6 +20,7 @@ import anyio
 import httpx
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from pvlm import Answer, Chunk, EngineBusy, TargetLost, VideoError
@@ -139,6 +140,26 @@ async def test_the_engine_goes_on_when_a_caller_leaves(
     response = await client.post("/answer", params={**ASK, "max_tokens": 5}, content=video)
     assert response.json()["finish_reason"] == "length"
     assert reference.text.startswith(response.json()["text"])
+
+
+async def test_metrics_and_health_can_be_asked_for(client: httpx.AsyncClient, video: bytes) -> None:
+    await client.post("/answer", params={**ASK, "max_tokens": 5}, content=video)
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    found = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert found["pvlm:generation_tokens_total"] >= 5
+    assert found["pvlm:num_requests_running"] == 0
+    response = await client.get("/health")
+    assert response.status_code == 200
+    assert {role: health["state"] for role, health in response.json().items()} == {
+        "target": "running",
+        "draft": "running",
+    }
 
 
 @pytest.mark.parametrize("path", ["/answer", "/stream"])

@@ -199,11 +199,12 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9traceback\xa9Traceback"
     ),
     "Pong": (
-        b"\x85\xa4type\xa4Pong"
+        b"\x86\xa4type\xa4Pong"
         b"\xa5nonce\x03"
         b"\xa4role\xa5draft"
         b"\xa8progress\x11"
         b"\xa8sessions\x02"
+        b"\xa7dropped\x01"
     ),
 }
 # fmt: on

@@ -7,6 +7,7 @@ when an actor dies, when that is noticed (what it had said may still arrive unti
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from pvlm.actors.draft import DraftActor
 from pvlm.actors.target import TargetActor
 from pvlm.commands import DraftBack, DraftGone, Emit, Fail, TargetBack, TargetGone, ToDraftActor, ToTargetActor
 from pvlm.coordinator import Coordinator
+from pvlm.reporting import AnswerReport
 from pvlm.speculation.windows import FixedWindow, WindowPolicy
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
+from tests.support.totals import Totals
 from tests.support.toy import END_TOKEN, VOCABULARY, ToyBackend
 
 Choose = Callable[[Sequence[str]], str]
@@ -106,6 +109,8 @@ class Harness:
         self.coordinator = Coordinator(
             opening, policy or FixedWindow(4), None if SCHEDULES[schedule].alone else opening, draft_away
         )
+        self.totals = Totals()
+        self.report = AnswerReport(self.totals, self.coordinator.counts, time.perf_counter())
         self._carry_out(self.coordinator.start())
 
     def moves(self) -> list[str]:
@@ -170,6 +175,7 @@ class Harness:
 
     def deliver(self, event: Any) -> None:
         self._carry_out(self.coordinator.handle(event))
+        self.report.handled(event)
 
     def _run(self, actor: Actor) -> None:
         """One turn of the actor's loop."""

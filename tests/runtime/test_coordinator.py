@@ -41,6 +41,20 @@ def test_any_interleaving_commits_the_targets_own_text(schedule, data, noise, se
     assert harness.play(any_order(rng)) == target.greedy(24)
     assert harness.coordinator.state is State.FINISHED
     assert harness.coordinator.committed == harness.emitted
+    assert told_of_speculation(harness) == counted_of_speculation(harness)
+
+
+def told_of_speculation(harness: Harness) -> list[float]:
+    """What `Metrics` were told: drafted, accepted, accepted at any position, and rejected tokens."""
+    names = "num_draft_tokens", "num_accepted_tokens", "num_accepted_tokens_per_pos", "num_rejected_tokens"
+    harness.report.tell()
+    told = harness.totals.found.items()
+    return [sum(total for key, total in told if key.split()[0] == f"pvlm:spec_decode_{name}") for name in names]
+
+
+def counted_of_speculation(harness: Harness) -> list[float]:
+    counts = harness.coordinator.counts
+    return [counts.drafted_tokens, counts.accepted_tokens, counts.accepted_tokens, counts.rejected_tokens]
 
 
 @settings(max_examples=60, deadline=None)
@@ -257,6 +271,11 @@ def test_a_first_token_ahead_is_settled_before_its_window_is_there():
     counts = harness.coordinator.counts
     assert counts.windows == [1, 4] * 8
     assert counts.target_passes == 8
+    # To whoever counts drafts these are eight, and each token keeps its position.
+    harness.report.tell()
+    told = harness.totals.found
+    by_position = [told[f"pvlm:spec_decode_num_accepted_tokens_per_pos {position}"] for position in range(5)]
+    assert by_position == [told["pvlm:spec_decode_num_drafts"]] * 5 == [8] * 5
 
 
 def test_the_lag_is_from_a_rejection_to_the_drafts_new_start():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pvlm import EngineConfig
+from pvlm.reporting import Reporter
 from pvlm.runtime import Runtime
 from pvlm_protocols.messages import Pruning
 
@@ -16,7 +17,7 @@ def anyio_backend() -> str:
 
 @pytest.mark.anyio
 async def test_what_is_learned_holds_for_the_same_schedule_and_the_same_pruning() -> None:
-    runtime = Runtime(EngineConfig(), lambda role, fraction: None)
+    runtime = Runtime(EngineConfig(), lambda role, fraction: None, Reporter())
     parallel, turns = runtime.schedule("parallel"), runtime.schedule("parallel", parallel_decode=False)
     half = Pruning(method="uv", ratio=0.5)
     policy = runtime.window_policy(parallel, half, "auto")
