@@ -3,19 +3,22 @@
 # make setup      set up alone: .venv/bin/pvlm is the command
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
 # make pruning    the table and picture of docs/pruning.md (about 14 minutes on two idle cores)
+# make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/operations.md)
 # make lint       style and types
 # make clean      remove what set-up made
 #
 # PYTHON=python3.12            another interpreter
+# SOAK_MINUTES=5               another duration of the soak
 # TORCH_INDEX=URL              a package index to take torch from, for instance one with CPU-only or CUDA builds
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+SOAK_MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup accuracy pruning lint clean
+.PHONY: demo test setup accuracy pruning soak lint clean
 
 demo: setup
 	@$(BIN)/pvlm demo
@@ -45,6 +48,9 @@ pruning: setup
 	done
 	$(BIN)/pvlm bench pruning build/clips/*.mp4 --threads 1 --draft-threads 1 \
 	    --json build/pruning.json --plot build/pruning.png
+
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out build/soak
 
 lint: setup
 	$(BIN)/ruff check .
