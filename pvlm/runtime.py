@@ -45,6 +45,7 @@ from pvlm_protocols.messages import Closed, Failed, FromActor, Open, Pruning, Sc
 log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
+POLICIES = 64
 
 
 class Runtime:
@@ -188,12 +189,17 @@ class Runtime:
 
     def window_policy(self, schedule: Schedule, pruning: Pruning, window: WindowSetting) -> WindowPolicy:
         """What chooses the windows. One that learns is kept, for what it has learned holds for the next answer with
-        the same schedule and the same view of the video.
+        the same schedule and the same view of the video; of `POLICIES` at most, those that were used last.
         """
         if window != "auto":
             return FixedWindow(window)
         alike = schedule, pruning.method, pruning.ratio
-        return self._policies.setdefault(alike, AutoWindow(vanilla=schedule.bonus))
+        if (policy := self._policies.pop(alike, None)) is None:
+            policy = AutoWindow(vanilla=schedule.bonus)
+        self._policies[alike] = policy  # as the last one
+        if len(self._policies) > POLICIES:
+            del self._policies[next(iter(self._policies))]
+        return policy
 
     def open(
         self,

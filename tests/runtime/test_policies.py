@@ -6,7 +6,7 @@ import pytest
 
 from pvlm import EngineConfig
 from pvlm.reporting import Reporter
-from pvlm.runtime import Runtime
+from pvlm.runtime import POLICIES, Runtime
 from pvlm_protocols.messages import Pruning
 
 
@@ -26,3 +26,20 @@ async def test_what_is_learned_holds_for_the_same_schedule_and_the_same_pruning(
     assert runtime.window_policy(parallel, Pruning(method="uniform", ratio=0.5), "auto") is not policy
     assert runtime.window_policy(parallel, Pruning(method="uv", ratio=0.9), "auto") is not policy
     assert runtime.window_policy(parallel, half, 5) is not runtime.window_policy(parallel, half, 5)
+
+
+@pytest.mark.anyio
+async def test_what_was_learned_last_is_kept_and_no_more_than_there_is_room_for() -> None:
+    """Callers may choose any ratio, and an engine runs for long."""
+    runtime = Runtime(EngineConfig(), lambda role, fraction: None, Reporter())
+    schedule = runtime.schedule("parallel")
+
+    def policy(ratio: float) -> object:
+        return runtime.window_policy(schedule, Pruning(method="uv", ratio=ratio), "auto")
+
+    first, second = policy(0.0), policy(0.1)
+    for index in range(POLICIES - 1):
+        assert policy(0.0) is first
+        policy(0.2 + index / 1000)
+    assert policy(0.0) is first
+    assert policy(0.1) is not second
