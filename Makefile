@@ -50,7 +50,7 @@ pruning: setup
 	    --json build/pruning.json --plot build/pruning.png
 
 soak: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out build/soak
+	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=131072 $(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out build/soak
 
 lint: setup
 	$(BIN)/ruff check .

@@ -36,8 +36,8 @@ class Plan:
 
     seconds: float = 1800.0
     seed: int = 0
-    rest_every_s: float = 20.0
-    kill_pause_s: tuple[float, float] = (5.0, 180.0)
+    rest_every_s: float = 10.0
+    kill_pause_s: tuple[float, float] = (3.0, 300.0)
     host_warm_up_s: float = 300.0
     cases: int | None = None
     """How many of `asking.cases`; None: all."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import median
 
 import msgspec
 import psutil
 
 MEGABYTE = 1e6
+SAMPLES = 3
+"""The first and the last so many are compared, by their medians."""
 WORKER_WARM_UP_S = 60.0
 """A worker that is younger has not seen every kind of question yet."""
 
@@ -26,7 +29,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """How a process has grown since its warm-up: the largest value behind it over the first."""
+    """How a process has grown since its warm-up, by the medians of the first and the last `SAMPLES` behind it."""
 
     role: str
     pid: int
@@ -53,15 +56,17 @@ class Watch:
 
 
 def growths(samples: Iterable[Sample], host_warm_up_s: float, worker_warm_up_s: float) -> list[Growth]:
-    """Of each process that was seen at least twice behind its warm-up."""
+    """Of each process that was seen for long enough behind its warm-up."""
     of_process: dict[int, list[Sample]] = {}
     for sample in samples:
         if sample.alive_s >= (host_warm_up_s if sample.role == "host" else worker_warm_up_s):
             of_process.setdefault(sample.pid, []).append(sample)
     found = []
-    for first, *rest in of_process.values():
-        if rest:
-            resident = max(sample.resident for sample in rest) / first.resident - 1
-            descriptors = max(sample.descriptors for sample in rest) - first.descriptors
-            found.append(Growth(first.role, first.pid, rest[-1].at_s - first.at_s, resident, descriptors))
+    for seen in of_process.values():
+        first, last = seen[:SAMPLES], seen[-SAMPLES:]
+        if len(seen) >= 2 * SAMPLES:
+            before, now = (median(sample.resident for sample in samples) for samples in (first, last))
+            open_before, open_now = (median(sample.descriptors for sample in samples) for samples in (first, last))
+            lived_s = seen[-1].at_s - seen[0].at_s
+            found.append(Growth(seen[0].role, seen[0].pid, lived_s, now / before - 1, int(open_now - open_before)))
     return found
