@@ -294,8 +294,8 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many malformed
-    messages were dropped.
+    """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many messages
+    it has dropped.
     """
 
     nonce: int

@@ -70,7 +70,7 @@ class Wire(Generic[Incoming]):
             self._write(question)
 
     def _log(self, error: ProtocolError) -> None:
-        log.warning("message_dropped", endpoint=self._endpoint, reason=str(error))
+        log.debug("message_unreadable", endpoint=self._endpoint, reason=str(error))  # the supervisor tells how many
 
 
 class WireChannel(ABC):

@@ -8,6 +8,8 @@ from structlog.testing import capture_logs
 
 from pvlm import Engine
 from pvlm.prometheus import PrometheusMetrics
+from pvlm.transports.framing import framed
+from pvlm.transports.wire import Frames
 from tests.support.toy import ToyBackend
 from tests.workers.conftest import FRAMES, LONG, TOY, until, workers
 
@@ -58,3 +60,27 @@ async def test_a_worker_that_does_not_free_an_answer_is_named() -> None:
     assert [line["event"] for line in told] == names
     assert [line.get("session") for line in told] == [1, 1, None, None]
     assert [line.get("role") for line in told] == [None] + ["draft"] * 3
+
+
+async def test_messages_that_a_worker_has_dropped_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    damage = iter([True, False, True])
+
+    def damaging(frames: Frames) -> list[bytes]:
+        parts = [bytes(part) for part in framed(frames)]
+        if next(damage, False):
+            parts[-1] = parts[-1][:-1] + bytes([parts[-1][-1] ^ 1])
+        return parts
+
+    async with Engine.create(TOY, method="ar", metrics=PrometheusMetrics(registry)) as engine:
+        monkeypatch.setattr("pvlm.transports.unix.framed", damaging)
+        with capture_logs() as logs:
+            answer = await engine.answer(FRAMES, "?", max_tokens=20, ignore_eos=True)
+            await engine.health()
+        assert list(answer.tokens) == ToyBackend().greedy(20, end_tokens=())
+        text = generate_latest(registry).decode()
+    dropped = [line for line in logs if line["event"] == "message_dropped"]
+    count = sum(line["count"] for line in dropped)
+    assert count >= 2  # and what came twice then
+    assert {(line["role"], line["end"], line["log_level"]) for line in dropped} == {("target", "worker", "warning")}
+    assert f'pvlm:faults_total{{kind="message_dropped",role="target"}} {count:.1f}' in text.splitlines()
