@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from pvlm.commands import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
-from pvlm.config import AnswerOptions, EngineConfig, Method
+from pvlm.config import AnswerOptions, EngineConfig, Method, check_question
 from pvlm.coordinator import Coordinator
 from pvlm.errors import (
     EngineBusy,
@@ -41,6 +41,7 @@ from pvlm.speculation.windows import WindowPolicy
 from pvlm.text import TextStream
 from pvlm.video import Video, check_source, read_video
 from pvlm_protocols.backend import BackendError, Processor
+from pvlm_protocols.codec import MAX_ARRAY_BYTES
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, VideoFrames, Window
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class AnswerStream:
         reporter: Reporter,
         recorder: Recorder | None = None,
     ) -> None:
-        if not question.strip():
-            raise OptionError("the question is empty: ask something about the video")
+        check_question(question)
         if video is None:
             for name in ("num_frames", "fps", "start", "end"):
                 if (value := getattr(options, name)) is not None:
@@ -167,6 +167,11 @@ class AnswerStream:
             pixels = await anyio.to_thread.run_sync(processor.resize, self._video.frames)
         except BackendError as error:
             raise PromptError(str(error)) from error
+        if pixels.nbytes > MAX_ARRAY_BYTES:
+            raise OptionError(
+                f"{len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} take {pixels.nbytes} bytes, more than "
+                f"the limit of {MAX_ARRAY_BYTES}: take fewer (num_frames)"
+            )
         return VideoFrames(pixels=pixels, timestamps_s=self._video.timestamps_s)
 
     async def __aexit__(

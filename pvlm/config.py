@@ -12,6 +12,13 @@ import msgspec
 from pvlm.errors import ConfigError, OptionError
 from pvlm.speculation.settings import DistributionSettings
 from pvlm_protocols.backend import Role
+from pvlm_protocols.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_ID,
+    MAX_QUESTION_CHARACTERS,
+    MAX_STOP_TOKENS,
+    MAX_WINDOW,
+)
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
@@ -112,7 +119,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("start_timeout_s", "decode_timeout_s", "hang_timeout_s", "close_timeout_s"):
             if not (seconds := getattr(self, name)) > 0:
                 raise ConfigError(f"{name} is {seconds:g}: it must be above 0")
-        if self.early_layer < 0:
+        if not 0 <= self.early_layer <= MAX_ID:
             raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
 
     @property
@@ -170,8 +177,12 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     window: WindowSetting | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise OptionError(f"max_tokens is {self.max_tokens}: it must be at least 1")
+        if not 1 <= self.max_tokens <= MAX_ANSWER_TOKENS:
+            raise OptionError(f"max_tokens is {self.max_tokens}: it must be from 1 to {MAX_ANSWER_TOKENS}")
+        if (given := len(self.stop_token_ids)) > MAX_STOP_TOKENS:
+            raise OptionError(f"stop_token_ids has {given} ids: there may be {MAX_STOP_TOKENS}")
+        if wrong := [token for token in self.stop_token_ids if not 0 <= token <= MAX_ID]:
+            raise OptionError(f"stop_token_ids holds {wrong[0]}, which is no token's id")
         DistributionSettings(self.temperature, self.top_k, self.top_p, self.min_p)  # checks them
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise OptionError(f"seed is {self.seed}: it must be from 0 to 2**63 - 1")
@@ -206,6 +217,23 @@ def answer_options(options: Mapping[str, Any]) -> AnswerOptions:
     return _build(AnswerOptions, options, "option", OptionError)
 
 
+def check_question(question: str) -> None:
+    """Raise OptionError for a question that no model is asked. Whether a model can take it is for that to say."""
+    if not question.strip():
+        raise OptionError("the question is empty: ask something about the video")
+    if len(question) > MAX_QUESTION_CHARACTERS:
+        raise OptionError(
+            f"the question has {len(question)} characters: it may have {MAX_QUESTION_CHARACTERS}; shorten it"
+        )
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"the question's character {error.start} is half of a surrogate pair ({question[error.start]!r}), which is "
+            "no text: decode what it was made from as UTF-8"
+        ) from None
+
+
 def bundled(role: str) -> str:
     """Directory of a bundled model, ``target`` or ``draft``."""
     return str(files("pvlm") / "bundled" / role)
@@ -230,7 +258,3 @@ def _build(
 def _check_window(window: WindowSetting, error: type[ConfigError] | type[OptionError]) -> None:
     if isinstance(window, int) and not 1 <= window <= MAX_WINDOW:
         raise error(f"window is {window}: it must be 'auto' or from 1 to {MAX_WINDOW}")
-
-
-MAX_WINDOW = 64
-"""Tokens; a window that is longer than any sensible c = T_p / T_q only delays rejections."""

@@ -25,6 +25,7 @@ from enum import Enum, auto
 
 import msgspec
 
+from pvlm.checking import verdict_problem, window_problem
 from pvlm.commands import (
     Cancelled,
     Command,
@@ -204,9 +205,13 @@ class Coordinator:
 
     def _on_window(self, window: DraftWindow) -> list[Command]:
         self.measuring.drafted(window)
-        if not self._draft or window.epoch != self.epoch or window.start != len(self._line):
+        if not self._draft or window.epoch != self.epoch or window.start < len(self._line):
             self.counts.dropped_windows += 1
             return []
+        sampling = self._opening.sampling if self._draft_opening is None else self._draft_opening.sampling
+        if problem := window_problem(window, len(self._line), sampling):
+            self._draft_opening = None  # nothing it writes can be trusted
+            return self._on_draft_gone(f"it wrote nonsense: {problem}")
         self._line.extend(window.tokens)
         self.measuring.continued(window)
         if self._resting.alone:
@@ -227,6 +232,9 @@ class Coordinator:
         if verdict.start != len(self.committed) or self.state is State.RECOVERING:
             self.counts.dropped_verdicts += 1
             return []
+        if problem := verdict_problem(verdict, len(self.committed), self.epoch, self._opening.sampling):
+            self.state = State.FAILED
+            return [Fail("ProtocolError", f"its verdict makes no sense: {problem}", ""), *self._closing()]
         self.committed.extend(verdict.tokens)
         self.measuring.judged(verdict, waits=self._told.wait > 0)
         emit: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []

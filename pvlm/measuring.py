@@ -5,6 +5,7 @@ from __future__ import annotations
 from pvlm.counts import Counts
 from pvlm.speculation.gaps import Gaps
 from pvlm.speculation.windows import WindowPolicy
+from pvlm_protocols.limits import MAX_MILLISECONDS
 from pvlm_protocols.messages import DraftWindow, Verdict, Window
 
 PROBE_TOKENS = 4
@@ -101,7 +102,8 @@ class Measuring:
     def window(self) -> Window:
         """How wide the next window should be."""
         choice = self._choice
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=choice.ahead)
+        patience_ms = min(choice.patience_ms, MAX_MILLISECONDS)
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=patience_ms, ahead=choice.ahead)
 
     def probe(self) -> Window:
         """The window of a probe."""

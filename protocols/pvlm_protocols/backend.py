@@ -13,15 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
+from msgspec import Meta
+
+from pvlm_protocols.limits import MAX_END_TOKENS, MAX_ID, MAX_NAME_CHARACTERS
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 Role = Literal["target", "draft"]
+Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
+Count = Annotated[int, Meta(ge=0, le=MAX_ID)]
 
 ENTRY_POINT_GROUP = "pvlm.backends"
 
@@ -41,20 +46,20 @@ class PromptError(BackendError):
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the runtime must know about a loaded model."""
 
-    name: str
-    family: str
-    vocab_size: int
+    name: Name
+    family: Name
+    vocab_size: Annotated[int, Meta(ge=1, le=MAX_ID)]
     """Width of a logits row; ids at or above the tokenizer's size are padding."""
-    end_token_ids: tuple[int, ...]
-    tokenizer_fingerprint: str
+    end_token_ids: Annotated[tuple[Count, ...], Meta(max_length=MAX_END_TOKENS)]
+    tokenizer_fingerprint: Name
     """Equal fingerprints mean: the same ids stand for the same text. Added tokens, such as a placeholder for a video,
     may differ: no text holds them."""
-    layers: int
-    hidden_size: int
-    max_positions: int
-    parameters: int
-    dtype: str
-    device: str
+    layers: Count
+    hidden_size: Count
+    max_positions: Count
+    parameters: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    dtype: Name
+    device: Name
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Frame 0 is ``b"PVLM"``, one byte of protocol version, and the msgpack map. An array travels as ``[dtype, shape,
 where]``, where ``where`` is its bytes, or the number of the frame that holds them if it is larger than
 `INLINE_BYTES`. Nothing is pickled.
+
+Decoding is strict: whatever is beyond the bounds of its type (`pvlm_protocols.messages`), and an array that is not what
+its field holds, is no message.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pvlm_protocols.messages import FromActor, Message, ToActor
+from pvlm_protocols.limits import MAX_FRAME_SIDE, MAX_PROPOSAL, MAX_VIDEO_FRAMES
+from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor, VideoFrames
 
 PROTOCOL_VERSION = 4
 INLINE_BYTES = 64 * 1024
@@ -74,9 +78,11 @@ def _decoder(union: Any) -> Callable[[Sequence[Buffer]], Any]:
         if len(frames) > 1:
             decoder = msgspec.msgpack.Decoder(union, dec_hook=lambda _, value: _array(value, frames))
         try:
-            return decoder.decode(head[len(_HEADER) :])
+            message = decoder.decode(head[len(_HEADER) :])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"not a message of this protocol: {error}") from error
+        _check_arrays(message)
+        return message
 
     return decode
 
@@ -105,6 +111,26 @@ def _array(value: Any, frames: Sequence[Buffer]) -> np.ndarray:
     if memoryview(data).nbytes != size or size > MAX_ARRAY_BYTES:
         raise ProtocolError(f"an array of shape {tuple(shape)} and {memoryview(data).nbytes} bytes")
     return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def _check_arrays(message: Message) -> None:
+    """Raise ProtocolError where an array is not what its field holds."""
+    match message:
+        case Open(video=VideoFrames(pixels=pixels, timestamps_s=times)):
+            fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.size > 0
+            if not fits or len(pixels) > MAX_VIDEO_FRAMES or max(pixels.shape[1:3]) > MAX_FRAME_SIDE:
+                raise ProtocolError(f"pixels of {pixels.dtype} {pixels.shape} are no frames")
+            if len(times) not in (0, len(pixels)):
+                raise ProtocolError(f"{len(times)} times for {len(pixels)} frames")
+        case DraftWindow(tokens=tokens, proposal_ids=ids, proposal_probs=probs):
+            if (ids is None) != (probs is None):
+                raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
+            if ids is not None and probs is not None:
+                fits = ids.dtype == np.int32 and probs.dtype == np.float32 and ids.shape == probs.shape
+                if not fits or ids.ndim != 2 or len(ids) != len(tokens) or ids.shape[1] > MAX_PROPOSAL:
+                    raise ProtocolError(
+                        f"proposals of {ids.dtype} {ids.shape} and {probs.dtype} {probs.shape} for {len(tokens)} tokens"
+                    )
 
 
 decode_for_actor: Callable[[Sequence[Buffer]], ToActor] = _decoder(ToActor)

@@ -4,16 +4,46 @@ Every struct is tagged, frozen, and travels as a map: a few bytes more than an a
 renamed field cannot decode silently wrong. `tests/protocols` pins the encoded bytes.
 
 Positions count answer tokens: position 0 is the first token of the answer.
+
+The bounds of numbers, and the lengths of texts and tuples, are part of the types: what is beyond them does not decode.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from pvlm_protocols.backend import ModelInfo, Role
+from pvlm_protocols.backend import Count, ModelInfo, Name, Role
+from pvlm_protocols.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_END_TOKENS,
+    MAX_ERROR_CHARACTERS,
+    MAX_ID,
+    MAX_LEAD,
+    MAX_MILLISECONDS,
+    MAX_QUESTION_CHARACTERS,
+    MAX_STOPPED,
+    MAX_TRACEBACK_CHARACTERS,
+    MAX_VIDEO_FRAMES,
+    MAX_VIDEO_TOKENS,
+    MAX_WINDOW,
+)
+
+Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""Names something: a session, an epoch, a seed."""
+Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
+"""Of an answer token, or how many of them there are."""
+Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
+Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
+Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
+Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+ErrorText = Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)]
+TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
 
 Coupling = Literal["auto", "greedy", "speculative", "gumbel"]
 FinishReason = Literal["stop", "length"]
@@ -26,7 +56,7 @@ class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 class SessionMessage(Message, frozen=True, kw_only=True):
     """A message that belongs to one session."""
 
-    session: int
+    session: Serial
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------
@@ -39,15 +69,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     do not exist for both models. ``coupling`` is resolved (never ``auto``) before it travels.
     """
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
+    temperature: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
+    top_k: Count = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_p: Share = 0.0
+    seed: Serial = 0
     coupling: Coupling = "greedy"
-    vocab_limit: int
-    end_token_ids: tuple[int, ...] = ()
+    vocab_limit: Annotated[int, Meta(ge=1, le=MAX_ID)]
+    end_token_ids: Annotated[tuple[Token, ...], Meta(max_length=MAX_END_TOKENS)] = ()
 
 
 class Pruning(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,11 +86,11 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
     ``ratio`` is the share that is dropped; ``early_layer`` 0 lets the target choose by its depth.
     """
 
-    method: str = "uv"
-    ratio: float = 0.0
-    early_layer: int = 0
+    method: Name = "uv"
+    ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    early_layer: Count = 0
     compact_positions: bool = False
-    seed: int = 0
+    seed: Serial = 0
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +103,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
     alone: bool = False
     bonus: bool = False
-    lead: int = 2
+    lead: Annotated[int, Meta(ge=1, le=MAX_LEAD)] = 2
     overlap_prefill: bool = True
 
 
@@ -83,9 +113,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     ``ahead``: the first token of a window travels ahead of the rest.
     """
 
-    gamma: int
-    wait: int = 0
-    patience_ms: float = 0.0
+    gamma: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
+    wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
+    patience_ms: Milliseconds = 0.0
     ahead: bool = False
 
 
@@ -94,18 +124,18 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
     """
 
-    epoch: int
-    start: int
-    tokens: int
-    draft_ms: float
-    ended_s: float
+    epoch: Serial
+    start: Position
+    tokens: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
+    draft_ms: Milliseconds
+    ended_s: Seconds
 
 
 class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
     """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame."""
 
     pixels: np.ndarray
-    timestamps_s: tuple[float, ...] = ()
+    timestamps_s: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_VIDEO_FRAMES)] = ()
 
 
 # ---- engine or coordinator -> actor -------------------------------------------------------------------------------
@@ -116,14 +146,14 @@ class Open(SessionMessage, frozen=True, kw_only=True):
     already, and ``epoch``, above all earlier ones.
     """
 
-    question: str
+    question: Annotated[str, Meta(max_length=MAX_QUESTION_CHARACTERS)]
     video: VideoFrames | None
     sampling: Sampling
     pruning: Pruning
     schedule: Schedule
     window: Window
-    committed: tuple[int, ...] = ()
-    epoch: int = 0
+    committed: Tokens = ()
+    epoch: Serial = 0
 
 
 class Close(SessionMessage, frozen=True, kw_only=True):
@@ -136,11 +166,11 @@ class PruneMask(SessionMessage, frozen=True, kw_only=True):
     Travels from the target to the coordinator and on to the draft.
     """
 
-    bits: bytes
-    video_tokens: int
-    kept: int
-    method: str
-    ratio: float
+    bits: Annotated[bytes, Meta(max_length=MAX_VIDEO_TOKENS // 8)]
+    video_tokens: Annotated[int, Meta(ge=0, le=MAX_VIDEO_TOKENS)]
+    kept: Annotated[int, Meta(ge=0, le=MAX_VIDEO_TOKENS)]
+    method: Name
+    ratio: Share
 
 
 class DraftWindow(SessionMessage, frozen=True, kw_only=True):
@@ -154,39 +184,39 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     window.
     """
 
-    epoch: int
-    start: int
-    tokens: tuple[int, ...]
+    epoch: Serial
+    start: Position
+    tokens: Annotated[tuple[Token, ...], Meta(max_length=MAX_WINDOW)]
     proposal_ids: np.ndarray | None = None
     proposal_probs: np.ndarray | None = None
     more: bool = False
-    draft_ms: float = 0.0
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    stopped: tuple[Stopped, ...] = ()
+    draft_ms: Milliseconds = 0.0
+    began_s: Seconds = 0.0
+    ended_s: Seconds = 0.0
+    stopped: Annotated[tuple[Stopped, ...], Meta(max_length=MAX_STOPPED)] = ()
 
 
 class Step(SessionMessage, frozen=True, kw_only=True):
     """Decode up to ``count`` further tokens alone whenever no window is at hand (-1: all that remain; 0: none)."""
 
-    epoch: int
-    count: int
+    epoch: Serial
+    count: Annotated[int, Meta(ge=-1, le=MAX_ANSWER_TOKENS)]
 
 
 class Rollback(SessionMessage, frozen=True, kw_only=True):
     """Keep ``keep`` answer tokens, append ``tokens``, and draft on from there in the new ``epoch``."""
 
-    epoch: int
-    keep: int
-    tokens: tuple[int, ...]
+    epoch: Serial
+    keep: Position
+    tokens: Tokens
     window: Window
 
 
 class Advance(SessionMessage, frozen=True, kw_only=True):
     """The first ``length`` answer tokens are committed as drafted: the draft may write further ahead."""
 
-    epoch: int
-    length: int
+    epoch: Serial
+    length: Position
     window: Window
 
 
@@ -197,7 +227,7 @@ class SetWindow(SessionMessage, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    nonce: int
+    nonce: Serial
 
 
 class Stop(Message, frozen=True, kw_only=True):
@@ -210,17 +240,17 @@ class Stop(Message, frozen=True, kw_only=True):
 class Hello(Message, frozen=True, kw_only=True):
     """The actor has loaded its model and listens."""
 
-    version: int
+    version: Count
     role: Role
     info: ModelInfo
-    pid: int
+    pid: Count
 
 
 class Loading(Message, frozen=True, kw_only=True):
     """Loaded fraction of the model, 0 to 1."""
 
     role: Role
-    fraction: float
+    fraction: Share
 
 
 class Opened(SessionMessage, frozen=True, kw_only=True):
@@ -229,24 +259,24 @@ class Opened(SessionMessage, frozen=True, kw_only=True):
     """
 
     role: Role
-    prompt_tokens: int
-    video_tokens: int
-    open_ms: float
-    ended_s: float = 0.0
+    prompt_tokens: Count
+    video_tokens: Count
+    open_ms: Milliseconds
+    ended_s: Seconds = 0.0
 
 
 class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
     role: Role
-    fraction: float
+    fraction: Share
 
 
 class PrefillDone(SessionMessage, frozen=True, kw_only=True):
     """``prompt_tokens``: rows in the cache (a pruned draft has fewer than the prompt). ``ended_s`` as in `Opened`."""
 
     role: Role
-    prompt_tokens: int
-    prefill_ms: float
-    ended_s: float = 0.0
+    prompt_tokens: Count
+    prefill_ms: Milliseconds
+    ended_s: Seconds = 0.0
 
 
 class Verdict(SessionMessage, frozen=True, kw_only=True):
@@ -259,15 +289,15 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     ends here, if it does.
     """
 
-    epoch: int
-    start: int
-    tokens: tuple[int, ...]
-    accepted: int
+    epoch: Serial
+    start: Position
+    tokens: Tokens
+    accepted: Position
     rejected: bool = False
-    window: int = 0
-    pass_tokens: int = 0
-    pass_ms: float = 0.0
-    ended_s: float = 0.0
+    window: Count = 0
+    pass_tokens: Count = 0
+    pass_ms: Milliseconds = 0.0
+    ended_s: Seconds = 0.0
     finish: FinishReason | None = None
 
 
@@ -279,18 +309,18 @@ class Failed(SessionMessage, frozen=True, kw_only=True):
     """A session failed at an actor, which lives on."""
 
     role: Role
-    error: str
-    message: str
-    traceback: str
+    error: Name
+    message: ErrorText
+    traceback: TracebackText
 
 
 class Dying(Message, frozen=True, kw_only=True):
     """The whole actor is going down."""
 
     role: Role
-    error: str
-    message: str
-    traceback: str
+    error: Name
+    message: ErrorText
+    traceback: TracebackText
 
 
 class Pong(Message, frozen=True, kw_only=True):
@@ -298,11 +328,11 @@ class Pong(Message, frozen=True, kw_only=True):
     it has dropped.
     """
 
-    nonce: int
+    nonce: Serial
     role: Role
-    progress: int
-    sessions: int = 0
-    dropped: int = 0
+    progress: Serial
+    sessions: Count = 0
+    dropped: Serial = 0
 
 
 ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop

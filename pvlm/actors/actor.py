@@ -14,6 +14,7 @@ import structlog
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, Prompt, Role, Session
 from pvlm_protocols.codec import PROTOCOL_VERSION
+from pvlm_protocols.limits import MAX_ERROR_CHARACTERS, MAX_NAME_CHARACTERS, MAX_TRACEBACK_CHARACTERS
 from pvlm_protocols.messages import (
     Close,
     Closed,
@@ -32,6 +33,8 @@ from pvlm_protocols.messages import (
 )
 
 PROGRESS_EVERY_S = 0.25
+PATIENCE_MAX_S = 60.0
+"""The longest wait for a message in one go: then it is looked whether there is something to do."""
 
 log = structlog.get_logger()
 
@@ -49,6 +52,8 @@ class ActorSession(ABC):
 
     def __init__(self, actor: Actor, opening: Open) -> None:
         self.actor = actor
+        if (settled := len(opening.committed)) >= (most := opening.sampling.max_tokens):
+            raise ValueError(f"an answer of {most} tokens cannot be gone on with behind {settled}")
         self.id = opening.session
         self.opening = opening
         self.model: Session | None = None
@@ -199,7 +204,7 @@ class Actor(ABC):
 
     def _patience_s(self) -> float | None:
         waits = [wait for session in self._sessions.values() if (wait := session.patience_s()) is not None]
-        return min(waits, default=None)
+        return min([*waits, PATIENCE_MAX_S]) if waits else None
 
     def _read(self, timeout_s: float | None) -> None:
         """Move what has arrived into the inbox; wait for the first message at most ``timeout_s``."""
@@ -250,15 +255,7 @@ class Actor(ABC):
                 raise
         except Exception as error:
             self._close(session_id)
-            self.mailbox.post(
-                Failed(
-                    session=session_id,
-                    role=self.role,
-                    error=type(error).__name__,
-                    message=str(error),
-                    traceback=traceback.format_exc(),
-                )
-            )
+            self.mailbox.post(Failed(session=session_id, role=self.role, **_told(error)))
 
     def _close(self, session_id: int) -> None:
         if (session := self._sessions.pop(session_id, None)) is not None:
@@ -274,12 +271,20 @@ class Actor(ABC):
 
 def dying(role: Role, error: BaseException) -> Dying:
     """The message by which an actor tells why it goes down."""
-    return Dying(
-        role=role,
-        error=type(error).__name__,
-        message=str(error),
-        traceback="".join(traceback.format_exception(error)),
-    )
+    return Dying(role=role, **_told(error))
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    """An error as text that travels: within its fields' limits, and without halves of surrogate pairs, which names of
+    files may hold. Of a traceback the end stays.
+    """
+    texts = type(error).__name__, str(error), "".join(traceback.format_exception(error))
+    name, message, trace = (text.encode(errors="backslashreplace").decode() for text in texts)
+    return {
+        "error": name[:MAX_NAME_CHARACTERS],
+        "message": message[:MAX_ERROR_CHARACTERS],
+        "traceback": trace[-MAX_TRACEBACK_CHARACTERS:],
+    }
 
 
 def milliseconds_since(started: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 import torch
 
@@ -11,6 +12,7 @@ from pvlm.speculation.coupling import coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
 from pvlm_protocols.backend import PromptError, Session
+from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
     Advance,
     DraftWindow,
@@ -54,7 +56,7 @@ class DraftSession(ActorSession):
         self._proposals: list[Proposal] = []
         self._draft_ms = 0.0
         self._began_s = 0.0
-        self._stopped: list[Stopped] = []
+        self._stopped: deque[Stopped] = deque(maxlen=MAX_STOPPED)
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -65,10 +67,14 @@ class DraftSession(ActorSession):
             case Rollback() if message.epoch > self.epoch:
                 self._roll_back(message)
             case Advance() if message.epoch == self.epoch:
+                if message.length > len(self.tokens):
+                    raise ValueError(f"{message.length} tokens are confirmed, but {len(self.tokens)} were written")
                 self.committed = max(self.committed, message.length)
                 self.window = message.window
 
     def _roll_back(self, message: Rollback) -> None:
+        if not 0 <= message.keep <= len(self.tokens):
+            raise ValueError(f"{message.keep} tokens are to be kept of {len(self.tokens)}")
         if self._draft_ms:
             self._stopped.append(
                 Stopped(
@@ -130,6 +136,8 @@ class DraftSession(ActorSession):
                     "pruning needs a draft with the target's grid (or use --prune none)"
                 )
             keep = torch.from_numpy(unpack_mask(mask.bits, mask.video_tokens))
+            if (kept := int(keep.sum())) != mask.kept:
+                raise ValueError(f"the prune mask keeps {kept} video tokens, and says that it keeps {mask.kept}")
         started = time.monotonic()
         layers = self.actor.backend.info.layers
         done = 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pvlm.config import MAX_WINDOW, EngineConfig
+from pvlm.config import EngineConfig
 from pvlm.engine import Engine, OnProgress
 from pvlm.errors import ModelError, OptionError
 from pvlm.results import AnswerStats, ratio_or_none
@@ -25,6 +25,7 @@ from pvlm.speculation.theory import (
     parallel_speedup,
     vanilla_speedup,
 )
+from pvlm_protocols.limits import MAX_WINDOW
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pvlm.errors import OptionError
+from pvlm_protocols.limits import MAX_ID
 from pvlm_protocols.messages import Coupling as CouplingName
 from pvlm_protocols.messages import Sampling
 
@@ -29,8 +30,8 @@ class DistributionSettings:
     def __post_init__(self) -> None:
         if not math.isfinite(self.temperature) or (self.temperature != 0 and self.temperature < MIN_TEMPERATURE):
             raise OptionError(f"temperature is {self.temperature}: use 0 (greedy), or {MIN_TEMPERATURE} and above")
-        if self.top_k < 0:
-            raise OptionError(f"top_k is {self.top_k}: use 0 (off) or a positive number")
+        if not 0 <= self.top_k <= MAX_ID:
+            raise OptionError(f"top_k is {self.top_k}: use 0 (off) or a positive number up to {MAX_ID}")
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top_p is {self.top_p}: it must be in (0, 1], where 1 is off")
         if not 0 <= self.min_p <= 1:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pvlm.errors import VideoError
+from pvlm_protocols.limits import MAX_FRAME_SIDE
 
 
 def as_frames(source: Any) -> np.ndarray | None:
@@ -40,7 +41,17 @@ def _checked(frames: np.ndarray, kind: str) -> np.ndarray:
         raise VideoError(name, f"frames must have the shape (T, H, W, 3), RGB{hint}")
     if 0 in frames.shape:
         raise VideoError(name, "it has no frames" if frames.shape[0] == 0 else "its frames have no pixels")
+    check_sides(frames.shape, name)
     return frames
+
+
+def check_sides(shape: Sequence[int], name: str) -> None:
+    """Raise VideoError (for ``name``) where frames ``(T, H, W, 3)`` are larger than any model looks at."""
+    _, height, width, _ = shape
+    if max(height, width) > MAX_FRAME_SIDE:
+        raise VideoError(
+            name, f"its frames are {width}x{height}, beyond the limit of {MAX_FRAME_SIDE} pixels a side; scale it down"
+        )
 
 
 def _from_images(images: Sequence[Any]) -> np.ndarray:

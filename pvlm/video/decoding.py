@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -19,18 +20,22 @@ from typing import Any
 import numpy as np
 
 from pvlm.errors import ConfigError, OptionError, VideoError
+from pvlm.video.arrays import check_sides
 from pvlm.video.containers import check_file
 from pvlm.video.readers import VideoReader, load_reader
 from pvlm.video.request import Reply, Request
-from pvlm.video.sampling import at_default_rate, at_rate, consecutive, frame_range, uniform
+from pvlm.video.sampling import at_default_rate, at_rate, check_count, consecutive, frame_range, uniform
 
 _BATCH_BYTES = 64 << 20
 _ALARM_MARGIN_S = 10
+_MEMORY_MARGIN_BYTES = 4 << 30
+"""Address space beside the frames: libraries, the decoder's own frames, its threads' stacks."""
 
 
 def main(argument: str) -> None:
     request: Request = json.loads(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's business
+    _limit_memory(request["max_bytes"])
     signal.alarm(min(int(request["timeout_s"]) + _ALARM_MARGIN_S, 1 << 30))
     threading.Thread(target=_watch_life_line, daemon=True).start()
     reply = answer(request)
@@ -65,6 +70,7 @@ def _decode(request: Request) -> Reply:
     if reader.num_frames < 1:
         raise VideoError(request["name"], "it has no frames")
     indices, times = _select(request, reader)
+    check_count(len(indices))
     shape = _write_frames(request, reader, indices)
     reader.finish()
     return Reply(
@@ -108,6 +114,7 @@ def _write_frames(request: Request, reader: VideoReader, indices: Sequence[int])
                 raise TypeError(f"read gave {frames.dtype} {frames.shape} for {len(part)} frames")
             if not shape:
                 shape = (len(indices), *frames.shape[1:])
+                check_sides(shape, request["name"])
                 _check_size(shape, request["max_bytes"])
                 batch = max(1, _BATCH_BYTES // frames.nbytes)
             elif frames.shape[1:] != shape[1:]:
@@ -125,6 +132,13 @@ def _check_size(shape: tuple[int, ...], max_bytes: int) -> None:
             f"{frames} frames of {width}x{height} need {needed / 2**30:.1f} GiB, more than the limit of "
             f"{max_bytes / 2**30:.1f} GiB; ask for at most {max_bytes // (height * width * 3)} frames"
         )
+
+
+def _limit_memory(max_bytes: int) -> None:
+    """A file that makes the decoder ask for more must not take the machine's memory."""
+    most = max_bytes + _MEMORY_MARGIN_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _watch_life_line() -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -34,6 +35,9 @@ from pvlm.video.sampling import SAME_TIME_S
 
 _ANY_FAULT = 1e-12
 """As a share of the frames; 0 would mean: any number is fine."""
+
+_SOURCE_LINE = re.compile(r"(\[[\d:]+\] )?\S+\.cc:\d+: ")
+"""When, and where in its source, decord raised an error: once for each of its layers, and of no use here."""
 
 _ATTEMPTS = 3
 """How often a file is decoded before its frames are called lost."""
@@ -150,7 +154,7 @@ class DecordReader:
             except decord.DECORDLimitReachedError:
                 failure = _FramesLostError(self._path, "it is damaged: some of its frames cannot be decoded")
             except decord.DECORDError as error:
-                reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+                reason = _SOURCE_LINE.sub("", str(error).strip().splitlines()[0])
                 failure = VideoError(self._path, f"it is damaged: decord failed with {reason!r}")
         if failure is not None:
             raise failure

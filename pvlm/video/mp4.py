@@ -55,7 +55,7 @@ def read_index(file: BinaryIO, file_size: int, name: str) -> Mp4Index | None:
     index = file.read(moov[1])
     try:
         movie_scale = _scale(dict(_boxes(index))[b"mvhd"])
-        found = (_video_track(box, movie_scale) for kind, box in _boxes(index) if kind == b"trak")
+        found = (_video_track(box, movie_scale, file_size) for kind, box in _boxes(index) if kind == b"trak")
         tracks = [track for track in found if track is not None]
         if any(kind == b"moof" for kind, _, _ in boxes):
             return None  # fragments: the frames are listed elsewhere
@@ -71,7 +71,9 @@ def read_index(file: BinaryIO, file_size: int, name: str) -> Mp4Index | None:
         track = tracks[0]
         exact = track.closed_groups and not track.edits.hide_frames and _all_idr(file, track)
         return Mp4Index(len(track.sizes), exact, track.edits.hide_frames, track.edits.shown_s)
-    except (struct.error, IndexError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise VideoError(name, f"the mp4 file's index is damaged: it has no {error.args[0].decode()!r} box") from error
+    except (struct.error, IndexError, ValueError) as error:
         raise VideoError(name, f"the mp4 file's index is damaged ({error})") from error
 
 
@@ -142,15 +144,15 @@ class _Track:
     """H.264 and H.265: how many bytes give the length of a NAL unit; else 0."""
 
 
-def _video_track(box: bytes, movie_scale: int) -> _Track | None:
-    """A track's sample tables; None if it is not a video track."""
+def _video_track(box: bytes, movie_scale: int, file_size: int) -> _Track | None:
+    """A track's sample tables; None if it is not a video track. A frame takes a byte of the file at least."""
     parts = dict(_boxes(box))
     media = dict(_boxes(parts.get(b"mdia", b"")))
     if media.get(b"hdlr", b"")[8:12] != b"vide":
         return None
     table = dict(_boxes(dict(_boxes(media[b"minf"]))[b"stbl"]))
     uniform_size, samples = struct.unpack_from(">II", table[b"stsz"], 4)
-    if samples > _MAX_SAMPLES:
+    if samples > min(_MAX_SAMPLES, file_size):
         raise ValueError(f"it claims {samples} frames")
     nothing = np.zeros(0, np.int64)
     if samples == 0:

@@ -14,7 +14,8 @@ import numpy as np
 from pvlm.errors import OptionError, VideoError
 from pvlm.video.arrays import as_frames
 from pvlm.video.process import decode
-from pvlm.video.sampling import consecutive, uniform
+from pvlm.video.sampling import check_count, consecutive, uniform
+from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,7 @@ async def read_video(
             if value is not None:
                 raise OptionError(f"{option}={value!r} needs a file: frames in memory have no times; use num_frames")
         indices = (consecutive if every else uniform)(0, len(frames) - 1, count)
+        check_count(len(indices))
         chosen = frames if len(indices) == len(frames) else frames[list(indices)]
         return Video(chosen, indices, (), None, len(frames))
     encoded, name = _encoded(source)
@@ -136,9 +138,11 @@ def _check_options(
     if num_frames is not None and fps is not None:
         raise OptionError(f"num_frames={num_frames!r} and fps={fps!r} exclude each other; give one of them")
     if num_frames is not None and (
-        not isinstance(num_frames, numbers.Integral) or isinstance(num_frames, bool) or num_frames < 1
+        not isinstance(num_frames, numbers.Integral)
+        or isinstance(num_frames, bool)
+        or not 1 <= num_frames <= MAX_VIDEO_FRAMES
     ):
-        raise OptionError(f"num_frames must be a whole number of at least 1, not {num_frames!r}")
+        raise OptionError(f"num_frames must be a whole number from 1 to {MAX_VIDEO_FRAMES}, not {num_frames!r}")
     for name, value in (("fps", fps), ("timeout_s", timeout_s)):
         if value is not None and not (_is_number(value) and value > 0):
             raise OptionError(f"{name} must be a positive number, not {value!r}")

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pvlm.errors import OptionError
+from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 
 SAME_TIME_S = 0.0005
 """Times closer than this are the same time: containers and readers round (decord: float32 seconds)."""
@@ -100,6 +101,15 @@ def frame_range(times_s: Sequence[float], duration_s: float, start: float | None
     if end is not None:
         last = int(np.searchsorted(times, end - SAME_TIME_S, side="left")) - 1
     return first, max(first, last)
+
+
+def check_count(frames: int) -> None:
+    """Raise OptionError for more frames than one answer may be about."""
+    if frames > MAX_VIDEO_FRAMES:
+        raise OptionError(
+            f"{frames} frames would be taken, more than the limit of {MAX_VIDEO_FRAMES}; ask for fewer with "
+            "num_frames, a lower fps, or a part of the video (start, end)"
+        )
 
 
 def _check_range(first: int, last: int, num_frames: int) -> None:

@@ -19,6 +19,7 @@ import anyio.abc
 import msgspec
 import structlog
 
+from pvlm.checking import misplaced
 from pvlm.config import EngineConfig
 from pvlm.errors import RemoteTraceback
 from pvlm.metrics import WORKER_RESTARTS, WORKERS_RUNNING
@@ -27,7 +28,7 @@ from pvlm.transports import ChannelClosed, ChannelFull
 from pvlm.workers.launch import RunningActor, launch
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import ModelInfo, Role
-from pvlm_protocols.messages import Dying, FromActor, Ping, Pong, ToActor
+from pvlm_protocols.messages import Dying, Failed, FromActor, Ping, Pong, SessionMessage, ToActor
 
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
@@ -100,6 +101,8 @@ class Supervisor:
         """Why the actor was last lost, or could not be started again."""
         self.traceback = ""
         """Its own, where it said so."""
+        self.misplaced = 0
+        """Messages that were dropped because an actor of this role does not send them."""
         self._config = config
         self._spec = spec
         self._allowed = config.target_restarts if role == "target" else config.draft_restarts
@@ -207,6 +210,15 @@ class Supervisor:
 
     def _take(self, actor: RunningActor, message: FromActor) -> None:
         self._heard = True
+        if problem := misplaced(self.role, message):
+            self.misplaced += 1
+            log.warning("message_dropped", role=self.role, reason=problem)
+            if isinstance(message, SessionMessage):  # which waits for what it should have been
+                failed = Failed(
+                    session=message.session, role=self.role, error="ProtocolError", message=problem, traceback=""
+                )
+                self._listener.heard(self.role, failed)
+            return
         match message:
             case Pong():
                 self._tell_dropped("engine", actor.channel.dropped)

@@ -124,13 +124,19 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
         ({"temprature": 1.0}, "did you mean 'temperature'"),
         ({"xyzzy": 1}, "unknown option 'xyzzy': known: max_tokens"),
         ({"max_tokens": 3, "max_new_tokens": 3}, "are the same option: give one of them"),
-        ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens is 0: it must be from 1 to 131072"),
+        ({"max_tokens": 131_073}, "max_tokens is 131073: it must be from 1 to 131072"),
+        ({"max_tokens": 2**70}, "max_tokens"),
         ({"max_new_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 2.5}, "max_tokens"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2**31}, "top_k is 2147483648: use 0"),
+        ({"stop_token_ids": [3, -1]}, "stop_token_ids holds -1, which is no token's id"),
+        ({"stop_token_ids": [2**31]}, "stop_token_ids holds 2147483648"),
+        ({"stop_token_ids": [3] * 129}, "stop_token_ids has 129 ids: there may be 128"),
         ({"top_p": 0.0}, r"top_p is 0\.0"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
         ({"min_p": 2.0}, r"min_p is 2\.0"),
@@ -151,9 +157,18 @@ def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
         Engine.create(**NOWHERE).stream("clip.mp4", "?", **options)
 
 
-@pytest.mark.parametrize("question", ["", "  \n"])
-def test_an_empty_question_is_refused_at_once(question: str) -> None:
-    with pytest.raises(OptionError, match="the question is empty"):
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("", "the question is empty"),
+        ("  \n", "the question is empty"),
+        ("why? " * 4000, "the question has 20000 characters: it may have 16384; shorten it"),
+        ("what is \ud83d?", r"the question's character 8 is half of a surrogate pair \('\\ud83d'\)"),
+    ],
+    ids=["empty", "blank", "long", "surrogate"],
+)
+def test_a_question_that_nobody_is_asked_is_refused_at_once(question: str, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
         Engine.create(**NOWHERE).stream("clip.mp4", question)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
+from msgspec import inspect
 
 from pvlm_protocols import codec
-from pvlm_protocols.backend import ModelInfo
 from pvlm_protocols.codec import (
     INLINE_BYTES,
     MAX_FRAMES,
@@ -24,6 +24,14 @@ from pvlm_protocols.codec import (
     decode_for_actor,
     decode_from_actor,
     encode,
+)
+from pvlm_protocols.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_FRAME_SIDE,
+    MAX_ID,
+    MAX_PROPOSAL,
+    MAX_QUESTION_CHARACTERS,
+    MAX_VIDEO_FRAMES,
 )
 from pvlm_protocols.messages import (
     Close,
@@ -38,52 +46,14 @@ from pvlm_protocols.messages import (
     Window,
 )
 from tests.protocols.samples import ALL_TYPES, FROM_ACTOR, SAMPLES, TO_ACTOR, plain
+from tests.protocols.strategies import LARGE_FRAMES, LARGE_IDS, LARGE_PROBS, fields_of, messages_of
 
 HEADER = b"PVLM" + bytes([PROTOCOL_VERSION])
 DECODERS: tuple[Callable[..., Any], ...] = (decode_for_actor, decode_from_actor)
 
 # ---- any message --------------------------------------------------------------------------------------------------
 
-# Beyond INLINE_BYTES, so that it travels as a frame of its own; made once, for drawing it by element takes seconds.
-LARGE = {
-    np.dtype(name): np.random.default_rng(0).integers(0, 100, INLINE_BYTES // np.dtype(name).itemsize + 1).astype(name)
-    for name in codec.DTYPES
-}
-
-
-@st.composite
-def an_array(draw: st.DrawFn, dtypes: tuple[str, ...] = codec.DTYPES) -> np.ndarray:
-    dtype = np.dtype(draw(st.sampled_from(dtypes)))
-    if draw(st.booleans()):
-        return LARGE[dtype]
-    shape = draw(arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
-    array: np.ndarray = draw(arrays.arrays(dtype, shape))
-    return array.T if draw(st.booleans()) else array  # not contiguous
-
-
-wide = st.integers(-(2**63), 2**63 - 1)
-
-
-def of_type(kind: Any) -> st.SearchStrategy[Any]:
-    """Values of a field's type."""
-    if kind is int:
-        return wide
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return a_struct(kind)
-    if kind == tuple[int, ...]:
-        return st.lists(wide, max_size=5).map(tuple)
-    return st.from_type(kind)
-
-
-def a_struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
-    fields = {field.name: of_type(field.type) for field in msgspec.structs.fields(kind)}
-    return st.builds(kind, **fields)
-
-
-st.register_type_strategy(np.ndarray, an_array())
-for part in (Open, DraftWindow, Stopped, VideoFrames, Window, ModelInfo):
-    st.register_type_strategy(part, a_struct(part))
-messages: st.SearchStrategy[Message] = st.one_of([cast(Any, a_struct(kind)) for kind in ALL_TYPES])
+messages = messages_of(ALL_TYPES)
 
 
 @settings(max_examples=300, deadline=None)
@@ -98,26 +68,33 @@ def test_any_message_comes_back_as_it_went(message: Message) -> None:
                 decode(frames)
 
 
-def test_a_small_array_travels_inline_and_a_large_one_as_a_frame_that_is_not_copied() -> None:
-    def window(size: int) -> DraftWindow:
-        ids = np.arange(size, dtype=np.int32)
-        return DraftWindow(session=1, epoch=0, start=0, tokens=(1,), proposal_ids=ids)
+def an_opening(pixels: np.ndarray) -> Open:
+    (sample,) = (message for message in SAMPLES if isinstance(message, Open))
+    return msgspec.structs.replace(sample, video=VideoFrames(pixels=pixels))
 
-    assert len(encode(window(INLINE_BYTES // 4))) == 1
-    large = window(INLINE_BYTES // 4 + 1)
-    frames = encode(large)
+
+def test_a_small_array_travels_inline_and_a_large_one_as_a_frame_that_is_not_copied() -> None:
+    side = math.isqrt(INLINE_BYTES // 3)
+    assert len(encode(an_opening(np.zeros((1, side, side, 3), np.uint8)))) == 1
+    pixels = np.arange(3 * (side + 1) ** 2, dtype=np.uint32).astype(np.uint8).reshape(1, side + 1, side + 1, 3)
+    frames = encode(an_opening(pixels))
     assert len(frames) == 2
-    assert large.proposal_ids is not None
-    assert np.shares_memory(np.frombuffer(frames[1], np.int32), large.proposal_ids)
+    assert np.shares_memory(np.frombuffer(frames[1], np.uint8), pixels)
     back = decode_for_actor(frames)
-    assert np.shares_memory(back.proposal_ids, large.proposal_ids)
-    assert not decode_for_actor([bytes(frame) for frame in frames]).proposal_ids.flags.writeable
+    assert isinstance(back, Open)
+    assert back.video is not None
+    assert np.shares_memory(back.video.pixels, pixels)
+    again = decode_for_actor([bytes(frame) for frame in frames])
+    assert isinstance(again, Open)
+    assert again.video is not None
+    assert not again.video.pixels.flags.writeable
 
 
 def test_two_large_arrays_keep_their_places() -> None:
-    ids = np.arange(40_000, dtype=np.int32).reshape(2, -1)
-    probs = np.linspace(0, 1, 40_000, dtype=np.float32).reshape(2, -1)
-    message = DraftWindow(session=1, epoch=0, start=0, tokens=(1, 2), proposal_ids=ids, proposal_probs=probs)
+    tokens = (1,) * len(LARGE_IDS)
+    message = DraftWindow(
+        session=1, epoch=0, start=0, tokens=tokens, proposal_ids=LARGE_IDS, proposal_probs=LARGE_PROBS
+    )
     frames = encode(message)
     assert len(frames) == 3
     assert plain(decode_from_actor(frames)) == plain(message)
@@ -167,14 +144,14 @@ def test_a_message_beyond_the_limit_is_neither_sent_nor_taken(monkeypatch: pytes
 VALID: tuple[list[bytes], ...] = tuple([bytes(frame) for frame in encode(message)] for message in SAMPLES) + tuple(
     [bytes(frame) for frame in encode(message)]
     for message in (
-        DraftWindow(session=1, epoch=0, start=0, tokens=(1,), proposal_ids=LARGE[np.dtype("int32")][None]),
+        an_opening(LARGE_FRAMES),
         DraftWindow(
             session=1,
             epoch=0,
             start=0,
-            tokens=(1,),
-            proposal_ids=LARGE[np.dtype("int32")][None],
-            proposal_probs=LARGE[np.dtype("float32")][None],
+            tokens=(1,) * len(LARGE_IDS),
+            proposal_ids=LARGE_IDS,
+            proposal_probs=LARGE_PROBS,
         ),
     )
 )
@@ -205,9 +182,11 @@ def mutated(draw: st.DrawFn) -> list[bytes]:
     for _ in range(draw(st.integers(1, 4))):
         frame = frames[draw(st.integers(0, len(frames) - 1))] if frames else bytearray()
         at = draw(st.integers(0, max(0, min(len(frame), 400) - 1)))
-        match draw(st.sampled_from(["change", "cut", "insert", "truncate", "drop", "repeat", "swap"])):
+        match draw(st.sampled_from(["change", "flip", "cut", "insert", "truncate", "drop", "repeat", "swap"])):
             case "change" if frame:
                 frame[at] = draw(st.integers(0, 255))
+            case "flip" if frame:
+                frame[at] ^= 1 << draw(st.integers(0, 7))
             case "cut":
                 del frame[at : at + draw(st.integers(1, 9))]
             case "insert":
@@ -260,34 +239,37 @@ def test_a_field_of_any_other_kind(message: Message, data: st.DataObject, value:
     dtype=st.sampled_from([*codec.DTYPES, "float64", "object", ""]),
     shape=st.lists(
         st.integers(-2, 5) | st.sampled_from([2**31, 2**62, 2**64 - 1]) | st.booleans() | st.none(), max_size=5
-    ),
+    )
+    | st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.just(3)).map(list),
     where=st.integers(-2, 4) | st.binary(max_size=40) | st.booleans() | st.none() | st.text(max_size=2),
     extra=st.lists(st.binary(max_size=40), max_size=3),
 )
 @example(dtype="uint8", shape=[0], where=True, extra=[b""])
+@example(dtype="uint8", shape=[1, 2, 1, 3], where=b"123456", extra=[])
+@example(dtype="uint8", shape=[1, 1, 1, 3], where=2, extra=[b"", b"123"])
 def test_an_array_of_another_size_than_its_shape_says(
     dtype: str, shape: list[Any], where: Any, extra: list[bytes]
 ) -> None:
     fields = {
-        "type": "DraftWindow",
-        "session": 1,
-        "epoch": 0,
-        "start": 0,
-        "tokens": [],
-        "proposal_ids": [dtype, shape, where],
+        **msgspec.msgpack.decode(bytes(encode(an_opening(LARGE_FRAMES))[0])[len(HEADER) :]),
+        "video": {"pixels": [dtype, shape, where]},
     }
     frames = [HEADER + msgspec.msgpack.encode(fields), *extra]
     is_refused_or_a_message(frames)
     data = extra[where - 1] if type(where) is int and 1 <= where <= len(extra) else where
     fits = (
-        dtype in codec.DTYPES
-        and len(shape) <= 4
-        and all(type(size) is int and 0 <= size <= 2**31 for size in shape)
+        dtype == "uint8"
+        and len(shape) == 4
+        and all(type(size) is int and 0 < size <= 2**31 for size in shape)
+        and shape[3] == 3
         and isinstance(data, bytes)
-        and int(np.prod([1, *map(float, shape)])) * np.dtype(dtype).itemsize == len(data)
+        and int(np.prod([1, *map(float, shape)])) == len(data)
     )
     if fits:
-        assert decode_for_actor(frames).proposal_ids.shape == tuple(shape)
+        opening = decode_for_actor(frames)
+        assert isinstance(opening, Open)
+        assert opening.video is not None
+        assert opening.video.pixels.shape == tuple(shape)
     else:
         with pytest.raises(ProtocolError):
             decode_for_actor(frames)
@@ -327,6 +309,120 @@ def test_a_message_for_the_other_side_is_refused() -> None:
         if not isinstance(message, FROM_ACTOR):
             with pytest.raises(ProtocolError):
                 decode_from_actor(frames)
+
+
+# ---- well-formed, but absurd --------------------------------------------------------------------------------------
+
+
+def leaves(message: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], inspect.Type]]:
+    """Path and type of every field of a sample, and of the structs in it."""
+    for name, kind in fields_of(type(message)).items():
+        value = getattr(message, name)
+        if isinstance(value, msgspec.Struct):
+            yield from leaves(value, (*path, name))
+        elif isinstance(value, tuple) and value and isinstance(value[0], msgspec.Struct):
+            yield (*path, name), kind
+            yield from leaves(value[0], (*path, name, "0"))
+        else:
+            yield (*path, name), kind
+
+
+def beyond(kind: inspect.Type) -> list[Any]:
+    """Values that are just out of bounds; KeyError for a field without bounds."""
+    match kind:
+        case inspect.IntType(ge=int(low), le=int(high)):
+            return [low - 1, high + 1]
+        case inspect.FloatType():
+            low, high = kind.ge if kind.gt is None else kind.gt, kind.le if kind.lt is None else kind.lt
+            assert low is not None
+            assert high is not None
+            at_the_border = [*([low] if kind.gt is not None else []), *([high] if kind.lt is not None else [])]
+            return [math.nan, math.inf, -math.inf, math.nextafter(low, -math.inf), *at_the_border]
+        case inspect.StrType(max_length=int(most)):
+            return ["x" * (most + 1)]
+        case inspect.BytesType(max_length=int(most)):
+            return [b"x" * (most + 1)]
+        case inspect.VarTupleType(item_type=inspect.IntType() as item, max_length=int(most)):
+            return [[0] * (most + 1), *([value] for value in beyond(item))]
+        case inspect.VarTupleType(item_type=inspect.FloatType() as item, max_length=int(most)):
+            return [[0.0] * (most + 1), *([value] for value in beyond(item))]
+        case inspect.VarTupleType(item_type=inspect.StructType(), max_length=int(most)):
+            return [[Stopped(epoch=0, start=0, tokens=0, draft_ms=0.0, ended_s=0.0)] * (most + 1)]
+        case inspect.BoolType() | inspect.LiteralType() | inspect.UnionType() | inspect.CustomType():
+            return []
+        case _:
+            raise KeyError(f"no bounds in {kind}")
+
+
+BOUNDED = [(message, path, kind) for message in SAMPLES for path, kind in leaves(message)]
+
+
+@pytest.mark.parametrize(
+    ("message", "path", "kind"), BOUNDED, ids=[f"{type(m).__name__}.{'.'.join(p)}" for m, p, _ in BOUNDED]
+)
+def test_what_is_beyond_a_bound_is_refused(message: Message, path: tuple[str, ...], kind: inspect.Type) -> None:
+    """Every number, text and tuple has bounds, and one beyond them is no message."""
+    decode = decode_for_actor if isinstance(message, TO_ACTOR) else decode_from_actor
+    for value in beyond(kind):
+        fields = msgspec.msgpack.decode(bytes(encode(message)[0])[len(HEADER) :])
+        parent = fields
+        for name in path[:-1]:
+            parent = parent[int(name) if name.isdigit() else name]
+        parent[path[-1]] = value
+        with pytest.raises(ProtocolError, match="Expected"):
+            decode([HEADER + msgspec.msgpack.encode(fields)])
+
+
+def test_the_most_of_everything_fits_in_a_message() -> None:
+    times = tuple(0.1 * k for k in range(MAX_VIDEO_FRAMES))
+    opening = msgspec.structs.replace(
+        an_opening(np.zeros((MAX_VIDEO_FRAMES, 2, 2, 3), np.uint8)),
+        question="\U0001f3ac" * MAX_QUESTION_CHARACTERS,
+        committed=(MAX_ID,) * MAX_ANSWER_TOKENS,
+        video=VideoFrames(pixels=np.zeros((MAX_VIDEO_FRAMES, 2, 2, 3), np.uint8), timestamps_s=times),
+    )
+    assert plain(decode_for_actor(encode(opening))) == plain(opening)
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        VideoFrames(pixels=np.zeros((0, 2, 2, 3), np.uint8)),
+        VideoFrames(pixels=np.zeros((1, 0, 2, 3), np.uint8)),
+        VideoFrames(pixels=np.zeros((1, 2, 2, 4), np.uint8)),
+        VideoFrames(pixels=np.zeros((2, 2, 3), np.uint8)),
+        VideoFrames(pixels=np.zeros((1, 2, 2, 3), np.float32)),
+        VideoFrames(pixels=np.zeros((1, MAX_FRAME_SIDE + 1, 1, 3), np.uint8)),
+        VideoFrames(pixels=np.zeros((MAX_VIDEO_FRAMES + 1, 1, 1, 3), np.uint8)),
+        VideoFrames(pixels=np.zeros((3, 2, 2, 3), np.uint8), timestamps_s=(0.0, 1.0)),
+    ],
+    ids=lambda video: f"{video.pixels.dtype}{video.pixels.shape}",
+)
+def test_arrays_that_are_no_frames_are_refused(video: VideoFrames) -> None:
+    frames = encode(msgspec.structs.replace(an_opening(video.pixels), video=video))
+    with pytest.raises(ProtocolError, match=r"are no frames|2 times for 3 frames"):
+        decode_for_actor(frames)
+
+
+@pytest.mark.parametrize(
+    ("ids", "probs"),
+    [
+        (np.zeros((2, 4), np.int32), None),
+        (None, np.zeros((2, 4), np.float32)),
+        (np.zeros((3, 4), np.int32), np.zeros((3, 4), np.float32)),
+        (np.zeros((2, 4), np.int32), np.zeros((2, 5), np.float32)),
+        (np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)),
+        (np.zeros(2, np.int32), np.zeros(2, np.float32)),
+        (np.zeros((2, MAX_PROPOSAL + 1), np.int32), np.zeros((2, MAX_PROPOSAL + 1), np.float32)),
+    ],
+)
+def test_proposals_that_are_not_of_the_windows_tokens_are_refused(
+    ids: np.ndarray | None, probs: np.ndarray | None
+) -> None:
+    frames = encode(DraftWindow(session=1, epoch=0, start=0, tokens=(1, 2), proposal_ids=ids, proposal_probs=probs))
+    for decode in DECODERS:
+        with pytest.raises(ProtocolError, match="proposal"):
+            decode(frames)
 
 
 # ---- fields are told by their names -------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ async def test_messages_arrive_in_order_both_ways_at_once(connect: Connect) -> N
 
         def actor() -> None:
             for number in range(count):
-                mailbox.post(Loading(role="draft", fraction=number))
+                mailbox.post(Loading(role="draft", fraction=number / count))
                 message = mailbox.take(PATIENCE_S)
                 assert isinstance(message, Ping)
                 taken.append(message.nonce)
@@ -94,14 +94,15 @@ async def test_messages_arrive_in_order_both_ways_at_once(connect: Connect) -> N
             tasks.start_soon(engine)
             tasks.start_soon(listen)
         assert taken == list(range(count))
-        assert received == list(range(count))
+        assert received == [number / count for number in range(count)]
 
 
 async def test_large_arrays_travel_and_keep_their_place_in_the_order(connect: Connect) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 112, 112, 3), dtype=np.uint8)
     opening = next(message for message in SAMPLES if isinstance(message, Open))
-    probs = np.linspace(0, 1, 64 * 1024, dtype=np.float32).reshape(4, -1)
-    window = DraftWindow(session=1, epoch=0, start=0, tokens=(1, 2, 3, 4), proposal_probs=probs)
+    ids = np.arange(64 * 1024, dtype=np.int32).reshape(64, -1)
+    probs = np.linspace(0, 1, 64 * 1024, dtype=np.float32).reshape(64, -1)
+    window = DraftWindow(session=1, epoch=0, start=0, tokens=tuple(range(64)), proposal_ids=ids, proposal_probs=probs)
     async with ends(connect) as (channel, mailbox):
         large = Open(**{name: getattr(opening, name) for name in opening.__struct_fields__ if name != "video"},
                      video=VideoFrames(pixels=pixels))  # fmt: skip

@@ -226,8 +226,14 @@ async def test_two_processes_talk_over_a_real_socket(endpoint: str) -> None:
                 channel.post(Ping(nonce=nonce))
             for nonce in range(200):
                 assert await channel.receive() == Pong(nonce=nonce, role="draft", progress=process.pid)
-            probs = np.linspace(0, 1, 300_000, dtype=np.float32).reshape(3, -1)
-            window = DraftWindow(session=1, epoch=0, start=0, tokens=(1, 2, 3), proposal_probs=probs)
+            window = DraftWindow(
+                session=1,
+                epoch=0,
+                start=0,
+                tokens=tuple(range(64)),
+                proposal_ids=np.arange(64_000, dtype=np.int32).reshape(64, -1),
+                proposal_probs=np.linspace(0, 1, 64_000, dtype=np.float32).reshape(64, -1),
+            )
             channel.post(window)
             assert plain(await channel.receive()) == plain(window)
             channel.post(Stop())

@@ -73,6 +73,24 @@ class Wide(WellBehaved):
         return np.zeros((len(indices), 1000, 1000, 3), np.uint8)
 
 
+class Hungry(WellBehaved):
+    """Asks for more memory than frames may take, and never uses it."""
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        assert np.empty(13 << 30, np.uint8).size
+        return super().read(indices)
+
+
+class Long(WellBehaved):
+    num_frames = 20_000
+    fps = 100.0
+
+
+class Broad(WellBehaved):
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        return np.zeros((len(indices), 2, 20_000, 3), np.uint8)
+
+
 class Empty(WellBehaved):
     num_frames = 0
 

@@ -23,6 +23,7 @@ ARRAY = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * np.ones((1, 4, 6, 3
         ({"num_frames": 3, "fps": 1.0}, "num_frames=3 and fps=1.0 exclude each other"),
         ({"num_frames": 0}, "num_frames must be .*, not 0"),
         ({"num_frames": -2}, "not -2"),
+        ({"num_frames": 16_385}, "num_frames must be a whole number from 1 to 16384, not 16385"),
         ({"num_frames": 2.5}, "whole number .* not 2.5"),
         ({"num_frames": True}, "not True"),
         ({"num_frames": "8"}, "not '8'"),
@@ -46,6 +47,20 @@ async def test_options_that_cannot_be(read: Read, options: dict[str, Any], says:
 async def test_sources_that_cannot_be(read: Read, source: object) -> None:
     with pytest.raises(OptionError, match=f"not a {type(source).__name__}"):
         await read(source)
+
+
+async def test_more_frames_than_may_be_taken(read: Read) -> None:
+    """Also where nobody has named their number, and of a file, whose frames are counted before they are decoded."""
+    many = np.zeros((16_385, 1, 1, 3), np.uint8)
+    everything = FrameDefaults(num_frames=2**40, consecutive=True)
+    with pytest.raises(OptionError, match="16385 frames would be taken, more than the limit of 16384; ask for fewer"):
+        await read(many, defaults=everything)
+    assert len((await read(many, num_frames=16_384)).frames) == 16_384
+
+
+async def test_larger_frames_than_any_model_looks_at(read: Read) -> None:
+    with pytest.raises(VideoError, match="its frames are 16385x2, beyond the limit of 16384 pixels a side"):
+        await read(np.zeros((1, 2, 16_385, 3), np.uint8))
 
 
 async def test_array(read: Read) -> None:

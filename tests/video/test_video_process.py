@@ -137,6 +137,18 @@ async def test_memory_is_limited_with_numbers(read: Read, some_file: Path) -> No
         await read(some_file, reader="fake_readers:Wide", num_frames=10, max_bytes=10_000_000)
 
 
+async def test_a_decoder_that_asks_for_too_much_memory(read: Read, some_file: Path) -> None:
+    with pytest.raises(VideoError, match="decoding ran out of memory"):
+        await read(some_file, reader="fake_readers:Hungry", num_frames=3)
+
+
+async def test_more_or_larger_frames_in_a_file_than_there_may_be(read: Read, some_file: Path) -> None:
+    with pytest.raises(OptionError, match="20000 frames would be taken, more than the limit of 16384"):
+        await read(some_file, reader="fake_readers:Long", fps=100.0)
+    with pytest.raises(VideoError, match="its frames are 20000x2, beyond the limit of 16384 pixels a side"):
+        await read(some_file, reader="fake_readers:Broad")
+
+
 async def test_nothing_shadows_our_imports(
     read: Read, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

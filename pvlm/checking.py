@@ -1,0 +1,60 @@
+"""What an actor says, held against what it can have to say: pure functions that name what is wrong, or give ``""``.
+
+The codec has refused what is beyond the bounds of a message's types. These know the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pvlm_protocols.backend import Role
+from pvlm_protocols.messages import DraftWindow, FinishReason, FromActor, FromDraft, FromTarget, Sampling, Verdict
+
+
+def misplaced(role: Role, message: FromActor) -> str:
+    """A message that the actor of a role does not send."""
+    kind = type(message).__name__
+    if not isinstance(message, FromTarget if role == "target" else FromDraft):
+        return f"a {role} sends no {kind}"
+    if (said := getattr(message, "role", role)) != role:
+        return f"the {role} sent the {said}'s {kind}"
+    return ""
+
+
+def window_problem(window: DraftWindow, line: int, sampling: Sampling) -> str:
+    """A window that no draft can have written behind ``line`` tokens. ``sampling``: the draft's."""
+    if window.start > line:
+        return f"it goes on at token {window.start}, but only {line} were heard of"
+    if not window.tokens:
+        return "a window without tokens"
+    if wrong := _outside(window.tokens, sampling):
+        return wrong
+    if (end := window.start + len(window.tokens)) > sampling.max_tokens:
+        return f"{end} tokens of an answer that may have {sampling.max_tokens}"
+    return ""
+
+
+def verdict_problem(verdict: Verdict, committed: int, epoch: int, sampling: Sampling) -> str:
+    """A verdict that no target can have given where so many tokens were ``committed``, in ``epoch``."""
+    tokens = verdict.tokens
+    if verdict.epoch > epoch + sampling.max_tokens:  # the target raises it, too, but not without a token
+        return f"epoch {verdict.epoch} in epoch {epoch}"
+    if wrong := _outside(tokens, sampling):
+        return wrong
+    if verdict.accepted > len(tokens):
+        return f"{verdict.accepted} accepted tokens among {len(tokens)}"
+    if committed + len(tokens) > sampling.max_tokens:
+        return f"{committed + len(tokens)} tokens of an answer that may have {sampling.max_tokens}"
+    if any(token in sampling.end_token_ids for token in tokens[:-1]):
+        return "tokens behind an end token"
+    finish: FinishReason | None = "length" if committed + len(tokens) == sampling.max_tokens else None
+    if tokens and tokens[-1] in sampling.end_token_ids:
+        finish = "stop"
+    if verdict.finish != finish:
+        return f"the answer ends with {verdict.finish} where it should with {finish}"
+    return ""
+
+
+def _outside(tokens: Sequence[int], sampling: Sampling) -> str:
+    wrong = next((token for token in tokens if not 0 <= token < sampling.vocab_limit), None)
+    return "" if wrong is None else f"token {wrong} of a vocabulary of {sampling.vocab_limit}"
