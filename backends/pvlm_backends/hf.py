@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
@@ -12,13 +13,14 @@ if TYPE_CHECKING:
     from .hf_session import HuggingFaceSession
     from .processing import VideoProcessor
 
-_EXTRA_OPTIONS = ("attn_implementation",)
+_ATTENTION = "attn_implementation"
 
 
 class HuggingFaceBackend:
     """A model of transformers' ``AutoModelForImageTextToText``; made by `load`.
 
-    ``LoadOptions.extra`` may hold ``attn_implementation`` ("sdpa" or "eager", for instance).
+    ``LoadOptions.extra`` may hold ``attn_implementation`` ("sdpa" or "eager", for instance), and ``random_weights``:
+    true draws them on the (one) device, in the shapes of config.json.
     """
 
     def __init__(self, info: ModelInfo, processor: VideoProcessor, model: Any) -> None:
@@ -95,19 +97,23 @@ class HuggingFaceBackend:
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> HuggingFaceBackend:
         """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
-        from .hf_loading import load_model
-        from .loading import check_extra_options, choose_devices, choose_dtype
+        from .hf_loading import load_model, random_model
+        from .loading import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
         from .processing import processor_of
         from .processing.files import locate_checkpoint, read_settings
 
-        check_extra_options(options, _EXTRA_OPTIONS)
+        check_extra_options(options, (_ATTENTION, RANDOM_WEIGHTS))
         devices = choose_devices(options)
-        folder = locate_checkpoint(options.model, pickled=options.allow_pickle)
+        random = bool(options.extra.get(RANDOM_WEIGHTS))
+        folder = Path(options.model) if random else locate_checkpoint(options.model, pickled=options.allow_pickle)
         settings = read_settings(folder, "config.json")
         processor = processor_of(folder, settings)
         own_dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
         dtype = choose_dtype(options, devices[0], own_dtype)
-        model = load_model(folder, settings, options, devices, dtype, on_progress)
+        if random:
+            model = random_model(folder, devices[0], dtype)
+        else:
+            model = load_model(folder, settings, options, devices, dtype, on_progress)
         if on_progress is not None:
             on_progress(1.0)
         text = model.config.get_text_config()

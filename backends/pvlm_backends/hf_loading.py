@@ -89,6 +89,13 @@ def load_model(
     return model.eval() if spread else model.to(devices[0]).eval()
 
 
+def random_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model in the shapes of config.json with the weights of a fresh one, drawn on the device."""
+    with _LOADING, device:
+        config = AutoConfig.from_pretrained(folder)
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()  # type: ignore[no-untyped-call]
+
+
 def _to_be_spread(options: LoadOptions, devices: Sequence[torch.device]) -> bool:
     kinds = {device.type for device in devices}
     if kinds == {"cpu"} or len(set(devices)) == 1:  # cpu:0 and cpu:1 are one

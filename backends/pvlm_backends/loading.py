@@ -11,6 +11,9 @@ from pvlm_protocols.backend import BackendError, LoadOptions, PromptError
 
 from .processing import PreparedPrompt
 
+RANDOM_WEIGHTS = "random_weights"
+"""Extra option: the folder's weights, if there are any, are not read; random ones take their place. For timing."""
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -122,25 +122,10 @@ class CachedSession(ABC):
             ValueError: no tokens, or an id outside the vocabulary.
             BackendError: the session is closed or not prefilled.
         """
-        self._check_open()
-        if not self._prompt_rows:
-            raise BackendError("this session's cache is empty: prefill comes before extend")
-        count = len(tokens)
-        if not count or min(tokens) < 0 or max(tokens) >= self._vocab_size:
-            raise ValueError(f"tokens must be one or more ids below {self._vocab_size}, not {list(tokens)}")
-        if self._length + count > self._capacity:
-            raise PromptError(
-                f"the cache is full: {self._length} answer tokens and {count} more exceed the {self._capacity} reserved"
-            )
-        after_layer: AfterLayer | None = None
-        if on_progress is not None:
-
-            def after_layer(layer: int, hidden: torch.Tensor) -> None:
-                on_progress()
-
+        self._check_extension(tokens)
         row, position = self._prompt_rows + self._length, self._first_position + self._length
-        logits = self._extend(tokens, row, position, after_layer)
-        self._length += count
+        logits = self._extend(tokens, row, position, progress(on_progress))
+        self._length += len(tokens)
         return logits
 
     def truncate(self, length: int) -> None:
@@ -161,6 +146,20 @@ class CachedSession(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise BackendError("this session is closed")
+
+    def _check_extension(self, tokens: Sequence[int], further: int = 0) -> None:
+        """Can ``tokens``, and then so many more, be appended? Raises as `extend`."""
+        self._check_open()
+        if not self._prompt_rows:
+            raise BackendError("this session's cache is empty: prefill comes before extend")
+        count = len(tokens)
+        if not count or min(tokens) < 0 or max(tokens) >= self._vocab_size:
+            raise ValueError(f"tokens must be one or more ids below {self._vocab_size}, not {list(tokens)}")
+        count += further
+        if self._length + count > self._capacity:
+            raise PromptError(
+                f"the cache is full: {self._length} answer tokens and {count} more exceed the {self._capacity} reserved"
+            )
 
     @abstractmethod
     def _prefill(
@@ -192,6 +191,11 @@ class CachedSession(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Drop the cache."""
+
+
+def progress(on_progress: Callable[[], None] | None) -> AfterLayer | None:
+    """``on_progress`` as what a pass calls between its layers."""
+    return None if on_progress is None else lambda layer, hidden: on_progress()
 
 
 class _EarlyTap:

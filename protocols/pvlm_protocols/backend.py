@@ -11,7 +11,7 @@ session maps answer index to cache row, and positions to both, by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -269,5 +269,30 @@ class PassCost(Protocol):
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
         """The least that the decoder does for ``tokens`` tokens where its cache then holds ``rows``: bytes of weights
         and cache to read, and operations (a multiplication and an addition count two).
+        """
+        ...
+
+
+@runtime_checkable
+class GreedyDrafting(Protocol):
+    """What a session may offer beside `Session`: a draft's greedy tokens one after the other, without the runtime
+    between a token and the pass over it.
+    """
+
+    def draft(
+        self,
+        tokens: Sequence[int],
+        count: int,
+        *,
+        vocab_limit: int,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[int]:
+        """Append n >= 1 answer tokens, and yield up to ``count`` >= 1 tokens: each the id below ``vocab_limit`` with
+        the largest logit behind those before it.
+
+        A token is yielded when it is known, and appended when the next one is asked for: meanwhile `length` covers what
+        was before it. A backend may compute the next token already. Whoever does not want it leaves the iterator, and
+        any other call to the session does so too. ``on_progress`` as in `Session.extend`. The first token raises
+        PromptError if the cache has no room for n + ``count`` - 1 tokens.
         """
         ...

@@ -72,7 +72,7 @@ class ActorSession(ABC):
 
     @abstractmethod
     def work(self) -> None:
-        """Do one unit: open, prefill, one token (draft), one pass (target)."""
+        """Do one unit: open, prefill, a window or a part of it (draft), one pass (target)."""
 
     def outdates(self, message: SessionMessage) -> bool:
         """Does a message that has just come make the work in hand worthless?"""
@@ -171,9 +171,14 @@ class Actor(ABC):
         """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""
         self.progress += 1
         if time.monotonic() - self._looked_s >= self.look_every_s:
-            self._look(session)
+            self.look(session)
 
-    def _look(self, session: ActorSession) -> None:
+    def undisturbed(self) -> bool:
+        """No message is waiting and there is but one session: what it does in small steps need not end yet."""
+        return not self._inbox and len(self._sessions) == 1
+
+    def look(self, session: ActorSession) -> None:
+        """Look into the mailbox in the middle of work for ``session``. Raises as `tick`."""
         self._looked_s = time.monotonic()
         self._read(0)
         for message in self._inbox:
@@ -189,7 +194,7 @@ class Actor(ABC):
     def tick_prefill(self, session: ActorSession, fraction: float) -> None:
         """Called between the layers of a prefill, and tells how far it has come. Raises as `tick`."""
         self.progress += 1
-        self._look(session)
+        self.look(session)
         now = time.monotonic()
         if now - self._told_progress_s >= PROGRESS_EVERY_S:
             self._told_progress_s = now

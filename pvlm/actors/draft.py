@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 
 from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_since
-from pvlm.speculation.coupling import coupling_for
+from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
-from pvlm_protocols.backend import PromptError, Session
+from pvlm_protocols.backend import GreedyDrafting, PromptError, Session
 from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
     Advance,
@@ -52,6 +53,7 @@ class DraftSession(ActorSession):
         self._window_begun = len(self.tokens)
         self._mask: PruneMask | None = None
         self._prefill_logits: torch.Tensor | None = None
+        self._greedy_drafting: GreedyDrafting | None = None
         self._drafted: list[int] = []
         self._proposals: list[Proposal] = []
         self._draft_ms = 0.0
@@ -119,11 +121,13 @@ class DraftSession(ActorSession):
 
     def work(self) -> None:
         if self.model is None:
-            self.open_model()
+            model = self.open_model()
+            if isinstance(self.coupling, GreedyCoupling) and isinstance(model, GreedyDrafting):
+                self._greedy_drafting = model
         elif self._prefill_logits is None:
             self._prefill(self.model)
         else:
-            self._draft_token(self.model)
+            self._draft(self.model)
 
     def _prefill(self, model: Session) -> None:
         mask = self._mask
@@ -161,35 +165,67 @@ class DraftSession(ActorSession):
             )
         )
 
-    def _draft_token(self, model: Session) -> None:
+    def _draft(self, model: Session) -> None:
+        """Write tokens until a window is complete, a message has come, or there are other sessions to serve."""
         started = time.monotonic()
         if not self._drafted:
             self._began_s = started
+        try:
+            for drafted in self._drafts(model):
+                complete = self._take(drafted, started)
+                if complete or not self.actor.undisturbed():
+                    return
+                started = time.monotonic()
+                self.actor.look(self)
+        except WorkAbandoned:  # for a rollback, which reports the time
+            self._draft_ms += milliseconds_since(started)
+            raise
+
+    def _drafts(self, model: Session) -> Iterator[Drafted]:
+        """Tokens behind the answer, each of which is appended to it before the next one is asked for."""
+        sampling = self.opening.sampling
         # A target whose vocabulary is padded further may, if hardly ever, commit an id that the draft does not have.
         # Any other stands in for it: only the guesses behind it suffer.
         last = self.actor.backend.info.vocab_size - 1
-        unfed = [min(token, last) for token in self.tokens[model.length :]]
         logits = self._prefill_logits
-        if unfed:
-            try:
-                logits = model.extend(unfed, on_progress=lambda: self.actor.tick(self))[-1]
-            except WorkAbandoned:  # for a rollback, which reports the time
-                self._draft_ms += milliseconds_since(started)
-                raise
-        assert logits is not None
-        token, proposal = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
-        self.tokens.append(token)
-        self._drafted.append(token)
-        if proposal is not None:
-            self._proposals.append(proposal)
+        while True:
+            unfed = [min(token, last) for token in self.tokens[model.length :]]
+            if unfed and self._greedy_drafting is not None:
+                left = min(self._window_size + self._window_begun, sampling.max_tokens) - len(self.tokens)
+                count = left if self.actor.undisturbed() else 1
+                for token in self._greedy_drafting.draft(
+                    unfed, count, vocab_limit=sampling.vocab_limit, on_progress=self._tick
+                ):
+                    yield Drafted(token, None)
+                continue
+            if unfed:
+                logits = model.extend(unfed, on_progress=self._tick)[-1]
+            assert logits is not None
+            yield self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
+
+    def _tick(self) -> None:
+        self.actor.tick(self)
+
+    def _take(self, drafted: Drafted, started: float) -> bool:
+        """Append a token, on which work was begun at ``started``. Returns whether its window is complete, and sent."""
+        self.tokens.append(drafted.token)
+        self._drafted.append(drafted.token)
+        if drafted.proposal is not None:
+            self._proposals.append(drafted.proposal)
         self._draft_ms += milliseconds_since(started)
         sampling = self.opening.sampling
         written = len(self.tokens) - self._window_begun
-        if written >= self._window_size or token in sampling.end_token_ids or len(self.tokens) >= sampling.max_tokens:
+        complete = (
+            written >= self._window_size
+            or drafted.token in sampling.end_token_ids
+            or len(self.tokens) >= sampling.max_tokens
+        )
+        if complete:
             self._send(more=False)
             self._start_window(self.window.gamma)
         elif written == 1 and self.window.ahead:
             self._send(more=True)
+        return complete
 
     def _send(self, more: bool) -> None:
         ids, probs = stack_proposals(self._proposals) if self._proposals else (None, None)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from pvlm_protocols.backend import Backend, BackendError, EarlyStates, Prompt, PromptError, Session
+from pvlm_protocols.backend import Backend, BackendError, EarlyStates, GreedyDrafting, Prompt, PromptError, Session
 
 CAPACITY = 12
 TOKENS = [11, 7, 29, 3, 17, 5]
@@ -226,6 +226,59 @@ class BackendContract:
             session.truncate(2)
         close(session.extend(TOKENS[2:], on_progress=lambda: None), expected[2:])
 
+    def test_drafting_is_greedy_decoding(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        """With ids that do not exist, several tokens to begin with, and what is left in the middle taken up again."""
+        other, limit = backend.open(prompt, CAPACITY), backend.info.vocab_size // 2
+        drafting = _drafting(session)
+        session.prefill()
+        other.prefill()
+        expected: list[int] = []
+        logits = other.extend(TOKENS[:3])
+        for _ in range(CAPACITY - 3):
+            expected.append(int(logits[-1, :limit].argmax()))
+            logits = other.extend(expected[-1:])
+        expected.append(int(logits[-1, :limit].argmax()))
+        found = []
+        for token in drafting.draft(TOKENS[:3], CAPACITY - 2, vocab_limit=limit):
+            assert session.length == 3 + len(found)
+            found.append(token)
+            if len(found) == 4:
+                break
+        assert found == expected[:4]
+        session.truncate(4)
+        found = [*found[:2], *drafting.draft(found[1:2], CAPACITY - 4, vocab_limit=limit)]
+        assert found == expected
+        assert session.length == CAPACITY
+        session.truncate(5)
+        close(session.extend(expected[2:4]), logits_of(other, expected[2:4], 5))
+
+    def test_drafting_ends_where_progress_raises(self, session: Session) -> None:
+        drafting = _drafting(session)
+        session.prefill()
+        (first,) = drafting.draft([11], 1, vocab_limit=100)
+
+        def cancel() -> None:
+            raise _Cancelled
+
+        with pytest.raises(_Cancelled):
+            next(drafting.draft([first], 3, vocab_limit=100, on_progress=cancel))
+        assert session.length == 1
+        session.truncate(0)
+        assert list(drafting.draft([11], 1, vocab_limit=100)) == [first]
+
+    def test_drafting_beyond_the_cache_is_refused(self, session: Session) -> None:
+        drafting = _drafting(session)
+        with pytest.raises(BackendError, match="prefill"):
+            next(drafting.draft([1], 1, vocab_limit=100))
+        session.prefill()
+        with pytest.raises(PromptError, match=str(CAPACITY)):
+            next(drafting.draft([1], CAPACITY + 1, vocab_limit=100))
+        with pytest.raises(ValueError, match="tokens"):
+            next(drafting.draft([], 1, vocab_limit=100))
+        with pytest.raises(ValueError, match="0 tokens"):
+            next(drafting.draft([1], 0, vocab_limit=100))
+        assert session.length == 0
+
     def test_a_question_about_no_video(self, backend: Backend) -> None:
         session = backend.open(Prompt("What color is the sky?"), CAPACITY)
         assert session.video_tokens == 0
@@ -269,3 +322,15 @@ class BackendContract:
         session.close()
         with pytest.raises(BackendError):
             session.extend([1])
+
+
+def _drafting(session: Session) -> GreedyDrafting:
+    if not isinstance(session, GreedyDrafting):
+        pytest.skip("this backend does not offer it")
+    return session
+
+
+def logits_of(session: Session, tokens: list[int], length: int) -> torch.Tensor:
+    """What a session says behind its first ``length`` answer tokens."""
+    session.truncate(length)
+    return session.extend(tokens)

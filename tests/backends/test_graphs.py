@@ -12,6 +12,7 @@ from pvlm_backends.torch.attention import AnswerAttention, PromptAttention
 from pvlm_backends.torch.backend import TorchBackend
 from pvlm_backends.torch.cache import KeyValueCache
 from pvlm_backends.torch.decoder import Decoder
+from pvlm_backends.torch.drafting import CapturedDrafting
 from pvlm_backends.torch.graphs import SIZES, CapturedPasses
 from pvlm_backends.torch.session import TorchSession
 from pvlm_protocols.backend import Backend, Prompt
@@ -105,6 +106,81 @@ def test_what_does_not_fit_is_left_to_a_plain_pass(pair: Pair) -> None:
     assert pair.captured.extend([5] * 2, CAPACITY - 2) is not None
 
 
+class Steps(Recorded):
+    """Counts what is launched. A draft's step writes where it reads."""
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        self.launched = 0
+        for _ in range(3):  # as a warm-up: the third would be out of the cache, did it go on where the second ended
+            run()
+
+        def launch() -> torch.Tensor:
+            self.launched += 1
+            return run()
+
+        return launch
+
+
+@pytest.fixture(params=[0.0, float("inf")], ids=["step by step", "ahead"])
+def drafting(request: pytest.FixtureRequest, pair: Pair) -> CapturedDrafting:
+    pair.captured.capture = Steps()
+    with torch.inference_mode():
+        return CapturedDrafting(pair.captured, 600, request.param)
+
+
+def greedy(pair: Pair, tokens: list[int], length: int, count: int) -> list[int]:
+    found: list[int] = []
+    for _ in range(count):
+        found.append(int(pair.plain(tokens, length)[-1, :600].argmax()))
+        tokens, length = found[-1:], length + len(tokens)
+    return found
+
+
+@torch.inference_mode()
+def test_a_captured_window_is_greedy_decoding(pair: Pair, drafting: CapturedDrafting) -> None:
+    def drafted(tokens: list[int], length: int, count: int) -> list[int]:
+        return list(drafting.draft(tokens, length, count) or [])
+
+    window = drafted([11], 0, 5)
+    assert window == greedy(pair, [11], 0, 5)
+    assert drafted(window[-1:], 5, 1) == greedy(pair, window[-1:], 5, 1)
+    # Rejected at its third token, of which nothing must be left; and then several tokens come at once.
+    assert drafted([7], 3, 4) == greedy(pair, [7], 3, 4)
+    rest = CAPACITY - 7
+    assert drafted([9, 8], 5, rest) == greedy(pair, [9, 8], 5, rest)
+    pair.check([12], 9)
+    assert drafting.draft([5] * (SIZES[-1] + 1), 0, 2) is None
+
+
+@torch.inference_mode()
+def test_a_step_that_was_launched_ahead_is_used_if_the_draft_goes_on(pair: Pair, drafting: CapturedDrafting) -> None:
+    ahead = drafting._ahead_below_s > 0
+    expected = greedy(pair, [11], 0, 9)
+    first = drafting.draft([11], 0, 9)
+    assert first is not None
+    found = [next(first) for _ in range(4)]
+    first.close()
+    capture = pair.captured.capture
+    assert isinstance(capture, Steps)
+    assert capture.launched == (5 if ahead else 4)  # the pass over the first token, and steps
+    found += drafting.draft(found[-1:], 4, 5) or []
+    assert found == expected
+    assert capture.launched == 9  # ahead: four steps more; else a pass, and four steps
+    # Passes that are not captured write the same rows, and a step from before them counts no more.
+    again = drafting.draft([11], 0, 9)
+    assert again is not None
+    last = [next(again) for _ in range(4)][-1:]
+    assert drafting.draft([5] * (SIZES[-1] + 1), 0, 2) is None
+    before = capture.launched
+    assert list(drafting.draft(last, 4, 1) or []) == expected[4:5]
+    assert capture.launched == before + 1
+    # A rollback to just before the step in flight: what it wrote is not taken for another token's.
+    again = drafting.draft([11], 0, 9)
+    assert again is not None
+    assert [next(again) for _ in range(2)] == expected[:2]
+    assert list(drafting.draft([expected[1] + 1], 2, 3) or []) == greedy(pair, [expected[1] + 1], 2, 3)
+
+
 def open_session(backend: Backend, compact_positions: bool = False) -> TorchSession:
     session = backend.open(Prompt("What happens?", random_frames(2, 112, 112)), CAPACITY)
     assert isinstance(session, TorchSession)
@@ -117,21 +193,24 @@ def test_a_session_that_captures_answers_as_one_that_does_not(
     load_backend: LOAD, monkeypatch: pytest.MonkeyPatch, compact_positions: bool
 ) -> None:
     capture = Recorded()
-    monkeypatch.setattr(graphs, "capture_graph", capture)
+    monkeypatch.setattr(graphs, "capture_graph", lambda device: capture)
     plain, capturing = (open_session(load_backend("torch", "target"), compact_positions) for _ in range(2))
     capturing._capturing = True
     for tokens, keep in (([11], 1), ([7, 29, 300], 2), ([17, 5], 4), ([3] * (CAPACITY - 4), 4)):
         torch.testing.assert_close(capturing.extend(tokens), plain.extend(tokens), rtol=1e-4, atol=1e-4)
         capturing.truncate(keep)
         plain.truncate(keep)
-    assert capture.captures == 3
+    windows = [list(session.draft([11, 7], 5, vocab_limit=600)) for session in (capturing, plain)]
+    assert windows[0] == windows[1]
+    assert capturing.length == plain.length == 10
+    assert capture.captures == 4
 
 
 def test_a_session_that_cannot_capture_says_so_and_goes_on(load_backend: LOAD, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "capture_graph", fail)
+    monkeypatch.setattr(graphs, "capture_graph", lambda device: fail)
     plain, capturing = (open_session(load_backend("torch", "target")) for _ in range(2))
     capturing._capturing = True
     with pytest.warns(RuntimeWarning, match="not captured as CUDA graphs: operation not permitted"):

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from pvlm_backends import hf_loading
+from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.loading import place_layers
-from pvlm_backends.processing import files
+from pvlm_backends.processing import files, processor_of
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, EarlyStates, LoadOptions, Prompt
 
 from .conftest import BACKENDS, IMAGE_SIZE, edit_settings, large_checkpoint, random_checkpoint, random_frames
@@ -248,12 +249,14 @@ def answers(backend: Backend) -> list[torch.Tensor]:
     """Everything that a session computes."""
     states: list[EarlyStates] = []
     session = backend.open(PROMPT, 8)
-    logits = [session.prefill(early_layer=3, on_early_layer=states.append).clone()]
+    logits = [session.prefill(early_layer=3, on_early_layer=states.append, early_attention=True).clone()]
     logits += [session.extend([5, 6, 7]).clone(), session.extend([8]).clone()]
     keep = torch.arange(session.video_tokens) % 2 == 0
     pruned = backend.open(PROMPT, 8)
     logits += [pruned.prefill(keep).clone(), pruned.extend([5, 6]).clone()]
-    return [*logits, states[0].video_first, states[0].video_last, states[0].question_last]
+    (found,) = states
+    assert found.attention is not None
+    return [*logits, found.video_first, found.video_last, found.question_last, found.attention]
 
 
 @pytest.mark.parametrize("checkpoint", ["tied", "untied"])
@@ -322,6 +325,39 @@ def test_the_device_map_of_transformers(checkpoints: FIND, tied: bool) -> None:
     assert found["lm_head"] == ("cuda:0" if tied else "cuda:1")
     assert {found[f"model.{name}"] for name in ("vision_tower", "multi_modal_projector", "image_newline")} == {"cuda:0"}
     assert found["model.language_model.embed_tokens"] == "cuda:0"
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")
+@pytest.mark.parametrize("checkpoint", ["tied", "untied"])
+def test_transformers_computes_the_same_when_accelerate_dispatches_it(
+    checkpoints: FIND, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str
+) -> None:
+    """The disk stands for the second device: the layers there are empty but while accelerate's hooks run them, so what
+    goes past a hook is an error. All is computed on the CPU: a tensor on the wrong one of two devices is not found.
+    """
+    folder, both = checkpoints(checkpoint), [torch.device("cpu"), torch.device("meta")]
+    alone = BACKENDS["hf"].load(LoadOptions(str(folder)))
+    mapped = hf_loading.device_map
+    monkeypatch.setattr(hf_loading, "_to_be_spread", lambda options, devices: True)
+    monkeypatch.setattr(
+        hf_loading,
+        "device_map",
+        lambda model, devices: {
+            name: place.replace("meta", "disk") for name, place in mapped(model, devices).items()
+        },
+    )  # fmt: skip
+    options = LoadOptions(str(folder), extra={"offload_folder": str(tmp_path)})
+    settings = files.read_settings(folder, "config.json")
+    model = hf_loading.load_model(folder, settings, options, both, torch.float32, None)
+    assert {name for name, place in model.hf_device_map.items() if place == "disk"} > {
+        "model.language_model.layers.2",
+        "model.language_model.norm",
+    }
+    elsewhere = [name for name, weight in model.named_parameters() if weight.is_meta]
+    assert any("layers.2.self_attn.q_proj" in name for name in elsewhere)
+    assert isinstance(alone, HuggingFaceBackend)
+    spread = HuggingFaceBackend(alone.info, processor_of(folder, settings), model)
+    torch.testing.assert_close(answers(spread), answers(alone))
 
 
 def test_what_transformers_cannot_spread(checkpoints: FIND, monkeypatch: pytest.MonkeyPatch) -> None:

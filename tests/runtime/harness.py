@@ -34,12 +34,12 @@ class Mailbox:
     def __init__(self) -> None:
         self.incoming: deque[Any] = deque()
         self.outgoing: deque[Any] = deque()
-        self.late = False
-        """What is there shall arrive only when the actor has begun to work: it looks in vain once."""
+        self.late = 0
+        """How often the actor looks in vain: what is there shall arrive only when it has begun to work."""
 
     def take(self, timeout_s: float | None = None) -> Any:
         if self.late:
-            self.late = False
+            self.late -= 1
             return None
         return self.incoming.popleft() if self.incoming else None
 
@@ -128,7 +128,7 @@ class Harness:
             if self.boxes[role].incoming or actor._inbox or actor._next_ready() is not None:
                 moves.append(f"run {role}")
             if self.boxes[role].incoming and actor._next_ready() is not None:
-                moves.append(f"interrupt {role}")
+                moves += [f"interrupt {role}", f"catch {role}"]
         return moves
 
     def play(self, choose: Choose = lambda moves: moves[0], steps: int = 20_000) -> list[int]:
@@ -146,8 +146,8 @@ class Harness:
         match verb:
             case "hear":
                 self.deliver(self.boxes[role].outgoing.popleft())
-            case "run" | "interrupt":
-                self.boxes[role].late = verb == "interrupt"
+            case "run" | "interrupt" | "catch":  # what is there arrives at once, at the first look, at a later one
+                self.boxes[role].late = {"run": 0, "interrupt": 1, "catch": 4}[verb]
                 self._run(self.actors[role])
             case "crash":
                 self.crashes -= 1

@@ -35,7 +35,7 @@ def test_any_interleaving_commits_the_targets_own_text(schedule, data, noise, se
     harness = Harness(
         schedule=schedule,
         target=target,
-        draft=ToyBackend(noise=noise, seed=seed),
+        draft=ToyBackend(noise=noise, seed=seed, drafting=data.draw(st.booleans())),
         policy=FixedWindow(gamma, min(wait, gamma), patience),
     )
     assert harness.play(any_order(rng)) == target.greedy(24)
@@ -107,8 +107,10 @@ def test_repeated_late_and_forged_messages_are_dropped(order, seed, data):
     assert harness.emitted == target.greedy(24)
 
 
-def test_a_rollback_ends_the_token_that_the_draft_is_computing():
-    target, draft = ToyBackend(seed=3, end_logit=-100), ToyBackend(seed=3, noise=2.0, end_logit=-100)
+@pytest.mark.parametrize("drafting", [False, True])
+def test_a_rollback_ends_the_token_that_the_draft_is_computing(drafting):
+    target = ToyBackend(seed=3, end_logit=-100)
+    draft = ToyBackend(seed=3, noise=2.0, end_logit=-100, drafting=drafting)
     harness = Harness(target=target, draft=draft)
     abandoned = 0
     while not harness.coordinator.done:
@@ -118,10 +120,38 @@ def test_a_rollback_ends_the_token_that_the_draft_is_computing():
         if rolled_back and "interrupt draft" in moves:
             harness.make("interrupt draft")
             abandoned += 1
-            assert len(draft.calls) == computed
+            assert "extend" not in " ".join(draft.calls[computed:])
         else:
             harness.make(sorted(moves, key=lambda move: ("interrupt" in move, "draft" in move))[0])
     assert abandoned >= 3
+    assert harness.emitted == target.greedy(24)
+
+
+@pytest.mark.parametrize("drafting", [False, True])
+def test_a_rollback_that_comes_between_two_tokens_ends_the_window(drafting):
+    draft = ToyBackend(seed=3, noise=2.0, end_logit=-100, drafting=drafting)
+    harness = Harness(target=ToyBackend(seed=3, end_logit=-100), draft=draft, policy=FixedWindow(6))
+    caught = 0
+    while not harness.coordinator.done:
+        moves = harness.moves()
+        computed = len(draft.calls)
+        if any(isinstance(message, Rollback) for message in harness.boxes["draft"].incoming) and "catch draft" in moves:
+            harness.make("catch draft")
+            caught += 1
+            # It looks before it begins, and then in each token and behind it: the third look in vain is in the second.
+            assert " ".join(draft.calls[computed:]).count("extend") <= 2
+        else:
+            harness.make(sorted(moves, key=lambda move: ("interrupt" in move, "draft" in move))[0])
+    assert caught >= 3
+    assert harness.emitted == ToyBackend(seed=3, end_logit=-100).greedy(24)
+
+
+def test_a_session_that_offers_it_drafts_a_window_in_one_call():
+    target, draft = (ToyBackend(seed=5, end_logit=-100, drafting=drafting) for drafting in (False, True))
+    harness = Harness(target=target, draft=draft, policy=FixedWindow(5), window=Window(gamma=5))
+    # The target comes last, and the draft hears nothing in the middle of a window.
+    harness.play(lambda moves: sorted(moves, key=lambda move: ("target" in move, move))[0])
+    assert [call for call in draft.calls if "draft" in call][:2] == ["draft 4", "draft 5"]  # one came of the prefill
     assert harness.emitted == target.greedy(24)
 
 

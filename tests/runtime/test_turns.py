@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,10 +74,11 @@ def test_nobody_has_two_turns_while_another_waits_for_one(count, order):
         assert len(set(served[begin : begin + left])) == left
 
 
-def test_while_the_target_verifies_one_session_the_draft_writes_for_the_other():
+@pytest.mark.parametrize("drafting", [False, True])
+def test_while_the_target_verifies_one_session_the_draft_writes_for_the_other(drafting):
     """The first has written all it may; the other goes on whatever the first waits for."""
     box = Mailbox()
-    actor = DraftActor(ToyBackend(), box)
+    actor = DraftActor(ToyBackend(drafting=drafting), box)
     box.incoming.extend([opening(1), mask(1), opening(2), mask(2)])
     while actor._next_ready() is not None or box.incoming:
         actor.turn(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +29,8 @@ class ToyBackend:
     """``noise``: how far its logits are from those of the toy with noise 0 (the target).
 
     ``end_logit`` shifts the end token's. ``calls`` records what was asked of its sessions. ``pass_ms`` is how long a
-    pass sleeps, and a layer of the prefill. ``loaded`` holds what `load` has made in this process, by role.
+    pass sleeps, and a layer of the prefill. ``drafting``: its sessions offer `GreedyDrafting`. ``loaded`` holds what
+    `load` has made in this process, by role.
     """
 
     loaded: ClassVar[dict[str, ToyBackend]] = {}
@@ -41,8 +42,10 @@ class ToyBackend:
         vocab_size: int = VOCABULARY,
         end_logit: float = -2.0,
         pass_ms: float = 0.0,
+        drafting: bool = False,
     ) -> None:
         self.pass_ms = pass_ms
+        self.drafting = drafting
         self.noise = noise
         self.seed = seed
         self.end_logit = end_logit
@@ -86,7 +89,7 @@ class ToyBackend:
         return tokens
 
     def open(self, prompt: Prompt, capacity: int) -> Session:
-        return ToySession(self, prompt, capacity)
+        return (DraftingToySession if self.drafting else ToySession)(self, prompt, capacity)
 
     def close(self) -> None:
         pass
@@ -168,6 +171,25 @@ class ToySession:
         if self._open:
             self._open = False
             self._backend.open_sessions -= 1
+
+
+class DraftingToySession(ToySession):
+    """Written by the interface's words alone."""
+
+    def draft(
+        self,
+        tokens: Sequence[int],
+        count: int,
+        *,
+        vocab_limit: int,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[int]:
+        self._backend.calls.append(f"draft {count}")
+        if self.length + len(tokens) + count - 1 > self._capacity:
+            raise PromptError(f"the cache holds {self._capacity} answer tokens")
+        for _ in range(count):
+            tokens = [int(self.extend(tokens, on_progress=on_progress)[-1, :vocab_limit].argmax())]
+            yield tokens[0]
 
 
 class ToyProcessor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """LLaVA-OneVision or Qwen2.5-VL in plain torch; made by `load`."""
+    """LLaVA-OneVision or Qwen2.5-VL in plain torch; made by `load`.
+
+    ``LoadOptions.extra`` may hold ``random_weights``: true draws them on the device, in the shapes of config.json.
+    """
 
     def __init__(self, info: ModelInfo, processor: VideoProcessor, decoder: Decoder, encoder: VideoEncoder) -> None:
         self._info = info
@@ -73,23 +77,29 @@ class TorchBackend:
         """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
         import torch
 
-        from ..loading import check_extra_options, choose_devices, choose_dtype
+        from ..loading import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
         from ..processing import processor_of
         from ..processing.files import locate_checkpoint, read_settings
         from .checkpoint import Checkpoint
         from .config import ModelConfig
         from .decoder import Decoder
+        from .random_weights import RandomWeights
         from .vision import load_encoder
 
-        check_extra_options(options)
+        check_extra_options(options, (RANDOM_WEIGHTS,))
         devices = choose_devices(options)
-        folder = locate_checkpoint(options.model)
+        random = bool(options.extra.get(RANDOM_WEIGHTS))
+        folder = Path(options.model) if random else locate_checkpoint(options.model)
         settings = read_settings(folder, "config.json")
         config = ModelConfig.from_settings(folder, settings)
         dtype = choose_dtype(options, devices[0], config.dtype)
         processor = processor_of(folder, settings)
         with torch.inference_mode():
-            weights = Checkpoint(folder, dtype, devices[0], on_progress)
+            weights = (
+                RandomWeights(folder, config, dtype, devices[0])
+                if random
+                else Checkpoint(folder, dtype, devices[0], on_progress)
+            )
             decoder = Decoder(config.text, weights, dtype, devices)
             encoder = load_encoder(config, weights)
         if on_progress is not None:

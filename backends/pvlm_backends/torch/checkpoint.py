@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -26,8 +27,8 @@ _RENAMES = (
 )
 
 
-class Checkpoint:
-    """The weights of a checkpoint's folder.
+class WeightSource(ABC):
+    """Weights by their canonical names.
 
     A weight that stays as it is stored is taken; parts of a fused one are filled into what `empty` gives, so that no
     weight is in memory twice::
@@ -35,6 +36,57 @@ class Checkpoint:
         fused = weights.empty(width, 2 * inner)                  # stored (in, out)
         weights.fill(fused[:, :inner].t(), "mlp.gate_proj.weight")
         weights.fill(fused[:, inner:].t(), "mlp.up_proj.weight")
+
+    Args:
+        folder: where they come from.
+        dtype: what weights are converted to.
+        device: where they go unless another device is given.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.folder = folder
+        self._dtype = dtype
+        self._device = device
+        self._taken: dict[str, int] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the weights taken so far."""
+        return sum(self._taken.values())
+
+    def empty(self, *shape: int, device: torch.device | None = None) -> torch.Tensor:
+        """Room for weights."""
+        return torch.empty(shape, dtype=self._dtype, device=self._device if device is None else device)
+
+    def take(self, name: str, *shape: int, device: torch.device | None = None) -> torch.Tensor:
+        """A weight by its canonical name. Raises CheckpointError where it is missing or of another shape."""
+        weight = self.empty(*shape, device=device)
+        self.fill(weight, name)
+        return weight
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+
+    @abstractmethod
+    def numel(self, prefix: str = "") -> int:
+        """Numbers in all stored weights whose canonical names start with ``prefix``."""
+
+    @abstractmethod
+    def fill(self, destination: torch.Tensor, name: str, *shape: int) -> None:
+        """Copy a weight into ``destination``, a view of what `empty` gave: a part of it, transposed, permuted.
+
+        Args:
+            destination: of the weight's shape; or its leading dimensions split the weight's first one, as heads do.
+            name: canonical.
+            shape: the weight's own, where the destination splits it.
+
+        Raises:
+            CheckpointError: the weight is missing, of another shape or dtype, or cannot be read.
+        """
+
+
+class Checkpoint(WeightSource):
+    """The weights of a checkpoint's folder.
 
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and the files that it names.
@@ -53,46 +105,19 @@ class Checkpoint:
         device: torch.device,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
-        self.folder = folder
-        self._dtype = dtype
-        self._device = device
+        super().__init__(folder, dtype, device)
         self._files = WeightFiles(folder, on_progress)
         self._stored_names = {_canonical(name): name for name in self._files}
-        self._taken: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored_names
 
-    @property
-    def parameters(self) -> int:
-        """Numbers in the weights taken so far."""
-        return sum(self._taken.values())
-
     def numel(self, prefix: str = "") -> int:
-        """Numbers in all stored weights whose canonical names start with ``prefix``."""
+        """See `WeightSource.numel`."""
         return sum(self._files[stored].numel for name, stored in self._stored_names.items() if name.startswith(prefix))
 
-    def empty(self, *shape: int, device: torch.device | None = None) -> torch.Tensor:
-        """Room for weights."""
-        return torch.empty(shape, dtype=self._dtype, device=self._device if device is None else device)
-
-    def take(self, name: str, *shape: int, device: torch.device | None = None) -> torch.Tensor:
-        """A weight by its canonical name. Raises CheckpointError where it is missing or of another shape."""
-        weight = self.empty(*shape, device=device)
-        self.fill(weight, name)
-        return weight
-
     def fill(self, destination: torch.Tensor, name: str, *shape: int) -> None:
-        """Copy a weight into ``destination``, a view of what `empty` gave: a part of it, transposed, permuted.
-
-        Args:
-            destination: of the weight's shape; or its leading dimensions split the weight's first one, as heads do.
-            name: canonical.
-            shape: the weight's own, where the destination splits it.
-
-        Raises:
-            CheckpointError: the weight is missing, of another shape or dtype, or cannot be read.
-        """
+        """See `WeightSource.fill`."""
         if name not in self._stored_names:
             self._raise_missing(name)
         self._files.fill(destination, self._stored_names[name], *shape)

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..loading import place_layers
 from .attention import Attention
-from .checkpoint import Checkpoint
+from .checkpoint import WeightSource
 from .config import TextConfig
 from .linear import Linear, linear
 
@@ -91,7 +91,7 @@ class Decoder:
     """
 
     def __init__(
-        self, config: TextConfig, weights: Checkpoint, dtype: torch.dtype, devices: Sequence[torch.device]
+        self, config: TextConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -203,7 +203,7 @@ class Decoder:
                 self._workspaces[tokens, device] = workspace
         return workspace
 
-    def _load_layer(self, weights: Checkpoint, index: int) -> _Layer:
+    def _load_layer(self, weights: WeightSource, index: int) -> _Layer:
         config, device = self.config, self.layer_devices[index]
         width, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
         prefix = f"language_model.layers.{index}"
@@ -240,7 +240,9 @@ class Decoder:
         )
 
 
-def _place_layers(config: TextConfig, weights: Checkpoint, devices: Sequence[torch.device]) -> tuple[torch.device, ...]:
+def _place_layers(
+    config: TextConfig, weights: WeightSource, devices: Sequence[torch.device]
+) -> tuple[torch.device, ...]:
     layers = [weights.numel(f"language_model.layers.{index}.") for index in range(config.layers)]
     head = weights.numel("lm_head.")
     return place_layers(weights.numel() - sum(layers) - head, layers, head, devices)

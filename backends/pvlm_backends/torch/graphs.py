@@ -10,12 +10,16 @@ A graph replays the same kernels on the same memory, so nothing in it may depend
 - A pass is padded to the next size that is captured. What padding writes lies behind the length and is overwritten
   before it is read.
 
-Without CUDA the same pass runs uncaptured, which is how it is tested: it has not been measured on a GPU.
+A step of a draft window is a graph too: see `drafting`.
+
+Without CUDA the same passes run uncaptured, which is how they are tested: nothing here has been run on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -25,6 +29,9 @@ from .decoder import Decoder
 
 SIZES = (1, 2, 4, 8, 16)
 """Tokens of the passes that are captured, each when it is first wanted; longer passes run as they are."""
+
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""Turns a function without arguments into one that repeats it, and returns its static output."""
 
 
 class SplitAttention:
@@ -55,7 +62,7 @@ class SplitAttention:
         split = self._prompt_rows
         prompt, prompt_size = attend_to_all(packed, keys[:, :, :split], values[:, :, :split])
         scores = torch.matmul(packed, keys[:, :, split:].transpose(2, 3)).float() * head_dim**-0.5
-        scores = scores.masked_fill_(self._hidden.repeat(group, 1), -torch.inf)
+        scores.view(kv_heads, group, count, -1).masked_fill_(self._hidden, -torch.inf)
         answer_size = torch.logsumexp(scores, -1, keepdim=True)
         answer = torch.matmul(torch.exp(scores - answer_size).to(values.dtype), values[:, :, split:])
         # Two softmaxes over parts of the rows, weighted by their shares of the whole sum.
@@ -82,7 +89,7 @@ class CapturedPasses:
         rotations: complex64 ``(>= capacity, 1, head_dim / 2)``, of the answer's positions from its first on.
         prompt_rows: rows of the prompt in the cache.
         capacity: answer rows.
-        capture: turns a pass into a function that repeats it and returns its static output; default: a CUDA graph.
+        capture: default: as a CUDA graph.
     """
 
     def __init__(
@@ -92,14 +99,15 @@ class CapturedPasses:
         rotations: Tensor,
         prompt_rows: int,
         capacity: int,
-        capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
+        capture: Capture | None = None,
     ) -> None:
+        self.device = decoder.device
+        self.capacity = capacity
+        self.capture: Capture = capture or capture_graph(self.device)
         self._decoder = decoder
         self._cache = cache
         self._rotations = rotations
         self._prompt_rows = prompt_rows
-        self._capacity = capacity
-        self._capture = capture or capture_graph
         self._passes: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def extend(self, tokens: Sequence[int], length: int) -> Tensor | None:
@@ -109,7 +117,7 @@ class CapturedPasses:
         """
         count = len(tokens)
         size = next((size for size in SIZES if size >= count), None)
-        if size is None or length + size > self._capacity:
+        if size is None or length + size > self.capacity:
             return None
         if size not in self._passes:
             self._passes[size] = self._prepare(size)
@@ -117,35 +125,51 @@ class CapturedPasses:
         inputs.copy_(torch.tensor([length, *tokens, *[tokens[-1]] * (size - count)]))
         return run()[:count]
 
-    def _prepare(self, size: int) -> tuple[Tensor, Callable[[], Tensor]]:
+    def logits(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """The pass itself: float32 ``(n, vocab_size)`` of int64 ``(n,)`` ids, which go to these answer rows."""
         decoder = self._decoder
+        attention = SplitAttention(self._cache, self._prompt_rows, self.capacity, rows)
+        return decoder.logits(decoder.forward(decoder.embed(ids), self._rotations[rows], attention))
+
+    def _prepare(self, size: int) -> tuple[Tensor, Callable[[], Tensor]]:
         # Until tokens are copied in, padding at the end of the cache: warming up must write where nothing lies.
-        inputs = torch.zeros(1 + size, dtype=torch.int64, device=decoder.device)
-        inputs[0] = self._capacity - size
-        order = torch.arange(size, device=decoder.device)
-
-        def run() -> Tensor:
-            rows = inputs[0] + order
-            attention = SplitAttention(self._cache, self._prompt_rows, self._capacity, rows)
-            return decoder.logits(decoder.forward(decoder.embed(inputs[1:]), self._rotations[rows], attention))
-
-        return inputs, self._capture(run)
+        inputs = torch.zeros(1 + size, dtype=torch.int64, device=self.device)
+        inputs[0] = self.capacity - size
+        order = torch.arange(size, device=self.device)
+        return inputs, self.capture(lambda: self.logits(inputs[1:], inputs[0] + order))
 
 
-def capture_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Capture ``run`` as a CUDA graph. It is warmed up on another stream first, as capturing demands."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = run()
+def capture_graph(device: torch.device) -> Capture:
+    """Capturing as CUDA graphs on ``device``, each warmed up beforehand, as capturing demands."""
 
-    def replay() -> Tensor:
-        graph.replay()
-        return output
+    def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        # By device, for neither a stream nor a graph asks where a function's tensors are.
+        with _CAPTURING, torch.cuda.device(device):
+            stream, main = _capture_stream(device), torch.cuda.current_stream()
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    run()
+            main.wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # What other threads do meanwhile (the other model's, with transport inproc) is their business.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                output = run()
 
-    return replay
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+    return capture
+
+
+_CAPTURING = Lock()
+"""A stream that one thread captures must get nothing from another."""
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: cuBLAS keeps a workspace for each stream that it has seen, of 32 MB on an H100."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .checkpoint import Checkpoint
+from .checkpoint import WeightSource
 from .config import QwenVisionConfig
 from .decoder import RMSNorm
 
@@ -35,7 +35,7 @@ class _Layer:
 class QwenVisionTower:
     """Tower and merger: what stands in the prompt for a video. Raises CheckpointError for bad weights."""
 
-    def __init__(self, config: QwenVisionConfig, out_size: int, weights: Checkpoint) -> None:
+    def __init__(self, config: QwenVisionConfig, out_size: int, weights: WeightSource) -> None:
         self.config = config
         width, merged = config.hidden_size, config.hidden_size * config.merge_size**2
         patch = (3, config.temporal_patch_size, config.patch_size, config.patch_size)
@@ -99,7 +99,7 @@ class QwenVisionTower:
         angles = (places[..., None].float() * self._frequencies).flatten(-2)
         return torch.polar(torch.ones_like(angles), angles)[:, :, :, None]
 
-    def _load_layer(self, weights: Checkpoint, index: int) -> _Layer:
+    def _load_layer(self, weights: WeightSource, index: int) -> _Layer:
         width, inner = self.config.hidden_size, self.config.intermediate_size
         prefix = f"visual.blocks.{index}"
         gate_up, gate_up_bias = weights.empty(2 * inner, width), weights.empty(2 * inner)
@@ -125,5 +125,5 @@ def _stretches(length: int, window: int) -> Iterator[tuple[slice, int]]:
         yield slice(whole, length), length - whole
 
 
-def _linear(weights: Checkpoint, name: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+def _linear(weights: WeightSource, name: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     return weights.take(f"{name}.weight", outputs, inputs), weights.take(f"{name}.bias", outputs)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..processing import PreparedPrompt
-from ..session import AfterLayer, CachedSession
+from ..session import AfterLayer, CachedSession, progress
 from .attention import AnswerAttention, PromptAttention
 from .cache import KeyValueCache
 from .decoder import Decoder
+from .drafting import CapturedDrafting
 from .graphs import CapturedPasses
+
+_Result = TypeVar("_Result")
 
 
 class TorchSession(CachedSession):
@@ -34,6 +38,7 @@ class TorchSession(CachedSession):
         self._cache: KeyValueCache | None = None
         self._rotations: torch.Tensor | None = None
         self._captured: CapturedPasses | None = None
+        self._drafting: CapturedDrafting | None = None
         # float32 has no kernel of the kind that a captured pass needs, and a graph is of one device.
         alone = len(set(decoder.layer_devices)) == 1
         self._capturing = alone and decoder.device.type == "cuda" and decoder.dtype != torch.float32
@@ -68,21 +73,70 @@ class TorchSession(CachedSession):
         keys = self._cache.filled(len(self._prompt))[2 * (layer - 1)]
         return decoder.queries(layer, hidden.to(keys.device), rotation.to(keys.device)), keys[0]
 
-    @torch.inference_mode()
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
+        if self._drafting is not None:
+            self._drafting.forget()
+        captured = self._captured_call(lambda passes: passes.extend(tokens, self._length))
+        return self._run(self._ids(tokens), row, position, after_layer) if captured is None else captured
+
+    def draft(
+        self,
+        tokens: Sequence[int],
+        count: int,
+        *,
+        vocab_limit: int,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[int]:
+        """See `pvlm_protocols.backend.GreedyDrafting`. On a GPU without progress between layers: see `graphs`.
+
+        Raises as `extend`, and ValueError for less than one token.
+        """
+        if count < 1:
+            raise ValueError(f"cannot draft {count} tokens: at least 1 is needed")
+        self._check_extension(tokens, count - 1)
+        drafted = self._captured_call(lambda passes: self._draft_captured(passes, tokens, count, vocab_limit))
+        if drafted is None:
+            drafted = self._draft(self._ids(tokens), count, vocab_limit, progress(on_progress))
+        appended = len(tokens)
+        for token in drafted:
+            self._length += appended
+            appended = 1
+            yield token
+
+    def _draft_captured(
+        self, passes: CapturedPasses, tokens: Sequence[int], count: int, vocab_limit: int
+    ) -> Iterator[int] | None:
+        if self._drafting is None or self._drafting.vocab_limit != vocab_limit:
+            self._drafting = CapturedDrafting(passes, vocab_limit)
+        return self._drafting.draft(tokens, self._length, count)
+
+    def _draft(self, ids: torch.Tensor, count: int, vocab_limit: int, after_layer: AfterLayer | None) -> Iterator[int]:
+        """The same without a graph; it goes by `length`, which grows between two tokens."""
+        for _ in range(count):
+            row, position = self._prompt_rows + self._length, self._first_position + self._length
+            ids = self._run(ids, row, position, after_layer)[-1:, :vocab_limit].argmax(-1)
+            yield int(ids)
+
+    def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(tokens, device=self._decoder.device)
+
+    @torch.inference_mode()
+    def _run(self, ids: torch.Tensor, row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         assert self._cache is not None  # the prefill made both
         assert self._rotations is not None
-        decoder = self._decoder
-        if self._capturing and (logits := self._extend_captured(tokens)) is not None:
-            return logits
-        hidden = decoder.embed(torch.tensor(tokens, device=decoder.device))
+        decoder, count = self._decoder, len(ids)
         index = position - self._first_position
-        rotation = self._rotations[index : index + len(tokens)]
-        attention = AnswerAttention(self._cache, row, len(tokens))
-        return decoder.logits(decoder.forward(hidden, rotation, attention, after_layer))
+        rotation = self._rotations[index : index + count]
+        attention = AnswerAttention(self._cache, row, count)
+        return decoder.logits(decoder.forward(decoder.embed(ids), rotation, attention, after_layer))
 
-    def _extend_captured(self, tokens: Sequence[int]) -> torch.Tensor | None:
-        """None where this pass cannot be a captured one, which is a single call: nothing can end it in the middle."""
+    @torch.inference_mode()
+    def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:
+        """None where there are no captured passes, or these do not serve: they are single calls, which nothing can end
+        in the middle.
+        """
+        if not self._capturing:
+            return None
         assert self._cache is not None
         assert self._rotations is not None
         try:
@@ -90,7 +144,7 @@ class TorchSession(CachedSession):
                 self._captured = CapturedPasses(
                     self._decoder, self._cache, self._rotations, self._prompt_rows, self._capacity
                 )
-            return self._captured.extend(tokens, self._length)
+            return call(self._captured)
         except RuntimeError as error:
             warnings.warn(f"passes are not captured as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
             self._capturing = False
@@ -100,4 +154,4 @@ class TorchSession(CachedSession):
         """Nothing to do: rows behind the length are overwritten before they are read."""
 
     def _close(self) -> None:
-        self._cache = self._rotations = self._video = self._captured = None
+        self._cache = self._rotations = self._video = self._captured = self._drafting = None

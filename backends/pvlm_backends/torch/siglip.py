@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from pvlm_protocols.backend import CheckpointError
 
-from .checkpoint import Checkpoint
+from .checkpoint import WeightSource
 from .config import SiglipConfig
 
 _FRAMES_AT_ONCE = 16
@@ -38,7 +38,7 @@ class _Layer:
 class SiglipTower:
     """SigLIP, up to the deepest layer that feeds the projector. Raises CheckpointError for bad weights."""
 
-    def __init__(self, config: SiglipConfig, weights: Checkpoint) -> None:
+    def __init__(self, config: SiglipConfig, weights: WeightSource) -> None:
         self.config = config
         self._activation = _activation(config.activation)
         width, patch = config.hidden_size, config.patch_size
@@ -65,7 +65,7 @@ class SiglipTower:
         widened = self._activation(F.linear(F.layer_norm(hidden, width, *layer.norm2, eps), *layer.up))
         return hidden + F.linear(widened, *layer.down)
 
-    def _load_layer(self, weights: Checkpoint, index: int) -> _Layer:
+    def _load_layer(self, weights: WeightSource, index: int) -> _Layer:
         width, inner = self.config.hidden_size, self.config.intermediate_size
 
         def take(name: str, *shape: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class SiglipTower:
 class SiglipEncoder:
     """Tower, projector, pooling and the newline: what stands in LLaVA-OneVision's prompt for a video."""
 
-    def __init__(self, config: SiglipConfig, out_size: int, weights: Checkpoint) -> None:
+    def __init__(self, config: SiglipConfig, out_size: int, weights: WeightSource) -> None:
         self._tower = SiglipTower(config, weights)
         self._activation = _activation(config.projector_activation)
         width, inner = out_size, config.hidden_size * len(config.feature_layers)

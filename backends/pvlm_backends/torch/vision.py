@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .checkpoint import Checkpoint
+from .checkpoint import WeightSource
 from .config import ModelConfig, SiglipConfig
 from .qwen_vision import QwenVisionTower
 from .siglip import SiglipEncoder
@@ -20,7 +20,7 @@ class VideoEncoder(Protocol):
         ...
 
 
-def load_encoder(config: ModelConfig, weights: Checkpoint) -> VideoEncoder:
+def load_encoder(config: ModelConfig, weights: WeightSource) -> VideoEncoder:
     """The encoder of a model. Raises CheckpointError where weights are missing or misshapen."""
     if isinstance(config.vision, SiglipConfig):
         return SiglipEncoder(config.vision, config.text.hidden_size, weights)

@@ -1,0 +1,114 @@
+"""A draft window without the host between its tokens.
+
+A step is one captured pass over the token that the step before has left on the device; the largest logit's id is left
+there for the next step. The host launches steps, and reads each token when it is there.
+
+Steps that are short (`AHEAD_BELOW_S`) are launched before the token that they follow has been read. That hides all that
+the host does between two tokens: reading, the actor's loop with its look into the mailbox, and the launch, about
+0.1 ms. The price is a step that nobody wants: it has to end before the draft can go on, and behind a rejection there
+always is one. Between two rejections a draft writes some ten to twenty tokens, so it pays for steps up to ten or twenty
+times as long as what it hides. A whole window in one launch would hide no more, and waste half of the window.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .graphs import CapturedPasses
+
+AHEAD_BELOW_S = 0.002
+"""See the module. An estimate: nothing here has been run on a GPU."""
+
+
+class CapturedDrafting:
+    """Greedy tokens behind one session's prompt.
+
+    Args:
+        passes: of the session.
+        vocab_limit: ids at or above it do not exist.
+        ahead_below_s: steps that take less are launched ahead.
+    """
+
+    def __init__(self, passes: CapturedPasses, vocab_limit: int, ahead_below_s: float | None = None) -> None:
+        self._passes = passes
+        self.vocab_limit = vocab_limit
+        self._ahead_below_s = AHEAD_BELOW_S if ahead_below_s is None else ahead_below_s
+        # The answer row of the next token, and that token. The last row: warming up must write where nothing lies.
+        self._next = torch.tensor([passes.capacity - 1, 0], device=passes.device)
+        self._step: Callable[[], Tensor] | None = None
+        self._step_s = float("inf")
+        self._fed: tuple[int, int] | None = None
+        """Row and token of a step that was launched ahead, and whose outcome nobody has asked for yet."""
+
+    def forget(self) -> None:
+        """Another pass is about to write rows."""
+        self._fed = None
+
+    def draft(self, tokens: Sequence[int], length: int, count: int) -> Iterator[int] | None:
+        """Up to ``count`` tokens behind ``tokens``; None where those are too many for a captured pass, or rows lack.
+
+        ``length``: answer rows before ``tokens``; there is room for ``count`` - 1 behind them.
+        """
+        if count > 1 and self._step is None:
+            self._step = self._passes.capture(self._run_step)
+        behind = length + len(tokens)
+        if self._fed != (length, *tokens):
+            self._fed = None
+            logits = self._passes.extend(tokens, length)
+            if logits is None:
+                return None
+            self._next[0] = behind
+            self._next[1] = logits[-1, : self.vocab_limit].argmax()
+        return self._tokens(behind, count)
+
+    def _tokens(self, row: int, count: int) -> Iterator[int]:
+        """``row``: of the token that is ready, once it is fed."""
+        began_s = None
+        for last in (False,) * (count - 1) + (True,):
+            read = _fetch(self._next[1])
+            ahead = not last and self._step_s < self._ahead_below_s
+            if ahead:
+                self._launch()
+            token = read()
+            if began_s is not None:  # the first steps of a graph may take longer than those that follow
+                self._step_s = min(self._step_s, time.perf_counter() - began_s)
+            self._fed = (row, token) if ahead else None
+            yield token
+            self._fed, row, began_s = None, row + 1, None
+            if not ahead and not last:
+                began_s = time.perf_counter()
+                self._launch()
+
+    def _launch(self) -> None:
+        assert self._step is not None  # captured for every draft of more than one token
+        self._step()
+
+    @torch.inference_mode()
+    def _run_step(self) -> Tensor:
+        choice = self._passes.logits(self._next[1:], self._next[:1])[:, : self.vocab_limit].argmax(-1)
+        self._next[1:].copy_(choice)
+        # While warming up there is no row behind the last one.
+        self._next[:1].add_(1).clamp_(max=self._passes.capacity - 1)
+        return self._next
+
+
+def _fetch(number: Tensor) -> Callable[[], int]:
+    """Start copying a number to the host, behind all that was launched so far; the function waits for it."""
+    if not number.is_cuda:
+        value = int(number)
+        return lambda: value
+    with torch.cuda.device(number.device):
+        place = torch.empty((), dtype=number.dtype, pin_memory=True)
+        place.copy_(number, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+    def read() -> int:
+        arrived.synchronize()
+        return int(place)
+
+    return read

@@ -1,0 +1,54 @@
+"""Weights of a checkpoint that has none: drawn on the device, in the shapes that config.json gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .checkpoint import WeightSource
+from .config import ModelConfig
+
+_DEVIATION = 0.02
+"""Of the normal distribution, as transformers initialises these models."""
+
+
+class RandomWeights(WeightSource):
+    """Normally distributed matrices, biases of zero and norms of one.
+
+    Args:
+        folder: of config.json, for messages.
+        config: what is in it.
+        dtype: of the weights.
+        device: where they are drawn, unless another device is given.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(folder, dtype, device)
+        self._config = config.text
+
+    def __contains__(self, name: str) -> bool:
+        return name != "lm_head.weight" or not self._config.tied_head
+
+    def numel(self, prefix: str = "") -> int:
+        """See `WeightSource.numel`. Of the decoder alone: the vision tower is not counted."""
+        config = self._config
+        width, head = config.hidden_size, config.vocab_size * config.hidden_size
+        projected = (config.heads + 2 * config.kv_heads) * config.head_dim
+        matrices = projected + config.heads * config.head_dim + 3 * config.intermediate_size
+        layer = width * matrices + projected + 2 * width
+        if prefix == "lm_head.":
+            return 0 if config.tied_head else head
+        if prefix:
+            return layer
+        return config.layers * layer + head + self.numel("lm_head.") + width
+
+    def fill(self, destination: torch.Tensor, name: str, *shape: int) -> None:
+        """Draw a weight into ``destination``; see `WeightSource.fill`."""
+        if name.endswith(".bias"):
+            destination.zero_()
+        elif "norm" in name:
+            destination.fill_(1)
+        else:
+            destination.normal_(0, _DEVIATION)
+        self._taken[name] = destination.numel()
