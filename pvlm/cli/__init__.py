@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import pvlm
-from pvlm.cli import answer, bench, demo, doctor, plan, worker
+from pvlm.cli import answer, bench, demo, doctor, keys, plan, worker
 from pvlm.errors import PvlmError
 
 INTERRUPTED = 130
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"pvlm {pvlm.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (demo, answer, plan, bench, doctor, worker):
+    for command in (demo, answer, plan, bench, doctor, worker, keys):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

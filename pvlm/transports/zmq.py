@@ -1,108 +1,307 @@
-"""Channel and mailbox over ZeroMQ, for an actor in a process of its own (``tcp://HOST:PORT``)."""
+"""The engine's end over ZeroMQ, for actors in processes of their own, here or on other hosts (``tcp://HOST:PORT``).
+
+It is a ROUTER, so that it knows who speaks: a worker begins with `GREETING` and is given a channel; others that greet
+wait until that one is gone. Whoever is not listened to any more hears `FAREWELL`, with the reason.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
+import structlog
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from pvlm.transports import MAILBOX_MESSAGES
-from pvlm.transports.wire import Frames, WireChannel, WireMailbox
+from pvlm.transports.curve import Authenticator, Keys
+from pvlm.transports.wire import Frames, WireChannel
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 
+GREETING = b"PVLZ\x01"
+"""A worker's first message; and what the engine sends to find out whether a worker is still connected."""
+FAREWELL = b"PVLZ\x00"
+"""From the engine: nobody listens to this worker any more. A second frame says why."""
+CUT_AFTER_S = 10.0
+"""A connection to a host that has not been heard of for so long is given up."""
 LAST_WORDS_MS = 500
-"""How long a closing mailbox may take to deliver what was posted."""
+FULL_PAUSE_S = 0.01
+"""Before more is sent to a worker that has so much unread that nothing could be sent."""
+MOST_WAITING = 16
+"""Workers that may wait at a port, and messages that are kept of each."""
+LOOKS_S = (0.0, 0.05, 0.5)
+"""When to look whose connection was lost: ZeroMQ tells that one was before it has cleared up behind it."""
+FAILURES = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+REFUSED: dict[int, str] = {
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it does not use keys as this engine does",
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has not this engine's public key",
+}
+HUNG_UP = "it has hung up, or is no worker: does it use keys as this engine does?"
+
+log = structlog.get_logger()
 
 
-class ZmqChannel(WireChannel):
-    """The engine's end; see `pvlm.transports.Channel`. It binds, the worker connects.
+class ZmqServer:
+    """A port that workers connect to. One of them has a channel, the others wait for their turn.
 
     The socket is read in the event loop's own callback: pyzmq's asyncio sockets need three turns of the loop and a
     future for a message.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        """``endpoint``: ``tcp://127.0.0.1:*`` lets the system choose a port. Raises OSError if it cannot be bound."""
-        super().__init__(endpoint)
+    def __init__(self, endpoint: str, keys: Keys | None = None, cut_after_s: float = CUT_AFTER_S) -> None:
+        """``endpoint``: ``tcp://127.0.0.1:*`` lets the system choose a port. ``keys``: let in who is authorized there,
+        and nobody else. ``cut_after_s``: a connection to a host that has not been heard of for so long is given up.
+
+        Call it on the engine's event loop. Raises OSError if the endpoint cannot be bound.
+        """
+        self.refused = 0
+        """Connections that were turned away."""
+        self.last_refusal = ""
+        self._loop = asyncio.get_running_loop()
+        self._authenticator: Authenticator | None = None
+        self._channels: dict[bytes, ZmqChannel] = {}
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._next: ZmqChannel | None = None
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        _configure(self._socket, linger_ms=0)
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        configure(self._socket, endpoint, linger_ms=0, cut_after_s=cut_after_s)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if keys is not None:
+            keys.protect_engine(self._socket)
+            self._authenticator = Authenticator(self._context, keys)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | FAILURES)
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._end()
             raise OSError(error.errno, error.strerror, endpoint) from None
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         """Where the worker connects (with the port that ``*`` became)."""
         self._loop.add_reader(self._socket.fileno(), self._on_event)
+        self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
+        self._on_monitor()  # its descriptor tells of nothing before it has been read in vain
 
-    def _close(self) -> None:
-        self._loop.remove_reader(self._socket.fileno())
-        self._context.destroy(linger=0)
+    def channel(self, *, only: bool = False) -> ZmqChannel:
+        """For the worker that has waited longest, or else the next that comes. At most one that has no worker yet.
+
+        ``only``: there will be no other, and the server is closed with this one.
+        """
+        channel = self._next = ZmqChannel(self, only)
+        if self._waiting:
+            peer = next(iter(self._waiting))
+            self._assign(peer, self._waiting.pop(peer))
+        return channel
+
+    def send(self, peer: bytes, frames: Frames) -> bool:
+        """False while the worker has too much unread. What is for a worker that is gone is lost."""
+        try:
+            self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._gone(peer)
+        self._look_again()
+        return True
+
+    def release(self, channel: ZmqChannel, reason: str | None = None) -> None:
+        """The worker of a channel is not listened to any more; with a ``reason`` it is told so."""
+        if self._next is channel:
+            self._next = None
+        if channel.peer is not None:
+            self._channels.pop(channel.peer, None)
+            if reason is not None:
+                self._farewell(channel.peer, reason)
+
+    def close(self) -> None:
+        """What was sent last is delivered, if that does not take longer than `LAST_WORDS_MS`. May be called twice."""
+        if not self._socket.closed:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_reader(self._monitor.fileno())
+            self._end()
+
+    def _end(self) -> None:
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.destroy(linger=LAST_WORDS_MS)
+
+    # ---- events ---------------------------------------------------------------------------------------------------
 
     def _on_event(self) -> None:
-        if self._arrivals.closed:
-            return
-        self._send()
         for _ in range(MAILBOX_MESSAGES):  # then let others have the event loop
+            if self._socket.closed:
+                return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                received = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._arrived(frames)
+            peer, *frames = (frame.bytes for frame in received)
+            if (channel := self._channels.get(peer)) is None:
+                self._from_outside(peer, frames, received[0])
+            elif frames != [GREETING]:
+                channel.arrived(frames)
         self._look_again()
-
-    def _queue(self, frames: Frames) -> None:
-        self._outgoing.append(frames)
-        self._send()
-        self._look_again()
-
-    def _send(self) -> None:
-        """What can be sent now; the rest waits, for a worker that has not connected yet or does not read."""
-        while self._outgoing:
-            try:
-                self._socket.send_multipart(self._outgoing[0], zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            self._outgoing.popleft()
 
     def _look_again(self) -> None:
         """The descriptor tells of an event once only, and any use of the socket may have taken it."""
-        events = self._socket.getsockopt(zmq.EVENTS)
-        assert isinstance(events, int)
-        if events & zmq.POLLIN or (self._outgoing and events & zmq.POLLOUT):
-            self._loop.call_soon(self._on_event)
+        if not self._socket.closed:
+            events = self._socket.getsockopt(zmq.EVENTS)
+            assert isinstance(events, int)
+            if events & zmq.POLLIN:
+                self._loop.call_soon(self._on_event)
+
+    def _from_outside(self, peer: bytes, frames: list[bytes], first: zmq.Frame) -> None:
+        """From a worker that has no channel."""
+        if (waiting := self._waiting.get(peer)) is not None:
+            if len(waiting.messages) < MOST_WAITING:
+                waiting.messages.append(frames)  # what is not kept will be sent again
+        elif frames != [GREETING]:
+            self._farewell(peer, "the engine has turned away from this connection")
+        elif len(self._waiting) == MOST_WAITING:
+            self._farewell(peer, f"{MOST_WAITING} workers wait for their turn already")
+        elif self._next is not None:
+            self._assign(peer, _Waiting(self._name(first)))
+        else:
+            self._waiting[peer] = _Waiting(self._name(first))
+            log.info("worker_waits", endpoint=self.endpoint, worker=self._waiting[peer].name)
+
+    def _assign(self, peer: bytes, worker: _Waiting) -> None:
+        assert self._next is not None
+        channel, self._next = self._next, None
+        self._channels[peer] = channel
+        channel.assigned(peer, worker.name)
+        for frames in worker.messages:
+            channel.arrived(frames)
+
+    def _name(self, frame: zmq.Frame) -> str:
+        address = str(frame.get("Peer-Address"))
+        if self._authenticator is None:
+            return address
+        return f"{self._authenticator.name(str(frame.get('User-Id')))} ({address})"
+
+    def _on_monitor(self) -> None:
+        for event, value in monitored(self._monitor):
+            if event == zmq.EVENT_DISCONNECTED:
+                for seconds in LOOKS_S:
+                    self._loop.call_later(seconds, self._look_for_the_gone)
+                continue
+            self.refused += 1
+            self.last_refusal = REFUSED.get(value, HUNG_UP)
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._authenticator is not None:
+                self.last_refusal = self._authenticator.reason()
+            log.warning("connection_refused", endpoint=self.endpoint, reason=self.last_refusal)
+
+    def _look_for_the_gone(self) -> None:
+        self._on_event()  # their last words
+        for peer in [*self._channels, *self._waiting]:
+            if not self._socket.closed:
+                self.send(peer, [GREETING])
+
+    def _gone(self, peer: bytes) -> None:
+        self._waiting.pop(peer, None)
+        if (channel := self._channels.pop(peer, None)) is not None:
+            channel.cut()
+
+    def _farewell(self, peer: bytes, reason: str) -> None:
+        if not self._socket.closed and not self.send(peer, [FAREWELL, reason.encode()]):
+            self._loop.call_later(1.0, self._farewell, peer, reason)
 
 
-class ZmqMailbox(WireMailbox):
-    """The actor's end; see `pvlm.transports.Mailbox`."""
+class _Waiting:
+    """A worker that has greeted, and what it has said since."""
 
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(endpoint)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        _configure(self._socket, linger_ms=LAST_WORDS_MS)
-        self._socket.connect(endpoint)
-
-    def _waiting(self) -> Iterator[Frames]:
-        with suppress(zmq.Again):
-            while True:
-                yield self._socket.recv_multipart(zmq.NOBLOCK)
-
-    def _receive(self, timeout_s: float | None) -> bool:
-        return bool(self._socket.poll(None if timeout_s is None else int(timeout_s * 1000) + (timeout_s > 0)))
-
-    def _write(self, frames: Frames) -> None:
-        self._socket.send_multipart(frames, copy=False)
-
-    def close(self) -> None:
-        self._context.destroy(linger=LAST_WORDS_MS)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.messages: list[list[bytes]] = []
 
 
-def _configure(socket: Any, linger_ms: int) -> None:
+class ZmqChannel(WireChannel):
+    """See `pvlm.transports.Channel`; `ZmqServer.channel` makes it. What is posted before its worker comes waits."""
+
+    def __init__(self, server: ZmqServer, only: bool) -> None:
+        super().__init__(server.endpoint)
+        self.peer: bytes | None = None
+        """By which the server knows the worker; None until it has come."""
+        self.worker = ""
+        """Its address and the name of its key."""
+        self.gone = asyncio.Event()
+        """Set when the connection is lost."""
+        self._server = server
+        self._only = only
+        self._retry: asyncio.TimerHandle | None = None
+
+    def assigned(self, peer: bytes, worker: str) -> None:
+        """Called by the server: a worker has come."""
+        self.peer, self.worker = peer, worker
+        self._send()
+
+    def arrived(self, frames: list[bytes]) -> None:
+        """Called by the server."""
+        if not self._arrivals.closed:
+            self._arrived(frames)
+
+    def cut(self) -> None:
+        """Called by the server: the worker is not connected any more."""
+        self._outgoing.clear()
+        self.gone.set()
+
+    def dismiss(self, reason: str) -> None:
+        """Tell the worker why nobody listens to it any more. The channel may be closed already."""
+        self._server.release(self, reason)
+
+    def _queue(self, frames: Frames) -> None:
+        if not self.gone.is_set():
+            self._outgoing.append(frames)
+            self._send()
+
+    def _send(self) -> None:
+        """What can be sent now; the rest waits, for a worker that has not connected yet or does not read."""
+        while self._outgoing and self.peer is not None and self._retry is None:
+            if self._server.send(self.peer, self._outgoing[0]):
+                if self._outgoing:  # not cut
+                    self._outgoing.popleft()
+            else:
+                self._retry = self._loop.call_later(FULL_PAUSE_S, self._send_again)
+
+    def _send_again(self) -> None:
+        self._retry = None
+        self._send()
+
+    def _close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._server.release(self)
+        if self._only:
+            self._server.close()
+
+
+def monitored(monitor: zmq.Socket[bytes]) -> Iterator[tuple[int, int]]:
+    """The events that have happened to a monitored socket, and their values."""
+    while True:
+        try:
+            message = recv_monitor_message(monitor, zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        yield int(message["event"]), int(message["value"])
+
+
+def configure(socket: Any, endpoint: str, linger_ms: int, cut_after_s: float = CUT_AFTER_S) -> None:
+    """What both ends have in common.
+
+    Whether the other host is still there, TCP finds out (keep-alive, and a limit to how long what was sent may go
+    unconfirmed), and not ZeroMQ's heartbeats: these wait behind a message, and a long video over a slow network may
+    take longer than it should take to notice a cut. A process that stands still on a host that does not, is a hang.
+    """
     socket.setsockopt(zmq.LINGER, linger_ms)
     socket.setsockopt(zmq.SNDHWM, MAILBOX_MESSAGES)
     socket.setsockopt(zmq.RCVHWM, MAILBOX_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_ARRAY_BYTES)  # of a frame; a peer that sends more is disconnected
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, max(1, int(cut_after_s / 2)))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, max(1, int(cut_after_s / 10)))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 5)
+    socket.setsockopt(zmq.TCP_MAXRT, int(cut_after_s * 1000))

@@ -11,6 +11,7 @@ import zmq
 
 from pvlm.transports.framing import framed
 from pvlm.transports.link import Link
+from pvlm.transports.zmq import GREETING
 from pvlm_protocols.codec import Buffer
 
 
@@ -73,6 +74,7 @@ class ZmqStranger(Stranger):
 
     def connect(self, endpoint: str) -> None:
         self._socket.connect(endpoint)
+        self._socket.send(GREETING)
 
     def bind(self, endpoint: str) -> str:
         self._socket.bind(endpoint)
