@@ -3,7 +3,8 @@
 Every struct is tagged, frozen, and travels as a map: a few bytes more than an array, but a reordered or
 renamed field cannot decode silently wrong. `tests/protocols` pins the encoded bytes.
 
-Positions count answer tokens: position 0 is the first token of the answer.
+Positions count answer tokens: position 0 is the first token of the answer. Times are of the monotonic clock of the host
+that tells of them; the engine puts those of other hosts on its own.
 
 The bounds of numbers, and the lengths of texts and tuples, are part of the types: what is beyond them does not decode.
 """
@@ -325,7 +326,7 @@ class Dying(Message, frozen=True, kw_only=True):
 
 class Pong(Message, frozen=True, kw_only=True):
     """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many messages
-    it has dropped.
+    it has dropped; ``at_s``: when it was said, in seconds of the monotonic clock of the actor's host.
     """
 
     nonce: Serial
@@ -333,6 +334,7 @@ class Pong(Message, frozen=True, kw_only=True):
     progress: Serial
     sessions: Count = 0
     dropped: Serial = 0
+    at_s: Seconds = 0.0
 
 
 ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop

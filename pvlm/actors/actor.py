@@ -223,6 +223,7 @@ class Actor(ABC):
                         progress=self.progress,
                         sessions=len(self._sessions),
                         dropped=self.mailbox.dropped,
+                        at_s=time.monotonic(),
                     )
                 )
             else:

@@ -20,9 +20,8 @@ class Gap(NamedTuple):
 
 
 class Gaps:
-    """The gaps of one session, from the times that windows and verdicts carry.
-
-    Both actors' clocks are taken to be the same, as on one host: on two hosts ``coordination_ms`` means nothing.
+    """The gaps of one session, from the times that windows and verdicts carry, which are all of one clock: those of a
+    worker on another host have been put on the engine's, and are off by up to half of a round trip.
     """
 
     def __init__(self) -> None:

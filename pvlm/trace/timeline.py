@@ -106,8 +106,9 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 def timeline(recording: Recording) -> Timeline:
     """The timeline of a recording.
 
-    Slices and verdicts have the times that the actors told, on one host; rollbacks and other orders the time at which
-    the coordinator gave them. A window that other sessions interrupted is drawn in one piece that ends where it ended.
+    Slices and verdicts have the times that the actors told (one on another host: give or take half of a round trip);
+    rollbacks and other orders the time at which the coordinator gave them. A window that other sessions interrupted is
+    drawn in one piece that ends where it ended.
     """
     return _Builder(recording).build()
 

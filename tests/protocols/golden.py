@@ -199,12 +199,13 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9traceback\xa9Traceback"
     ),
     "Pong": (
-        b"\x86\xa4type\xa4Pong"
+        b"\x87\xa4type\xa4Pong"
         b"\xa5nonce\x03"
         b"\xa4role\xa5draft"
         b"\xa8progress\x11"
         b"\xa8sessions\x02"
         b"\xa7dropped\x01"
+        b"\xa4at_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
 }
 # fmt: on

@@ -127,7 +127,7 @@ SAMPLES: tuple[Message, ...] = (
     Closed(session=7, role="draft"),
     Failed(session=7, role="target", error="PromptError", message="too long", traceback="Traceback"),
     Dying(role="draft", error="CheckpointError", message="no such file", traceback="Traceback"),
-    Pong(nonce=3, role="draft", progress=17, sessions=2, dropped=1),
+    Pong(nonce=3, role="draft", progress=17, sessions=2, dropped=1, at_s=0.25),
 )
 
 
