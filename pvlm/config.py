@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from pvlm.endpoints import on_loopback, split_endpoint
 from pvlm.errors import ConfigError, OptionError
 from pvlm.speculation.settings import DistributionSettings
 from pvlm_protocols.backend import Role
@@ -80,6 +81,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
     draft_affinity: tuple[int, ...] | None = None
 
+    target_listen: str | None = None
+    """Where a target that a person runs on another host connects to, ``tcp://HOST:PORT`` of this one (0.0.0.0: all its
+    addresses), instead of one that the engine starts. ``target`` then names the checkpoint whose tokenizer and
+    processor are read here; weights are not needed.
+    """
+    draft_listen: str | None = None
+    """The same for the draft; another port."""
+    keys: str | None = None
+    """Directory made by ``pvlm keys new``, for ``target_listen`` and ``draft_listen``; they need it off loopback."""
+
     trust_remote_code: bool = False
     allow_pickle: bool = False
     video_reader: str = "decord"
@@ -90,11 +101,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 64
     """Answers that may wait; one more gets `EngineBusy` at once."""
     start_timeout_s: float = 600.0
-    """How long loading may take."""
+    """How long loading may take, and how long a worker on another host is waited for."""
     decode_timeout_s: float = 120.0
     """How long reading a video may take."""
     draft_restarts: int = 3
-    """How often in a row a lost draft is started again; one that has run for ten minutes counts as new."""
+    """How often in a row a lost draft is started again; one that has run for ten minutes counts as new. A worker on
+    another host is not started, but waited for.
+    """
     target_restarts: int = 3
     """As ``draft_restarts``; without a target answers end with `TargetLost`."""
     hang_timeout_s: float = 60.0
@@ -121,6 +134,31 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 raise ConfigError(f"{name} is {seconds:g}: it must be above 0")
         if not 0 <= self.early_layer <= MAX_ID:
             raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
+        self._check_listening()
+
+    def _check_listening(self) -> None:
+        endpoints = [
+            (f"{role}_listen", endpoint) for role in ("target", "draft") if (endpoint := self.listen(role)) is not None
+        ]
+        for name, endpoint in endpoints:
+            try:
+                split_endpoint(endpoint)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
+            if self.keys is None and not on_loopback(endpoint):
+                raise ConfigError(
+                    f"{name} is '{endpoint}', which other hosts can reach: keys are needed (`pvlm keys new DIR`, "
+                    "keys=DIR), or an address of the loopback interface"
+                )
+        if self.draft_listen is not None and (self.draft_model is None or self.method == "ar"):
+            raise ConfigError(
+                "draft_listen without a draft: name its checkpoint (draft=...), whose tokenizer and processor are read "
+                "here too, and use another method than 'ar'"
+            )
+        if len({split_endpoint(endpoint)[1] for _, endpoint in endpoints}) < len(endpoints):
+            raise ConfigError(f"target_listen and draft_listen need ports of their own, not both '{self.draft_listen}'")
+        if self.keys is not None and not endpoints:
+            raise ConfigError("keys are for workers on other hosts: give target_listen or draft_listen too")
 
     @property
     def draft_model(self) -> str | None:
@@ -128,6 +166,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.draft == "auto":
             return BUNDLED if self.target == BUNDLED else None
         return self.draft
+
+    def listen(self, role: Role) -> str | None:
+        """Where the worker of a role connects to that a person runs; None: the engine starts it."""
+        return self.target_listen if role == "target" else self.draft_listen
 
     def checkpoint(self, role: Role) -> str | None:
         """The directory or hub name of a model, with "auto" and "bundled" resolved; None: there is no draft."""

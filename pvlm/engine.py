@@ -99,7 +99,7 @@ class Engine:
 
     @property
     def processes(self) -> dict[Role, int]:
-        """Process ids of the running models, by role (with transport ``inproc``, this process's own)."""
+        """Process ids of the running models on this host, by role (with transport ``inproc``, this process's own)."""
         return {} if self._runtime is None else self._runtime.processes
 
     async def health(self, timeout_s: float = 5.0) -> dict[Role, ActorHealth]:

@@ -31,6 +31,7 @@ Fault = Literal[
     "worker_lost",
     "worker_restart_failed",
     "worker_given_up",
+    "connection_refused",
     "session_interrupted",
     "session_failed",
     "session_not_freed",

@@ -123,6 +123,7 @@ class Runtime:
 
     @property
     def processes(self) -> dict[Role, int]:
+        """Those on this host."""
         return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
     def vocab_size(self, role: Role) -> int:
@@ -285,8 +286,28 @@ class Runtime:
             log.info("added_tokens_differ", tokens=shown)
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
-        spec = worker_spec(self.config, role, self._model(role), self._backend(role), alone=self.method == "ar")
-        return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._reporter)
+        here = [other for other in self._roles() if self.config.listen(other) is None]
+        spec = worker_spec(self.config, role, self._model(role), self._backend(role), alone=here == [role])
+        return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._check_worker, self._reporter)
+
+    def _check_worker(self, role: Role, info: ModelInfo) -> None:
+        """Raise ModelMismatch where a worker on another host has not loaded the model that is known here."""
+        processor = self.target_processor if role == "target" else self.draft_processor
+        assert processor is not None
+        where = f"the {role} worker on the other host has loaded '{info.name}'"
+        if info.tokenizer_fingerprint != processor.tokenizer_fingerprint:
+            raise ModelMismatch(f"{where}, whose tokenizer is not that of '{self._model(role)}' here")
+        if set(info.end_token_ids) != set(processor.end_token_ids):
+            raise ModelMismatch(
+                f"{where}, whose end tokens {info.end_token_ids} are not those of '{self._model(role)}' here, "
+                f"{processor.end_token_ids}"
+            )
+        if (first := self._actors[role].info) is not None:
+            for name in ("family", "vocab_size", "layers", "hidden_size", "parameters"):
+                if (now := getattr(info, name)) != (before := getattr(first, name)):
+                    raise ModelMismatch(
+                        f"{where}, which is another model than before: {name} {now} instead of {before}"
+                    )
 
     # ---- what supervisors tell ------------------------------------------------------------------------------------
 

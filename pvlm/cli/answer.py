@@ -9,7 +9,7 @@ import anyio
 import msgspec
 from rich.console import Console
 
-from pvlm.cli.console import ProgressDisplay, figures_table, quiet_logs
+from pvlm.cli.console import ProgressDisplay, figures_table, quiet_logs, tell_of_remote_workers
 from pvlm.cli.options import add_answer_options, add_engine_options, answer_settings, engine_settings
 from pvlm.engine import Engine
 from pvlm.results import Answer
@@ -54,6 +54,7 @@ async def _answer(options: argparse.Namespace, trace: Trace | None) -> Answer:
     with ProgressDisplay() as progress:
         engine = Engine.create(on_progress=progress.update, **engine_settings(options))
         settings = answer_settings(options)
+        tell_of_remote_workers(engine.config)
         async with engine.stream(options.video, options.question, trace=trace, **settings) as chunks:
             async for chunk in chunks:
                 if not options.json:

@@ -15,9 +15,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
 from pvlm.figures import figures
 from pvlm.results import AnswerStats
+from pvlm.workers.remote import worker_command
+from pvlm_protocols.backend import Role
+
+ROLES: tuple[Role, ...] = ("target", "draft")
 
 
 def quiet_logs(verbose: bool) -> None:
@@ -61,6 +66,13 @@ class ProgressDisplay:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=1.0)
         self._progress.update(self._tasks[what], completed=fraction)
+
+
+def tell_of_remote_workers(config: EngineConfig) -> None:
+    """Say on standard error what is waited for, and how it is run."""
+    for role in ROLES:
+        if config.listen(role) is not None:
+            print(f"the {role} is waited for; run on its host: {worker_command(role, config)}", file=sys.stderr)
 
 
 def write_file(path: str, content: bytes) -> None:

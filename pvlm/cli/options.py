@@ -47,6 +47,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--transport", choices=["ipc", "tcp", "inproc"], help="worker processes (ipc, tcp) or threads; default: ipc"
     )
     how.add_argument(
+        "--draft-listen", metavar="ENDPOINT",
+        help="wait at tcp://HOST:PORT of this host for a draft that `pvlm worker` runs on another",
+    )  # fmt: skip
+    how.add_argument("--target-listen", metavar="ENDPOINT", help="the same for the target")
+    how.add_argument("--keys", metavar="DIR", help="keys for these, made by `pvlm keys new DIR`")
+    how.add_argument(
         "--prune",
         help="which video tokens the draft sees: uv, attention, specvlm, novelty, uniform, random, none "
         "(default: uv, for sd none)",

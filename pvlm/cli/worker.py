@@ -1,30 +1,72 @@
-"""``pvlm worker``: the process that hosts one model. Engines start it; people see it in ``ps``."""
+"""``pvlm worker``: the process that hosts one model. Engines start it on their own host; people do on others."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 
+import msgspec
+import structlog
+
+from pvlm.config import BUNDLED, bundled
 from pvlm.workers.process import WorkerSpec, run_worker
+
+DESCRIPTION = """\
+Host one model. An engine starts its workers on its own host by itself. For one on another host, open the engine with
+draft_listen (or target_listen) and run there, for instance:
+
+    pvlm worker --role draft --model CHECKPOINT --connect tcp://HOST:5555 --keys DIR
+
+It loads the model, connects, and serves until it is interrupted; a connection that is lost is tried again. Off the
+loopback interface both sides need keys: `pvlm keys new DIR` makes them. See docs/remote.md.
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("worker", help="host one model for an engine (engines start this themselves)")
+    parser = commands.add_parser(
+        "worker",
+        help="host one model, for an engine on another host",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--role", choices=["target", "draft"], required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--backend", required=True)
-    parser.add_argument("--connect", required=True, metavar="ENDPOINT", help="where the engine listens")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--affinity", type=_cores, default=(), metavar="CORES", help="comma-separated")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    parser.add_argument("--allow-pickle", action="store_true")
+    parser.add_argument(
+        "--model", default=BUNDLED, help="checkpoint directory on this host, or hub name (default: the bundled one)"
+    )
+    parser.add_argument("--backend", default="torch", help="plug-in that runs the model (default: torch)")
+    parser.add_argument(
+        "--connect", required=True, metavar="ENDPOINT", help="where the engine listens: tcp://HOST:PORT"
+    )
+    parser.add_argument(
+        "--keys", metavar="DIR", help="keys of this worker (`pvlm keys new DIR`), with the engine's in DIR/authorized"
+    )
+    parser.add_argument("--device", default="cpu", help="for instance cuda:0; cuda:0,cuda:1 share its layers")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (default)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    parser.add_argument(
+        "--affinity", type=_cores, default=(), metavar="CORES", help="cores to stay on, comma-separated"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--allow-pickle", action="store_true", help="load weights that are not safetensors")
+    parser.add_argument("--life-line", action="store_true", help="leave when standard input ends (engines use it)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     spec = WorkerSpec(**{name: getattr(options, name) for name in WorkerSpec.__struct_fields__})
-    return run_worker(options.role, spec)
+    if spec.life_line:
+        return run_worker(options.role, spec)
+    from pvlm.workers.standing import serve
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    if spec.model == BUNDLED:
+        spec = msgspec.structs.replace(spec, model=bundled(options.role))
+    serve(options.role, spec)
+    return 0
 
 
 def _cores(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -50,15 +50,23 @@ class ZmqServer:
     future for a message.
     """
 
-    def __init__(self, endpoint: str, keys: Keys | None = None, cut_after_s: float = CUT_AFTER_S) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        keys: Keys | None = None,
+        cut_after_s: float = CUT_AFTER_S,
+        on_refused: Callable[[str], None] | None = None,
+    ) -> None:
         """``endpoint``: ``tcp://127.0.0.1:*`` lets the system choose a port. ``keys``: let in who is authorized there,
         and nobody else. ``cut_after_s``: a connection to a host that has not been heard of for so long is given up.
+        ``on_refused`` is told why a connection was turned away.
 
         Call it on the engine's event loop. Raises OSError if the endpoint cannot be bound.
         """
         self.refused = 0
         """Connections that were turned away."""
         self.last_refusal = ""
+        self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
         self._authenticator: Authenticator | None = None
         self._channels: dict[bytes, ZmqChannel] = {}
@@ -192,7 +200,8 @@ class ZmqServer:
             self.last_refusal = REFUSED.get(value, HUNG_UP)
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._authenticator is not None:
                 self.last_refusal = self._authenticator.reason()
-            log.warning("connection_refused", endpoint=self.endpoint, reason=self.last_refusal)
+            if self._on_refused is not None:
+                self._on_refused(self.last_refusal)
 
     def _look_for_the_gone(self) -> None:
         self._on_event()  # their last words

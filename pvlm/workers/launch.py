@@ -23,6 +23,7 @@ from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import listen
 from pvlm.workers.actors import make_actor
+from pvlm.workers.clocks import HostClock
 from pvlm.workers.process import WorkerSpec, load_backend
 from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.codec import PROTOCOL_VERSION
@@ -45,8 +46,8 @@ class Host(Protocol):
         """End the actor, gently first. May be called twice."""
         ...
 
-    async def kill(self) -> None:
-        """End the actor at once."""
+    async def kill(self, reason: str) -> None:
+        """End the actor at once; one on another host is only told the reason."""
         ...
 
 
@@ -59,6 +60,10 @@ class RunningActor:
     host: Host
     info: ModelInfo
     pid: int
+    address: str = ""
+    """Of a worker on another host, with the name of its key."""
+    clock: HostClock | None = None
+    """Of that host."""
 
     async def aclose(self) -> None:
         try:
@@ -68,10 +73,10 @@ class RunningActor:
         await self.host.aclose()
         await self.channel.aclose()
 
-    async def kill(self) -> None:
+    async def kill(self, reason: str) -> None:
         """End it at once: it hangs, or has ended already."""
         await self.channel.aclose()
-        await self.host.kill()
+        await self.host.kill(reason)
 
 
 async def launch(
@@ -87,11 +92,11 @@ async def launch(
         channel, host = await _in_process(role, config.transport, spec)
     try:
         with anyio.fail_after(config.start_timeout_s):
-            hello = await _greeting(role, spec, channel, host, on_loading)
+            hello = await greeting(role, spec, channel, host, on_loading)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-            await host.kill()
+            await host.kill("it was not started in time")
         if isinstance(error, TimeoutError):
             raise ModelError(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
@@ -101,7 +106,7 @@ async def launch(
     return RunningActor(role, channel, host, hello.info, hello.pid)
 
 
-async def _greeting(
+async def greeting(
     role: Role, spec: WorkerSpec, channel: Channel, host: Host, on_loading: Callable[[Role, float], None]
 ) -> Hello:
     """The actor's `Hello`; its death instead of it is an error."""
@@ -156,18 +161,19 @@ async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tup
     if spec.threads is not None:
         environment["OMP_NUM_THREADS"] = str(spec.threads)
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "pvlm",
-            *spec.arguments(role),
-            stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
-        )
-    except BaseException:  # cancelled, for one: asyncio has ended the process then
+        with anyio.CancelScope(shield=True):  # for what is half started could be left behind
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "pvlm",
+                *spec.arguments(role),
+                stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
+            )
+    except BaseException:  # cancelled by other means than a scope, for one: asyncio has ended the process then
         with anyio.CancelScope(shield=True):
             await channel.aclose()
         if directory is not None:
@@ -207,9 +213,9 @@ class ProcessHost:
     async def aclose(self) -> None:
         with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
             await self._process.wait()
-        await self.kill()
+        await self.kill("")
 
-    async def kill(self) -> None:
+    async def kill(self, reason: str) -> None:
         try:
             if self._process.returncode is None:
                 self._process.kill()
@@ -282,6 +288,6 @@ class ThreadHost:
         with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
             await self._gone.wait()
 
-    async def kill(self) -> None:
+    async def kill(self, reason: str) -> None:
         """Its channel is closed, so it ends when it next reads or posts."""
         await self.aclose()

@@ -23,7 +23,7 @@ def share_cores(cores: Sequence[int], role: Role, *, alone: bool) -> tuple[int, 
 
 
 def worker_spec(config: EngineConfig, role: Role, model: str, backend: str, *, alone: bool) -> WorkerSpec:
-    """What the worker of a role is started with. ``alone``: there is no draft.
+    """What the worker of a role is started with. ``alone``: there is no other on this host.
 
     Actors on a CPU get cores and as many threads; in one process (transport inproc), where both are the host
     application's, only threads that were asked for.

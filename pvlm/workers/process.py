@@ -1,4 +1,6 @@
-"""The worker process: ``pvlm worker --role draft ...``. It loads one model, connects, and serves until told to stop."""
+"""A worker process that an engine starts: ``pvlm worker --role draft ... --life-line``. It connects, loads one model,
+and serves until told to stop. `pvlm.workers.standing` has those that people start.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Cores to stay on; empty: any."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    keys: str | None = None
+    """Directory made by ``pvlm keys new``, for an engine on another host."""
+    life_line: bool = True
+    """Leave when standard input ends, as engines that start it want it; else a person has, and it stays."""
 
     def load_options(self, role: Role) -> LoadOptions:
         return LoadOptions(
@@ -44,7 +50,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         )
 
     def arguments(self, role: Role) -> list[str]:
-        """The command line that `pvlm worker` turns back into this. What a person looks for in ``ps`` comes first."""
+        """The command line by which an engine starts it. What a person looks for in ``ps`` comes first."""
         arguments = [
             "worker",
             "--role",
@@ -65,7 +71,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             arguments.append("--trust-remote-code")
         if self.allow_pickle:
             arguments.append("--allow-pickle")
-        return arguments
+        return [*arguments, "--life-line"]
 
 
 def run_worker(role: Role, spec: WorkerSpec) -> int:

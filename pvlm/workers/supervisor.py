@@ -3,7 +3,7 @@
 An actor is taken to be gone when its process or thread ends, when it says so (`Dying`), when it does not read its
 mailbox, and when it has not been heard of for `EngineConfig.hang_timeout_s`. It is asked by `Ping`, and answers between
 two units of work and between two layers: so a prefill of a minute is no hang, and a vision tower or a layer that takes
-longer than the timeout is.
+longer than the timeout is. One on another host is not started: it is waited for, and left where this one kills.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from pvlm.errors import RemoteTraceback
 from pvlm.metrics import WORKER_RESTARTS, WORKERS_RUNNING
 from pvlm.reporting import Reporter
 from pvlm.transports import ChannelClosed, ChannelFull
+from pvlm.transports.zmq import ZmqServer
 from pvlm.workers.launch import RunningActor, launch
 from pvlm.workers.process import WorkerSpec
+from pvlm.workers.remote import join, open_port
 from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.messages import Dying, Failed, FromActor, Ping, Pong, SessionMessage, ToActor
 
@@ -42,19 +44,23 @@ log = structlog.get_logger()
 
 
 class ActorHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """How an actor is. ``running``: it answered; ``silent``: it is busy, or hangs; ``restarting``; ``lost``: it is not
-    started again.
+    """How an actor is. ``running``: it answered; ``silent``: it is busy, or hangs; ``restarting``; ``away``: one on
+    another host that is waited for; ``lost``: it is not started again, or has been away for `start_timeout_s`.
 
     ``sessions``: how many are open there; ``progress``: counts its work; both None where it did not answer.
-    ``restarts``: starts after the first. ``reason``: why it was last lost, or empty.
+    ``restarts``: starts after the first, or how often one on another host has come back. ``reason``: why it was last
+    lost, or empty. ``address``: of one on another host, where ``pid`` is of that host. ``refused``: connections that
+    were turned away from its port.
     """
 
-    state: Literal["running", "silent", "restarting", "lost"]
+    state: Literal["running", "silent", "restarting", "away", "lost"]
     pid: int | None
     sessions: int | None
     progress: int | None
     restarts: int
     reason: str
+    address: str = ""
+    refused: int = 0
 
 
 class Listener(Protocol):
@@ -69,7 +75,7 @@ class Listener(Protocol):
         ...
 
     def back(self, role: Role) -> None:
-        """There is an actor again, without a session."""
+        """There is an actor again, without a session; for one on another host also after `given_up`."""
         ...
 
     def given_up(self, role: Role) -> None:
@@ -92,8 +98,10 @@ class Supervisor:
         tasks: anyio.abc.TaskGroup,
         listener: Listener,
         on_loading: Callable[[Role, float], None],
+        check: Callable[[Role, ModelInfo], None],
         reporter: Reporter,
     ) -> None:
+        """``check`` raises ModelError where a worker on another host is not the one to have."""
         self.role = role
         self.info: ModelInfo | None = None
         """What was loaded, also while the actor is away; None before the first start."""
@@ -109,6 +117,9 @@ class Supervisor:
         self._tasks = tasks
         self._listener = listener
         self._on_loading = on_loading
+        self._check = check
+        self._remote = config.listen(role) is not None
+        self._port: ZmqServer | None = None
         self._reporter = reporter
         self._actor: RunningActor | None = None
         self._heard = False
@@ -130,12 +141,16 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """None while the actor is away."""
-        return None if self._actor is None else self._actor.pid
+        """None while the actor is away, and for one on another host."""
+        return None if self._actor is None or self._remote else self._actor.pid
 
     async def start(self) -> None:
-        """Raises ModelError."""
-        actor = await launch(self.role, self._config, self._spec, self._on_loading)
+        """Raises ModelError, and ConfigError for a port that cannot be opened."""
+        if self._remote:
+            self._port = self._port or open_port(self.role, self._config, self._reporter)
+            actor = await join(self.role, self._config, self._spec, self._port, partial(self._check, self.role))
+        else:
+            actor = await launch(self.role, self._config, self._spec, self._on_loading)
         self._actor, self.info, self._started_s = actor, actor.info, time.monotonic()
         self._dropped = {"engine": 0, "worker": 0}
         self._reporter.add(WORKERS_RUNNING, role=self.role)
@@ -172,12 +187,14 @@ class Supervisor:
         actor = self._actor
         if actor is not None:
             self._asked[nonce] = (answered, answers)
-            self.post(Ping(nonce=nonce))
+            self._ask(actor, nonce)
             with anyio.move_on_after(timeout_s):
                 await answered.wait()
             self._asked.pop(nonce, None)
         pong = answers[0] if answers else None
-        away: Literal["restarting", "lost"] = "lost" if self._given_up else "restarting"
+        away: Literal["restarting", "away", "lost"] = (
+            "lost" if self._given_up else "away" if self._remote else "restarting"
+        )
         return ActorHealth(
             state=away if self._actor is None else "running" if pong else "silent",
             pid=None if self._actor is None else self._actor.pid,
@@ -185,6 +202,8 @@ class Supervisor:
             progress=pong.progress if pong else None,
             restarts=self._restarts,
             reason=self.reason,
+            address="" if self._actor is None else self._actor.address,
+            refused=0 if self._port is None else self._port.refused,
         )
 
     async def aclose(self) -> None:
@@ -196,6 +215,8 @@ class Supervisor:
         if actor is not None:
             self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
             await actor.aclose()
+        if self._port is not None:
+            self._port.close()
 
     # ---- watching -------------------------------------------------------------------------------------------------
 
@@ -219,8 +240,12 @@ class Supervisor:
                 )
                 self._listener.heard(self.role, failed)
             return
+        if actor.clock is not None:
+            message = actor.clock.here(message)
         match message:
             case Pong():
+                if actor.clock is not None:
+                    actor.clock.answered(message)
                 self._tell_dropped("engine", actor.channel.dropped)
                 self._tell_dropped("worker", message.dropped)
                 if (asked := self._asked.pop(message.nonce, None)) is not None:
@@ -254,10 +279,15 @@ class Supervisor:
             self._heard = False
             if actor is not self._actor:
                 return
-            self.post(Ping(nonce=0))
+            self._ask(actor, next(self._nonces))
             await anyio.sleep(self._config.hang_timeout_s / BEATS)
             silent = 0 if self._heard else silent + 1
         self._lose(actor, f"it hangs: nothing was heard of it for {self._config.hang_timeout_s:g} s (hang_timeout_s)")
+
+    def _ask(self, actor: RunningActor, nonce: int) -> None:
+        if actor.clock is not None:
+            actor.clock.asked(nonce)
+        self.post(Ping(nonce=nonce))
 
     # ---- losing and starting again --------------------------------------------------------------------------------
 
@@ -274,13 +304,16 @@ class Supervisor:
             self._attempts = 0
         self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
         self._reporter.fault("worker_lost", role=self.role, pid=actor.pid, reason=reason)
-        self._tasks.start_soon(self._restart, actor, self._dead)
+        self._tasks.start_soon(self._replace, actor, self._dead)
         self._listener.lost(self.role, reason)
 
-    async def _restart(self, lost: RunningActor, dead: anyio.Event) -> None:
+    async def _replace(self, lost: RunningActor, dead: anyio.Event) -> None:
         with anyio.CancelScope(shield=True):
-            await lost.kill()  # first, for two models may be more than the memory holds
+            await lost.kill(self.reason)  # first, for two models may be more than the memory holds
         dead.set()
+        await (self._await_another() if self._remote else self._restart())
+
+    async def _restart(self) -> None:
         pause_s = RESTART_PAUSE_S
         while self._attempts < self._allowed:
             self._attempts += 1
@@ -297,12 +330,38 @@ class Supervisor:
                     pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
             else:
                 log.info("worker_restarted", role=self.role, pid=self.pid, attempt=self._attempts)
-                self._reporter.add(WORKER_RESTARTS, role=self.role)
-                self._changed.set()
-                self._listener.back(self.role)
+                self._is_back()
                 return
-        self._given_up = True
         self._reporter.fault("worker_given_up", role=self.role, attempts=self._attempts, reason=self.reason)
+        self._give_up()
+
+    async def _await_another(self) -> None:
+        """For as long as the engine is open. Those who wait for an answer wait no longer than `start_timeout_s`."""
+        lost, since_s = self.reason, time.monotonic()
+        while True:
+            try:
+                await self.start()
+            except Exception as error:  # a worker that comes may be the wrong one; the engine lives on
+                self._reporter.fault("worker_restart_failed", role=self.role, reason=str(error))
+                self.reason = f"{lost}; {error}"
+                if not self._given_up and time.monotonic() - since_s >= self._config.start_timeout_s:
+                    self._reporter.fault("worker_given_up", role=self.role, reason=self.reason)
+                    self._give_up()
+                await anyio.sleep(RESTART_PAUSE_S)
+            else:
+                self._restarts += 1
+                log.info("worker_back", role=self.role, away_s=round(time.monotonic() - since_s, 3))
+                self._is_back()
+                return
+
+    def _is_back(self) -> None:
+        self._given_up = False
+        self._reporter.add(WORKER_RESTARTS, role=self.role)
+        self._changed.set()
+        self._listener.back(self.role)
+
+    def _give_up(self) -> None:
+        self._given_up = True
         self._changed.set()
         self._listener.given_up(self.role)
 

@@ -1,0 +1,153 @@
+"""Workers on other hosts, as the engine sees them: it waits for them, and leaves them. Theirs is `workers.standing`."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from collections.abc import Callable
+
+import anyio
+import structlog
+
+from pvlm.config import EngineConfig
+from pvlm.endpoints import split_endpoint
+from pvlm.errors import ConfigError, ModelError
+from pvlm.reporting import Reporter
+from pvlm.transports.curve import Keys
+from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
+from pvlm.workers.clocks import HostClock
+from pvlm.workers.launch import RunningActor, greeting
+from pvlm.workers.process import WorkerSpec
+from pvlm_protocols.backend import ModelInfo, Role
+from pvlm_protocols.messages import Ping, Pong
+
+ANSWER_S = 10.0
+"""How long a worker that has greeted may take to answer."""
+CLOCK_PINGS = 5
+"""Round trips before a worker's first session."""
+
+log = structlog.get_logger()
+
+
+class RemoteHost:
+    """The host of a worker that a person runs: it can be left, not killed."""
+
+    def __init__(self, channel: ZmqChannel) -> None:
+        self._channel = channel
+
+    @property
+    def gone(self) -> bool:
+        return self._channel.gone.is_set()
+
+    async def wait(self) -> str:
+        await self._channel.gone.wait()
+        return f"the connection to {self._channel.worker} is lost"
+
+    async def aclose(self) -> None:
+        self._channel.dismiss("the engine was closed")
+
+    async def kill(self, reason: str) -> None:
+        self._channel.dismiss(reason)
+
+
+def open_port(role: Role, config: EngineConfig, reporter: Reporter) -> ZmqServer:
+    """Where workers of a role connect. Call it on the engine's event loop.
+
+    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be had.
+    """
+    endpoint = config.listen(role)
+    assert endpoint is not None
+    keys = None
+    if config.keys is not None:
+        keys = Keys.load(config.keys)
+        if not keys.trusted():
+            log.warning("no_worker_is_authorized", directory=str(keys.authorized))
+
+    def on_refused(reason: str) -> None:
+        reporter.fault("connection_refused", role=role, endpoint=endpoint, reason=reason)
+
+    try:
+        return ZmqServer(endpoint, keys, min(CUT_AFTER_S, config.hang_timeout_s / 2), on_refused)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {role}_listen '{endpoint}': {error.strerror}") from None
+
+
+async def join(
+    role: Role, config: EngineConfig, spec: WorkerSpec, port: ZmqServer, check: Callable[[ModelInfo], None]
+) -> RunningActor:
+    """Wait for a worker, and until it has said `Hello`. ``check`` raises ModelError where it is not the one to have.
+
+    Raises ModelError if none has come within ``config.start_timeout_s``, or one that cannot be used.
+    """
+    command = worker_command(role, config)
+    log.info("waiting_for_worker", role=role, endpoint=port.endpoint, command=command)
+    with anyio.move_on_after(config.start_timeout_s):
+        while True:
+            if (actor := await _next_worker(role, spec, port, check)) is not None:
+                return actor
+    refused = f" ({port.refused} were refused, the last since {port.last_refusal})" if port.refused else ""
+    raise ModelError(
+        f"no {role} worker has come to {port.endpoint} within {config.start_timeout_s:g} s (start_timeout_s){refused}: "
+        f"run on its host `{command}`"
+    )
+
+
+async def _next_worker(
+    role: Role, spec: WorkerSpec, port: ZmqServer, check: Callable[[ModelInfo], None]
+) -> RunningActor | None:
+    """The next that comes; None if it is lost again at once."""
+    channel = port.channel()
+    host, clock = RemoteHost(channel), HostClock()
+    try:
+        hello = await greeting(role, spec, channel, host, _untold)
+        if hello.role != role:
+            raise ModelError(f"a {hello.role} worker has come to the port of the {role}s ({port.endpoint})")
+        check(hello.info)
+        if not await _compare_clocks(channel, clock):
+            raise ModelError(f"the {role} worker {channel.worker} has greeted, and does not answer")
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await channel.aclose()
+            await host.kill(str(error) or "the engine does not wait any longer")
+        if isinstance(error, ModelError) and host.gone:
+            return None
+        raise
+    log.info(
+        "worker_joined", role=role, worker=channel.worker, model=hello.info.name, device=hello.info.device,
+        clock_error_s=round(clock.error_s, 6),
+    )  # fmt: skip
+    return RunningActor(role, channel, host, hello.info, hello.pid, channel.worker, clock)
+
+
+async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> bool:
+    """Whether the worker has answered."""
+    with anyio.move_on_after(ANSWER_S):
+        for nonce in range(CLOCK_PINGS):
+            clock.asked(nonce)
+            channel.post(Ping(nonce=nonce))
+            while not isinstance(message := await channel.receive(), Pong):
+                pass
+            clock.answered(message)
+        return True
+    return False
+
+
+def _untold(role: Role, fraction: float) -> None:
+    """It has loaded its model before it came."""
+
+
+def worker_command(role: Role, config: EngineConfig) -> str:
+    """What a person runs on the other host."""
+    endpoint = config.listen(role)
+    assert endpoint is not None
+    host, port = split_endpoint(endpoint)
+    if host in ("0.0.0.0", "::", "*"):
+        host = socket.gethostname()
+    model = config.target if role == "target" else config.draft_model
+    backend = config.backend if role == "target" else config.draft_backend or config.backend
+    command = ["pvlm", "worker", "--role", role, "--model", str(model), "--connect", f"tcp://{host}:{port}"]
+    if backend != "torch":
+        command += ["--backend", backend]
+    if config.keys is not None:
+        command += ["--keys", "DIR"]
+    return shlex.join(command)
