@@ -21,7 +21,7 @@ from tests.engine.conftest import FRAMES, TOY
 from tests.support.totals import Totals
 
 pytestmark = pytest.mark.anyio
-ENDLESS: dict[str, Any] = {"max_tokens": 1_000_000, "ignore_eos": True}
+ENDLESS: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True}
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def plot(report: Report, path: Path) -> None:
                 panel.axvline(at_s / 60, color=COLOURS[role], linewidth=0.5, alpha=0.5)
         panel.set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower right")
-    panels[1].set_xlabel("minutes; a line across is a worker that was killed", fontsize=9)
+    panels[1].set_xlabel("minutes; a vertical line: a worker was killed", fontsize=9)
     figure.savefig(path, format="png", dpi=160)
 
 
