@@ -49,20 +49,22 @@ class AnswerAttention:
 
     def __init__(self, cache: KeyValueCache, row: int, count: int) -> None:
         self._places = cache.places(row, count)
-        filled = cache.filled(row + count)
-        self._keys, self._values = filled[::2], filled[1::2]
+        self._keys, self._values = cache.transposed_keys(row + count), cache.values(row + count)
+        self._scores: Tensor | None = None
         self._hidden = None
         if count > 1:
-            first = filled[0]
+            first = self._values[0]
             self._hidden = torch.full((count, count), -math.inf, dtype=first.dtype, device=first.device).triu_(1)
 
     def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
         self._places[layer].copy_(key_value)
         kv_heads, group, count, head_dim = query.shape
-        keys, values = self._keys[layer][0], self._values[layer][0]
-        scores = keys.new_empty(kv_heads, group * count, keys.shape[1])
+        keys, values = self._keys[layer], self._values[layer]
+        scores = self._scores
+        if scores is None or scores.device != keys.device:
+            self._scores = scores = keys.new_empty(kv_heads, group * count, keys.shape[2])
         packed = query.reshape(kv_heads, group * count, head_dim)
-        scores.baddbmm_(packed, keys.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
+        scores.baddbmm_(packed, keys, beta=0, alpha=head_dim**-0.5)
         if self._hidden is not None:
             scores.view(kv_heads, group, count, -1)[..., -count:].add_(self._hidden.to(scores.device))
         attended = torch.bmm(torch.softmax(scores, -1), values)

@@ -30,7 +30,7 @@ class KeyValueCache:
         ]
         self._by_layer_and_kind = [buffer.flatten(0, 1) for buffer in self._buffers]
 
-    # Both give the views of all layers at once: a call for each layer would cost as much as the arithmetic of a
+    # Each gives the views of all layers at once: a call for each layer would cost as much as the arithmetic of a
     # small model.
 
     def places(self, row: int, count: int) -> tuple[torch.Tensor, ...]:
@@ -40,3 +40,12 @@ class KeyValueCache:
     def filled(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Keys of layer 1, its values, keys of layer 2, ...: the first rows, each ``(1, kv_heads, rows, head_dim)``."""
         return tuple(chain.from_iterable(buffer.narrow(3, 0, rows).unbind(0) for buffer in self._by_layer_and_kind))
+
+    def transposed_keys(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """For each layer, the first rows' keys: ``(kv_heads, head_dim, rows)``."""
+        keys = (buffer[:, 0, 0, :, :rows].transpose(2, 3).unbind(0) for buffer in self._buffers)
+        return tuple(chain.from_iterable(keys))
+
+    def values(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """For each layer, the first rows' values: ``(kv_heads, rows, head_dim)``."""
+        return tuple(chain.from_iterable(buffer[:, 1, 0, :, :rows].unbind(0) for buffer in self._buffers))
