@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from pvlm import Engine, ModelError, OptionError
 from pvlm.actors.actor import ActorSession
@@ -101,16 +102,17 @@ async def test_a_draft_cannot_speak_for_the_target(says: dict[type, Any]) -> Non
 
     says[DraftWindow] = verdict
     async with Engine.create(TOY) as engine:
-        assert engine._runtime is not None
-        draft = engine._runtime._actors["draft"]
-        answer = await engine.answer(FRAMES, "?", **OPTIONS)
-        assert list(answer.tokens) == EXPECTED
-        assert answer.stats.draft_lost == "ProtocolError: a draft sends no Verdict"
-        assert said
-        assert draft.misplaced == 1
-        assert draft._actor is not None
-        draft._take(draft._actor, Closed(session=1, role="target"))
-        assert draft.misplaced == 2
+        with capture_logs() as logs:
+            answer = await engine.answer(FRAMES, "?", **OPTIONS)
+            assert list(answer.tokens) == EXPECTED
+            assert answer.stats.draft_lost == "ProtocolError: a draft sends no Verdict"
+            assert said
+            assert engine._runtime is not None
+            draft = engine._runtime._actors["draft"]
+            assert draft._actor is not None
+            draft._take(draft._actor, Closed(session=1, role="target"))
+        dropped = [entry["reason"] for entry in logs if entry["event"] == "message_dropped"]
+        assert dropped == ["a draft sends no Verdict", "the draft sent the target's Closed"]
 
 
 @pytest.mark.anyio
