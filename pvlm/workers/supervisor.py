@@ -294,6 +294,7 @@ class Supervisor:
         self._actor = None
         self._tell_dropped("engine", actor.channel.dropped)
         self.reason, self.traceback = reason, traceback
+        self._changed.set()  # who has waited since an earlier loss looks again, and goes on waiting
         self._changed, self._dead = anyio.Event(), anyio.Event()
         for answered, _ in self._asked.values():
             answered.set()
@@ -354,6 +355,8 @@ class Supervisor:
     def _is_back(self) -> None:
         self._given_up = False
         self._reporter.add(WORKER_RESTARTS, role=self.role)
+        if self._actor is None:  # what it said while it was taken in was its last; that loss starts another
+            return
         self._changed.set()
         self._listener.back(self.role)
 
