@@ -4,6 +4,7 @@
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
 # make pruning    the table and picture of docs/pruning.md (about 14 minutes on two idle cores)
 # make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/operations.md)
+# make chaos      faults, damaged videos and fuzzing (about 10 minutes; see docs/robustness.md)
 # make lint       style and types
 # make clean      remove what set-up made
 #
@@ -18,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup accuracy pruning soak lint clean
+.PHONY: demo test setup accuracy pruning soak chaos lint clean
 
 demo: setup
 	@$(BIN)/pvlm demo
@@ -51,6 +52,12 @@ pruning: setup
 
 soak: setup
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=131072 $(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out build/soak
+
+chaos: setup
+	rm -rf build/chaos
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || echo "NOT FUZZED: atheris is not installed ($(BIN)/pip install atheris)"
+	@$(BIN)/python -m pytest -m chaos --numprocesses 2 --dist loadfile tests/chaos; status=$$?; \
+	    $(BIN)/python -m tests.chaos.report; exit $$status
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,11 +12,12 @@ from collections.abc import Callable
 import msgspec
 
 from pvlm.actors.actor import dying
+from pvlm.errors import ModelError
 from pvlm.plugins import load_plugin
 from pvlm.transports import ChannelClosed
 from pvlm.transports.sockets import connect
 from pvlm.workers.actors import make_actor
-from pvlm_protocols.backend import Backend, LoadOptions, Role
+from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role
 from pvlm_protocols.messages import FromActor, Loading
 
 
@@ -99,7 +100,9 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
 
 
 def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> Backend:
-    """Load a model, telling of the progress. Raises ModelError, CheckpointError."""
+    """Load a model, telling of the progress. Raises ModelError, also for a plug-in whose `ModelInfo` cannot be, and
+    CheckpointError.
+    """
 
     def on_progress(fraction: float) -> None:
         try:
@@ -108,6 +111,10 @@ def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], No
             pass
 
     backend: Backend = load_plugin("pvlm.backends", name).load(options, on_progress)
+    try:
+        msgspec.convert(msgspec.to_builtins(backend.info), ModelInfo)  # else its `Hello` would be refused
+    except msgspec.ValidationError as error:
+        raise ModelError(f"backend '{name}' says of its model what cannot be: {error}") from None
     return backend
 
 

@@ -109,8 +109,6 @@ class Supervisor:
         """Why the actor was last lost, or could not be started again."""
         self.traceback = ""
         """Its own, where it said so."""
-        self.misplaced = 0
-        """Messages that were dropped because an actor of this role does not send them."""
         self._config = config
         self._spec = spec
         self._allowed = config.target_restarts if role == "target" else config.draft_restarts
@@ -232,8 +230,7 @@ class Supervisor:
     def _take(self, actor: RunningActor, message: FromActor) -> None:
         self._heard = True
         if problem := misplaced(self.role, message):
-            self.misplaced += 1
-            log.warning("message_dropped", role=self.role, reason=problem)
+            self._reporter.fault("message_dropped", role=self.role, count=1, end="engine", reason=problem)
             if isinstance(message, SessionMessage):  # which waits for what it should have been
                 failed = Failed(
                     session=message.session, role=self.role, error="ProtocolError", message=problem, traceback=""
@@ -297,6 +294,7 @@ class Supervisor:
         self._actor = None
         self._tell_dropped("engine", actor.channel.dropped)
         self.reason, self.traceback = reason, traceback
+        self._changed.set()  # who has waited since an earlier loss looks again, and goes on waiting
         self._changed, self._dead = anyio.Event(), anyio.Event()
         for answered, _ in self._asked.values():
             answered.set()
@@ -357,6 +355,8 @@ class Supervisor:
     def _is_back(self) -> None:
         self._given_up = False
         self._reporter.add(WORKER_RESTARTS, role=self.role)
+        if self._actor is None:  # what it said while it was taken in was its last; that loss starts another
+            return
         self._changed.set()
         self._listener.back(self.role)
 

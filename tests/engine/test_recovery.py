@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from pvlm import Engine, RemoteTraceback, TargetLost
-from pvlm.actors.actor import Actor
+from pvlm.actors.actor import Actor, dying
+from pvlm_protocols.codec import PROTOCOL_VERSION
+from pvlm_protocols.messages import Hello
 from tests.engine.conftest import FRAMES, TOY
 from tests.support.toy import ToyBackend
 
@@ -47,6 +49,41 @@ async def test_an_actor_that_fails_changes_no_token(bombs: set[str], roles: set[
         if "draft" in roles and method != "ar":
             assert stats.draft_lost == "RuntimeError: the draft went off"
             assert stats.draft_rejoins == 1
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+async def test_an_actor_that_fails_as_soon_as_it_is_there_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """Again and again: neither an answer that is under way, nor one that comes while it is away."""
+    left = 0
+    original = Actor.run
+
+    def run(self: Actor) -> None:
+        nonlocal left
+        if self.role == role and left > 0:
+            left -= 1
+            self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.backend.info, pid=1))
+            self.mailbox.post(dying(self.role, RuntimeError("short-lived")))
+            return
+        original(self)
+
+    monkeypatch.setattr(Actor, "run", run)
+    async with Engine.create(TOY, target="0@1", target_restarts=50, draft_restarts=50) as engine:
+        async with engine.stream(FRAMES, "?", **OPTIONS) as chunks:
+            await chunks.__anext__()
+            left = 8
+            assert engine._runtime is not None
+            supervisor = engine._runtime._actors[role]  # type: ignore[index]
+            assert supervisor._actor is not None
+            supervisor._lose(supervisor._actor, "to begin with")
+            assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
+            async for _ in chunks:
+                pass
+        assert list(chunks.answer.tokens) == EXPECTED
+        while left:
+            await asyncio.sleep(0.01)
+        assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
 
 
 async def test_the_cause_of_a_lost_target_is_its_own_traceback(bombs: set[str]) -> None:

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from pvlm_protocols.backend import LoadOptions
 from tests.support.toy import ToyBackend
 
@@ -24,6 +26,10 @@ class BrokenBackend(ToyBackend):
                 sys.stderr.write("the driver is too old\n")
                 sys.stderr.flush()
                 os._exit(3)
+            case "info":
+                backend = super().load(LoadOptions(model="0", role=options.role))
+                backend.info = msgspec.structs.replace(backend.info, vocab_size=0)
+                return backend
             case "hang":
                 time.sleep(600)
         return super().load(options, on_progress)

@@ -15,13 +15,19 @@ DRAFT = "1.0"
 
 @contextmanager
 def toy_plugin(folder: Path) -> Iterator[None]:
-    """Install it into ``folder``, which is on the path of this process and of processes that it starts."""
-    info = folder / "pvlm_toy-0.dist-info"
+    """Install the toys into ``folder``, which is on the path of this process and of processes that it starts."""
+    entries = "[pvlm.backends]\ntoy = tests.support.toy:ToyBackend\nbroken = tests.support.broken:BrokenBackend\n"
+    with plugins(folder, "pvlm-toy", entries):
+        yield
+
+
+@contextmanager
+def plugins(folder: Path, name: str, entry_points: str) -> Iterator[None]:
+    """As `toy_plugin`, for any entry points of a package ``name``."""
+    info = folder / f"{name.replace('-', '_')}-0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pvlm-toy\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(
-        "[pvlm.backends]\ntoy = tests.support.toy:ToyBackend\nbroken = tests.support.broken:BrokenBackend\n"
-    )
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(entry_points)
     before = os.environ.get("PYTHONPATH")
     places = [str(folder), str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*places, *([before] if before else [])])

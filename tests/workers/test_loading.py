@@ -76,6 +76,7 @@ async def test_a_device_that_is_not_there() -> None:
     [
         ("target", "memory", "cannot allocate 144 GiB", "MemoryError"),
         ("draft", "package", "No module named 'no_such_package'", "ModuleNotFoundError"),
+        ("draft", "info", "backend 'broken' says of its model what cannot be: Expected `int` >= 1", "ModelError"),
         ("target", "exit", "ended while it loaded: exit status 3; its last output was:\nthe driver is too old", None),
     ],
 )

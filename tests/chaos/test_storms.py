@@ -1,0 +1,196 @@
+"""At least 300 answers in storms: each is the reference's text or a clear error, and nothing hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pvlm.actors.actor import Actor
+from tests.chaos.faults import Faults, Rates, WorkerChaos, faulty_connections, faulty_workers, told_by_workers
+from tests.chaos.storm import (
+    EMULATED,
+    Figures,
+    Strike,
+    add_faults,
+    emulated_questions,
+    kill,
+    references,
+    stop,
+    storm,
+    write,
+)
+
+pytestmark = pytest.mark.anyio
+RATES = Rates(drop=0.01, repeat=0.02, swap=0.02, corrupt=0.01, delay=0.02)
+CLIPS = Path(str(files("pvlm") / "bundled" / "clips"))
+
+
+async def faulty_storm(
+    name: str,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    asked: list[dict[str, Any]],
+    rates: Rates,
+    *,
+    seed: int,
+    shard_s: float = 0.0,
+    only_then: dict[str, Any] | None = None,
+    **options: Any,
+) -> Figures:
+    """A storm over connections that are faulty at both ends. ``only_then``: settings that the references go without."""
+    figures = Figures(name=name)
+    log = tmp_path / "faults"
+    faults = Faults(rates, seed)
+    chaos = WorkerChaos(rates=rates, seed=seed, log=str(log), shard_s=shard_s)
+    with faulty_workers(chaos, tmp_path / "site"):
+        questions = await references(settings, asked)
+        log.unlink(missing_ok=True)
+        with faulty_connections(faults):
+            await storm(figures, {**settings, **(only_then or {})}, questions, seed=seed, **options)
+    add_faults(figures, faults.counts, told_by_workers(log))
+    return figures
+
+
+def settled(figures: Figures, answers: int) -> None:
+    assert figures.wrong == []
+    assert figures.answers == sum(figures.outcomes.values()) == answers
+
+
+@pytest.mark.parametrize(("transport", "answers"), [("ipc", 16), ("tcp", 10)])
+async def test_a_short_storm(transport: str, answers: int, tmp_path: Path) -> None:
+    """Some of what `make chaos` takes minutes for."""
+    settings = {**EMULATED, "transport": transport}
+    rates = Rates(drop=0.02, repeat=0.02, swap=0.02, corrupt=0.02, delay=0.02, stream=0.01)
+    figures = await faulty_storm(
+        f"short {transport}",
+        tmp_path,
+        settings,
+        emulated_questions([40]),
+        rates,
+        seed=1,
+        answers=answers,
+        strikes=[kill],
+        every_s=3.0,
+    )
+    settled(figures, answers)
+    assert figures.outcomes["exact"] == answers
+    assert {"drop", "repeat", "swap", "corrupt", "delay"} <= set(figures.faults)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("transport", "seed"), [("ipc", 11), ("tcp", 12)])
+async def test_workers_are_killed_and_stopped_while_messages_suffer(transport: str, seed: int, tmp_path: Path) -> None:
+    settings = {**EMULATED, "transport": transport}
+    rates = RATES if transport == "tcp" else msgspec.structs.replace(RATES, stream=0.005)
+    figures = await faulty_storm(
+        f"{transport} emulated",
+        tmp_path,
+        settings,
+        emulated_questions(),
+        rates,
+        seed=seed,
+        shard_s=0.5,
+        answers=110,
+        strikes=[kill, stop],
+    )
+    write(figures)
+    settled(figures, 110)
+    assert figures.outcomes["exact"] >= 100
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+async def test_the_bundled_pair_in_a_storm(tmp_path: Path) -> None:
+    """Real models and files, a slow disk under both; a reader that is too slow is an error that says so."""
+    asked = [
+        {"video": str(path), "question": "Describe the video.", "options": {"max_tokens": 80, "method": method, **more}}
+        for path in sorted(CLIPS.glob("*.mp4"))
+        for method, more in [("parallel", {}), ("sd", {}), ("parallel", {"temperature": 1.0, "seed": 3})]
+    ]
+    figures = await faulty_storm(
+        "ipc bundled pair",
+        tmp_path,
+        {"backend": "slow-torch", "transport": "ipc"},
+        asked,
+        msgspec.structs.replace(RATES, stream=0.005),
+        seed=21,
+        shard_s=0.3,
+        only_then={"video_reader": "slow", "decode_timeout_s": 8.0},
+        answers=50,
+        strikes=[kill, stop],
+        every_s=4.0,
+    )
+    add_faults(figures, {"slow-read": figures.outcomes.get("VideoError", 0)})
+    write(figures)
+    settled(figures, 50)
+    assert set(figures.outcomes) <= {"exact", "VideoError"}
+    assert all("decoding took longer than" in reason for reason in figures.reasons)
+    assert figures.outcomes["exact"] >= 25
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+async def test_workers_that_may_not_be_started_again(tmp_path: Path) -> None:
+    """When the restarts are used up, answers end with `TargetLost`, and none hangs."""
+    figures = await faulty_storm(
+        "ipc few restarts",
+        tmp_path,
+        {**EMULATED, "transport": "ipc", "target_restarts": 1, "draft_restarts": 1},
+        emulated_questions(),
+        RATES,
+        seed=31,
+        answers=20,
+        strikes=[kill],
+        every_s=0.5,
+    )
+    write(figures)
+    settled(figures, 20)
+    assert set(figures.outcomes) <= {"exact", "TargetLost"}
+
+
+@contextmanager
+def explosive(figures: Figures) -> Iterator[Strike]:
+    """In a thread: an actor that fails outside any session, or that is late with everything for a moment."""
+    lit: dict[str, str] = {}
+    original = Actor.turn
+
+    def turn(self: Actor, timeout_s: float | None = None) -> None:
+        match lit.pop(self.role, ""):
+            case "fail":
+                raise RuntimeError(f"the {self.role} went off")
+            case "stall":
+                time.sleep(0.3)
+        original(self, timeout_s)
+
+    async def light(engine: Any, choose: Any, figures: Figures) -> None:
+        role, what = choose.choice(["target", "draft"]), choose.choice(["fail", "stall"])
+        lit[role] = what
+        figures.count("faults", f"{what} {role}")
+
+    Actor.turn = turn  # type: ignore[method-assign]
+    try:
+        yield light
+    finally:
+        Actor.turn = original  # type: ignore[method-assign]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+async def test_actors_in_threads_fail_and_stall(tmp_path: Path) -> None:
+    """What applies without a connection and without processes."""
+    figures = Figures(name="inproc emulated")
+    settings = {**EMULATED, "backend": "emulated", "transport": "inproc"}
+    questions = await references(settings, emulated_questions())
+    with explosive(figures) as light:
+        await storm(figures, settings, questions, answers=110, seed=41, strikes=[light], every_s=0.3)
+    write(figures)
+    settled(figures, 110)
+    assert figures.outcomes["exact"] == 110
