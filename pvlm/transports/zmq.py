@@ -103,7 +103,11 @@ class ZmqServer:
         return channel
 
     def send(self, peer: bytes, frames: Frames) -> bool:
-        """False while the worker has too much unread. What is for a worker that is gone is lost."""
+        """False while the worker has too much unread. What is for a worker that is gone is lost, and all that is sent
+        after `close`.
+        """
+        if self._socket.closed:
+            return True
         try:
             self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:

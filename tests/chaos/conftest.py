@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.workers.conftest import children
+from tests.support.processes import children
 
 
 @pytest.fixture(scope="session")

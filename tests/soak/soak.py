@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import anyio
 import msgspec
-import psutil
 from prometheus_client import CollectorRegistry
 
 from pvlm import ActorHealth, Engine
@@ -21,6 +20,7 @@ from pvlm.prometheus import PrometheusMetrics
 from pvlm_protocols.backend import Role
 from tests.soak.asking import Asking, cases
 from tests.soak.watching import WORKER_WARM_UP_S, Growth, Sample, Watch, growths
+from tests.support.processes import children
 
 CALLERS = 6
 MAX_SESSIONS = 4
@@ -167,15 +167,15 @@ class _Soaking:
                 self.leaked.append(f"{health.sessions} sessions at the {role} at {self.now_s:.0f} s: {health}")
         gc.collect()
         self.watch.look(self.now_s, {"host": os.getpid(), **self._engine.processes})
-        children = psutil.Process().children(recursive=True)
-        if len(children) != 2:
-            self.leaked.append(f"{len(children)} processes instead of 2 at {self.now_s:.0f} s: {children}")
+        running = children()
+        if len(running) != 2:
+            self.leaked.append(f"{len(running)} processes instead of 2 at {self.now_s:.0f} s: {running}")
         self._open.set()
 
     def nothing_is_left(self) -> None:
         """Call it when the engine is closed."""
-        if children := psutil.Process().children(recursive=True):
-            self.leaked.append(f"processes are left: {children}")
+        if left := children():
+            self.leaked.append(f"processes are left: {left}")
 
 
 def _all_run(found: dict[Role, ActorHealth]) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import tempfile
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support.plugin import toy_plugin
+from tests.support.processes import children
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
 LONG: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True}
@@ -40,12 +40,6 @@ def _toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(params=["ipc", "tcp"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def children() -> list[psutil.Process]:
-    """Processes below this one, zombies included, but for Python's own that stays once multiprocessing was used."""
-    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
-    return [child for child in psutil.Process().children(recursive=True) if child.pid != tracker]
 
 
 def workers(parent: int | None = None) -> dict[str, psutil.Process]:

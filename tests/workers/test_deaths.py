@@ -21,8 +21,9 @@ from anyio.to_thread import run_sync
 from pvlm import Engine, RemoteTraceback, TargetLost
 from pvlm.config import bundled
 from shapes.clips import write_clip
+from tests.support.processes import children
 from tests.support.toy import ToyBackend
-from tests.workers.conftest import FRAMES, LONG, PATIENCE_S, TOY, children, until, workers
+from tests.workers.conftest import FRAMES, LONG, PATIENCE_S, TOY, until, workers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
 QUESTION = "What happens?"

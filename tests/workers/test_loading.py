@@ -9,7 +9,8 @@ import pytest
 
 from pvlm import Engine, ModelError, RemoteTraceback
 from pvlm.config import bundled
-from tests.workers.conftest import children, pending_tasks
+from tests.support.processes import children
+from tests.workers.conftest import pending_tasks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
 

@@ -13,7 +13,8 @@ import pytest
 
 from pvlm import Engine, ModelError, PvlmError
 from pvlm.config import bundled
-from tests.workers.conftest import FRAMES, LONG, children, pending_tasks, until, workers
+from tests.support.processes import children
+from tests.workers.conftest import FRAMES, LONG, pending_tasks, until, workers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
 
