@@ -94,7 +94,8 @@ def test_the_clips_are_worth_it(
 OPENED: dict[str, dict[str, Any]] = {
     "torch-ipc": {"backend": "torch", "transport": "ipc"},
     "torch-inproc": {"backend": "torch", "transport": "inproc", "threads": 1, "draft_threads": 1},
-    "hf-ipc": {"backend": "hf", "transport": "ipc"},
+    # With a window of its own choice the draft may rest for a whole answer where the machine is busy.
+    "hf-ipc": {"backend": "hf", "transport": "ipc", "window": 4},
     "hf-inproc": {"backend": "hf", "transport": "inproc", "threads": 1, "draft_threads": 1},
     "torch-hf-inproc": {
         "backend": "torch",
@@ -136,7 +137,6 @@ async def test_every_token_is_that_of_transformers(
     count = len(samples) if (name, method) in FULL else A_FEW
     gaps = []
     different = []
-    drafted = 0
     for number, (sample, reference) in enumerate(zip(samples[:count], references, strict=False)):
         # The file itself where the method is plain; the same frames as an array elsewhere, which is faster.
         source = sample.path if method == "ar" else sample.frames
@@ -148,8 +148,7 @@ async def test_every_token_is_that_of_transformers(
             different.append(f"clip {number} (smallest gap {reference.smallest_gap:.2e})")
         assert answer.stats.draft_lost == ""
         assert answer.stats.method == method
-        drafted += answer.stats.drafted_tokens
+        if method != "ar" and len(answer.tokens) > 30:
+            assert answer.stats.accepted_tokens > 0, "the draft had no part in this"
     record_property("smallest_deciding_logit_gap", min(gaps))
-    # On a busy machine a draft may find that it does not pay, and rest behind its first window.
-    assert method == "ar" or drafted > 0, "the draft had no part in this"
     assert not different, f"{name}, {method}: other tokens than transformers for {', '.join(different)}"
