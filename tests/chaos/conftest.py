@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import structlog
 
-from tests.support.processes import children
+from tests.support.processes import nothing_left
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +23,5 @@ def _quiet() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    temporary = tmp_path_factory.mktemp("t")
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    running = set(children())
-    yield
-    assert set(children()) <= running
-    assert [str(path) for path in Path(temporary).iterdir()] == []
+    with nothing_left(monkeypatch, tmp_path_factory.mktemp("t")):
+        yield

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pvlm import Engine
+from pvlm.actors.actor import Actor
 from pvlm.video import read_video
 from pvlm_protocols.backend import FrameDefaults
 from shapes.clips import write_clip
@@ -26,6 +27,22 @@ from tests.support.toy import ToyBackend
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def bombs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The roles whose actors fail at their next turn, outside any session."""
+    lit: set[str] = set()
+    original = Actor.turn
+
+    def turn(self: Actor, timeout_s: float | None = None) -> None:
+        if self.role in lit:
+            lit.remove(self.role)
+            raise RuntimeError(f"the {self.role} went off")
+        original(self, timeout_s)
+
+    monkeypatch.setattr(Actor, "turn", turn)
+    return lit
 
 
 @pytest.fixture(autouse=True, scope="session")

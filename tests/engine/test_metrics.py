@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from pvlm import ConfigError, Engine, EngineBusy, OptionError, TargetLost, VideoError
-from pvlm.actors.actor import Actor
 from pvlm.metrics import METRICS
 from pvlm.prometheus import PrometheusMetrics
 from pvlm.reporting import Fault
@@ -156,22 +155,6 @@ async def test_every_answer_ends_in_the_log_and_is_counted(registry: CollectorRe
 
 
 # ---- workers ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bombs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The roles whose actors fail at their next turn."""
-    lit: set[str] = set()
-    original = Actor.turn
-
-    def turn(self: Actor, timeout_s: float | None = None) -> None:
-        if self.role in lit:
-            lit.remove(self.role)
-            raise RuntimeError(f"the {self.role} went off")
-        original(self, timeout_s)
-
-    monkeypatch.setattr(Actor, "turn", turn)
-    return lit
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])

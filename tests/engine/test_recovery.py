@@ -18,22 +18,6 @@ OPTIONS = {"max_tokens": 400, "ignore_eos": True}
 EXPECTED = ToyBackend().greedy(400, end_tokens=())
 
 
-@pytest.fixture
-def bombs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The roles whose actors fail at their next turn, outside any session."""
-    lit: set[str] = set()
-    original = Actor.turn
-
-    def turn(self: Actor, timeout_s: float | None = None) -> None:
-        if self.role in lit:
-            lit.remove(self.role)
-            raise RuntimeError(f"the {self.role} went off")
-        original(self, timeout_s)
-
-    monkeypatch.setattr(Actor, "turn", turn)
-    return lit
-
-
 @pytest.mark.parametrize("roles", [{"target"}, {"draft"}, {"target", "draft"}], ids=["target", "draft", "both"])
 @pytest.mark.parametrize("method", ["parallel", "sd", "ar"])
 async def test_an_actor_that_fails_changes_no_token(bombs: set[str], roles: set[str], method: str) -> None:

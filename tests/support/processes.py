@@ -1,13 +1,36 @@
-"""What runs below a test."""
+"""What runs below a test, and what it leaves behind."""
 
 from __future__ import annotations
 
+import gc
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def children() -> list[psutil.Process]:
     """Processes below this one, zombies included, but for Python's own that stays once multiprocessing was used."""
     tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
     return [child for child in psutil.Process().children(recursive=True) if child.pid != tracker]
+
+
+@contextmanager
+def nothing_left(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> Iterator[None]:
+    """No process and no file in the temporary directory, which is ``temporary`` meanwhile, is left behind, and nothing
+    that warns when it is collected.
+    """
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    running = set(children())
+    yield
+    gc.collect()
+    assert set(children()) <= running
+    assert [str(path) for path in temporary.iterdir()] == []

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,7 +12,7 @@ import psutil
 import pytest
 
 from tests.support.plugin import toy_plugin
-from tests.support.processes import children
+from tests.support.processes import nothing_left
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
 LONG: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True}
@@ -65,15 +62,8 @@ async def until(condition: Callable[[], Any], patience_s: float = PATIENCE_S) ->
 
 @pytest.fixture
 def _nothing_left(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No process and no file in the temporary directory is left behind, and nothing that warns when it is collected."""
-    temporary = tmp_path_factory.mktemp("t")
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    running = set(children())
-    yield
-    gc.collect()
-    assert set(children()) <= running
-    assert [str(path) for path in Path(temporary).iterdir()] == []
+    with nothing_left(monkeypatch, tmp_path_factory.mktemp("t")):
+        yield
 
 
 def pending_tasks() -> set[str]:
