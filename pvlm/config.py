@@ -171,6 +171,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Where the worker of a role connects to that a person runs; None: the engine starts it."""
         return self.target_listen if role == "target" else self.draft_listen
 
+    def backend_of(self, role: Role) -> str:
+        """The plug-in that runs a model."""
+        return self.backend if role == "target" else self.draft_backend or self.backend
+
     def checkpoint(self, role: Role) -> str | None:
         """The directory or hub name of a model, with "auto" and "bundled" resolved; None: there is no draft."""
         model = self.target if role == "target" else self.draft_model

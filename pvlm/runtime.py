@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count, zip_longest
 from types import TracebackType
@@ -14,12 +14,9 @@ from pvlm.commands import (
     Command,
     DraftBack,
     DraftGone,
-    Event,
     TargetBack,
     TargetGivenUp,
     TargetGone,
-    ToDraftActor,
-    ToTargetActor,
 )
 from pvlm.config import EngineConfig, Method, WindowSetting
 from pvlm.coordinator import Coordinator
@@ -32,6 +29,7 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
+from pvlm.live_session import LiveSession
 from pvlm.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.plugins import load_plugin
 from pvlm.recorder import Recorder
@@ -40,12 +38,13 @@ from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.workers.placement import worker_spec
 from pvlm.workers.supervisor import ActorHealth, Supervisor
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
-from pvlm_protocols.messages import Closed, Failed, FromActor, Open, Pruning, Schedule, SessionMessage, ToActor
+from pvlm_protocols.messages import FromActor, Pruning, Schedule, SessionMessage
 
 log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
 POLICIES = 64
+"""Kinds of answers whose window policies are kept."""
 
 
 class Runtime:
@@ -255,12 +254,9 @@ class Runtime:
         assert model is not None
         return model
 
-    def _backend(self, role: Role) -> str:
-        return self.config.backend if role == "target" else self.config.draft_backend or self.config.backend
-
     async def _processor(self, role: Role) -> Processor:
         try:
-            backend: type[Backend] = load_plugin("pvlm.backends", self._backend(role))
+            backend: type[Backend] = load_plugin("pvlm.backends", self.config.backend_of(role))
             return await anyio.to_thread.run_sync(
                 lambda: backend.processor(self._model(role), trust_remote_code=self.config.trust_remote_code)
             )
@@ -287,7 +283,7 @@ class Runtime:
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         here = [other for other in self._roles() if self.config.listen(other) is None]
-        spec = worker_spec(self.config, role, self._model(role), self._backend(role), alone=here == [role])
+        spec = worker_spec(self.config, role, self._model(role), self.config.backend_of(role), alone=here == [role])
         return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._check_worker, self._reporter)
 
     def _check_worker(self, role: Role, info: ModelInfo) -> None:
@@ -340,73 +336,6 @@ class Runtime:
             target = self._actors["target"]
             for session in list(self._sessions.values()):
                 session.handle(TargetGivenUp(target.reason, target.traceback))
-
-
-class LiveSession:
-    """One coordinator at work. ``holders``: the actors that have a cache for it."""
-
-    def __init__(
-        self,
-        actors: Mapping[Role, Supervisor],
-        coordinator: Coordinator,
-        on_command: Callable[[Command], None],
-        reporter: Reporter,
-        report: AnswerReport | None,
-        recorder: Recorder | None,
-    ) -> None:
-        self.id = coordinator.session
-        self.coordinator = coordinator
-        self.holders: set[Role] = set()
-        self._actors = actors
-        self._on_command = on_command
-        self._recorder = recorder
-        self._reporter = reporter
-        self._report = report
-        self._freed = anyio.Event()
-
-    def receive(self, role: Role, message: FromActor) -> None:
-        self.handle(message)
-        if isinstance(message, Failed):
-            what = f"{message.error}: {message.message}"
-            self._reporter.fault("session_failed", role=role, session=self.id, reason=what)
-        if isinstance(message, Closed | Failed):
-            self.freed_by(role)
-
-    def handle(self, event: Event) -> None:
-        commands = self.coordinator.handle(event)
-        if self._recorder is not None:
-            self._recorder.handled(event, commands)
-        self.execute(commands)
-        self.coordinator.reconsider()
-        if self._report is not None:
-            self._report.handled(event)
-
-    def execute(self, commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case ToTargetActor(message):
-                    self._send("target", message)
-                case ToDraftActor(message):
-                    self._send("draft", message)
-                case _:
-                    self._on_command(command)
-
-    def _send(self, role: Role, message: ToActor) -> None:
-        if isinstance(message, Open):
-            self.holders.add(role)
-            self._freed = anyio.Event()
-        self._actors[role].post(message)
-
-    def freed_by(self, role: Role) -> None:
-        """An actor has closed the session, or is gone with it."""
-        self.holders.discard(role)
-        if not self.holders:
-            self._freed.set()
-
-    async def freed(self) -> None:
-        """Wait until no actor holds the session; call it when the coordinator is done."""
-        if self.holders:
-            await self._freed.wait()
 
 
 def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:

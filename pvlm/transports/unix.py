@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from pvlm.transports import ChannelClosed
 from pvlm.transports.framing import FrameReader, framed
-from pvlm.transports.wire import Frames, WireChannel, WireMailbox
+from pvlm.transports.link import Frames
+from pvlm.transports.wire import WireChannel, WireMailbox
 from pvlm_protocols.codec import ProtocolError
 
 SCHEME = "ipc://"

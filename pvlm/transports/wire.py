@@ -6,18 +6,17 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import structlog
 
 from pvlm.transports import MAILBOX_MESSAGES, ChannelClosed, ChannelFull
 from pvlm.transports.arrivals import Arrivals
-from pvlm.transports.link import ASK_AFTER_S, Link
-from pvlm_protocols.codec import Buffer, ProtocolError, decode_for_actor, decode_from_actor, encode
+from pvlm.transports.link import ASK_AFTER_S, Frames, Link
+from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_actor, encode
 from pvlm_protocols.messages import FromActor, Message, ToActor
 
-Frames = Sequence[Buffer]
 Incoming = TypeVar("Incoming", bound=Message)
 
 log = structlog.get_logger()
@@ -155,8 +154,8 @@ class WireMailbox(ABC):
                 return self._taken.popleft()
             self._wire.ask()
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            ask_s = self._wire.link.question_in_s()
-            if not self._receive(_least(left_s, ask_s)) and left_s is not None and (ask_s is None or left_s <= ask_s):
+            waits = [wait_s for wait_s in (left_s, self._wire.link.question_in_s()) if wait_s is not None]
+            if not self._receive(min(waits, default=None)) and left_s is not None and left_s == min(waits):
                 return None
 
     def post(self, message: FromActor) -> None:
@@ -173,7 +172,3 @@ class WireMailbox(ABC):
     @abstractmethod
     def _write(self, frames: Frames) -> None:
         """Raises ChannelClosed."""
-
-
-def _least(left_s: float | None, ask_s: float | None) -> float | None:
-    return ask_s if left_s is None else left_s if ask_s is None else min(left_s, ask_s)

@@ -17,7 +17,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pvlm.transports import MAILBOX_MESSAGES
 from pvlm.transports.curve import Authenticator, Keys
-from pvlm.transports.wire import Frames, WireChannel
+from pvlm.transports.link import Frames
+from pvlm.transports.wire import WireChannel
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 
 GREETING = b"PVLZ\x01"

@@ -12,7 +12,8 @@ import zmq
 from pvlm.endpoints import split_endpoint
 from pvlm.transports import ChannelClosed
 from pvlm.transports.curve import Keys
-from pvlm.transports.wire import Frames, WireMailbox
+from pvlm.transports.link import Frames
+from pvlm.transports.wire import WireMailbox
 from pvlm.transports.zmq import FAREWELL, GREETING, configure, monitored
 
 LAST_WORDS_MS = 500

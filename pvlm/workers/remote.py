@@ -144,7 +144,7 @@ def worker_command(role: Role, config: EngineConfig) -> str:
     if host in ("0.0.0.0", "::", "*"):
         host = socket.gethostname()
     model = config.target if role == "target" else config.draft_model
-    backend = config.backend if role == "target" else config.draft_backend or config.backend
+    backend = config.backend_of(role)
     command = ["pvlm", "worker", "--role", role, "--model", str(model), "--connect", f"tcp://{host}:{port}"]
     if backend != "torch":
         command += ["--backend", backend]

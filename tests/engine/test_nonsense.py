@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from pvlm import Engine, ModelError, OptionError
 from pvlm.actors.actor import ActorSession
-from pvlm.answering import opening
 from pvlm.config import AnswerOptions, answer_options
+from pvlm.opening import opening
 from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.codec import decode_for_actor, encode
 from pvlm_protocols.messages import Closed, DraftWindow, FromActor, Pruning, Schedule, Verdict, VideoFrames

@@ -1,0 +1,82 @@
+"""One coordinator at work: its events come from the actors, and its commands go to them and to the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import anyio
+
+from pvlm.commands import Command, Event, ToDraftActor, ToTargetActor
+from pvlm.coordinator import Coordinator
+from pvlm.recorder import Recorder
+from pvlm.reporting import AnswerReport, Reporter
+from pvlm.workers.supervisor import Supervisor
+from pvlm_protocols.backend import Role
+from pvlm_protocols.messages import Closed, Failed, FromActor, Open, ToActor
+
+
+class LiveSession:
+    """One coordinator at work. ``holders``: the actors that have a cache for it."""
+
+    def __init__(
+        self,
+        actors: Mapping[Role, Supervisor],
+        coordinator: Coordinator,
+        on_command: Callable[[Command], None],
+        reporter: Reporter,
+        report: AnswerReport | None,
+        recorder: Recorder | None,
+    ) -> None:
+        self.id = coordinator.session
+        self.coordinator = coordinator
+        self.holders: set[Role] = set()
+        self._actors = actors
+        self._on_command = on_command
+        self._recorder = recorder
+        self._reporter = reporter
+        self._report = report
+        self._freed = anyio.Event()
+
+    def receive(self, role: Role, message: FromActor) -> None:
+        self.handle(message)
+        if isinstance(message, Failed):
+            what = f"{message.error}: {message.message}"
+            self._reporter.fault("session_failed", role=role, session=self.id, reason=what)
+        if isinstance(message, Closed | Failed):
+            self.freed_by(role)
+
+    def handle(self, event: Event) -> None:
+        commands = self.coordinator.handle(event)
+        if self._recorder is not None:
+            self._recorder.handled(event, commands)
+        self.execute(commands)
+        self.coordinator.reconsider()
+        if self._report is not None:
+            self._report.handled(event)
+
+    def execute(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case ToTargetActor(message):
+                    self._send("target", message)
+                case ToDraftActor(message):
+                    self._send("draft", message)
+                case _:
+                    self._on_command(command)
+
+    def _send(self, role: Role, message: ToActor) -> None:
+        if isinstance(message, Open):
+            self.holders.add(role)
+            self._freed = anyio.Event()
+        self._actors[role].post(message)
+
+    def freed_by(self, role: Role) -> None:
+        """An actor has closed the session, or is gone with it."""
+        self.holders.discard(role)
+        if not self.holders:
+            self._freed.set()
+
+    async def freed(self) -> None:
+        """Wait until no actor holds the session; call it when the coordinator is done."""
+        if self.holders:
+            await self._freed.wait()
