@@ -60,7 +60,8 @@ def _toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-TOY: dict[str, Any] = {"target": TARGET, "draft": DRAFT, "backend": "toy", "transport": "inproc"}
+TOY: dict[str, Any] = {"target": TARGET, "draft": DRAFT, "backend": "toy", "transport": "inproc", "window": 4}
+"""Toys take no time, so that with a window of its own choice a draft may rest for a whole answer: it is fixed."""
 FRAMES = np.zeros((4, 8, 8, 3), np.uint8)
 """What the toys are asked about; they do not look at it."""
 

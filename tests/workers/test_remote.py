@@ -114,7 +114,7 @@ async def test_an_unknown_key_is_refused_until_it_is_authorized(standing: Standi
     async with Engine.create(**settings, draft=str(folder)) as engine:
         options = {"max_tokens": 30, "ignore_eos": True}
         expected = await engine.answer(FRAMES, "What happens?", method="ar", **options)
-        answer = await engine.answer(FRAMES, "What happens?", **options)
+        answer = await engine.answer(FRAMES, "What happens?", window=4, **options)  # fixed: it is waited for
         assert answer.tokens == expected.tokens
         assert answer.stats.drafted_tokens > 0
         assert (await engine.health())["draft"].address == "elsewhere (127.0.0.1)"
