@@ -155,7 +155,7 @@ def loop_speedup(
     Equal to theorem 7 where T_p is flat and ``T_q <= T_p``, and where ``gamma T_q <= T_p(k + 1)``.
     """
     _check(gamma, k, beta)
-    return float(_loop_speedups([gamma], [k], beta, pass_time(target_ms), draft_ms, whole_windows, lag_ms)[0, 0])
+    return LoopTimes([gamma], [k], target_ms, draft_ms, lag_ms).best(beta, whole_windows=whole_windows).speedup
 
 
 def cycle_ms(
@@ -197,50 +197,7 @@ def cycle_ms(
     _check(gamma, k, beta)
     if beta == 1:
         return math.inf
-    head, repeated = _cycles([gamma], [k], beta, pass_time(target_ms), draft_ms, whole_windows, lag_ms)
-    return float((head + repeated / (1 - beta**gamma))[0, 0])
-
-
-def _cycles(
-    gammas: Sequence[int],
-    ks: Sequence[int],
-    beta: float,
-    time: Callable[[int], float],
-    draft_ms: float,
-    whole_windows: bool,
-    lag_ms: float,
-) -> tuple[FloatArray, FloatArray]:
-    """`cycle_ms` for all gammas and ks, ``(len(gammas), len(ks))``, in two parts that are both finite at beta = 1.
-
-    The second part is still to be divided by ``1 - beta**gamma``.
-    """
-    gamma = np.array(gammas, np.float64)[:, None]
-    k = np.array(ks, np.float64)[None, :]
-    target = np.array([[time(n)] for n in gammas])
-    first_end = np.where(k > 0, lag_ms + k * draft_ms, 0.0) + np.array([[time(n + 1) for n in ks]])
-    window_start = np.maximum(first_end, lag_ms + (k + gamma) * draft_ms)
-    first_settled = window_start if whole_windows else np.maximum(first_end, lag_ms + (k + 1) * draft_ms)
-    late = np.maximum(0.0, (gamma if whole_windows else 1) * draft_ms - target)
-    late_if_reached = beta ** (gamma - 1) * late
-    head = first_end + beta**k * (first_settled - first_end)
-    head = head + beta ** (k + 1) * (window_start + target - first_settled + late_if_reached)
-    period = np.maximum(target, gamma * draft_ms)
-    return head, beta ** (k + 1 + gamma) * (period - late + late_if_reached)
-
-
-def _loop_speedups(
-    gammas: Sequence[int],
-    ks: Sequence[int],
-    beta: float,
-    time: Callable[[int], float],
-    draft_ms: float,
-    whole_windows: bool,
-    lag_ms: float,
-) -> FloatArray:
-    head, repeated = _cycles(gammas, ks, beta, time, draft_ms, whole_windows, lag_ms)
-    sums = np.array([[geometric_sum(beta, gamma)] for gamma in gammas])
-    speedups: FloatArray = time(1) / ((1 - beta) * head + repeated / sums)
-    return speedups
+    return float(LoopTimes([gamma], [k], target_ms, draft_ms, lag_ms).cycle_ms(beta, whole_windows=whole_windows)[0, 0])
 
 
 class BestWindow(NamedTuple):
@@ -249,6 +206,69 @@ class BestWindow(NamedTuple):
     gamma: int
     k: int
     speedup: float
+
+
+class LoopTimes:
+    """The loop's times for every ``gamma`` and ``k`` of two lists, as `cycle_ms` has them: all that does not depend on
+    beta, so that another beta costs a few operations on ``(len(gammas), len(ks))``.
+
+    ``target_ms``, ``draft_ms`` and ``lag_ms`` as in `cycle_ms`.
+    """
+
+    def __init__(
+        self, gammas: Sequence[int], ks: Sequence[int], target_ms: PassTimes, draft_ms: float, lag_ms: float = 0.0
+    ) -> None:
+        time = pass_time(target_ms)
+        self._gamma, self._k = np.array(gammas)[:, None], np.array(ks)[None, :]
+        self._impossible = self._k > self._gamma
+        self._step_ms = time(1)
+        self._target = np.array([[time(n)] for n in gammas])
+        first = np.array([[time(n + 1) for n in ks]])
+        self._first_end = np.where(self._k > 0, lag_ms + self._k * draft_ms, 0.0) + first
+        self._window_start = np.maximum(self._first_end, lag_ms + (self._k + self._gamma) * draft_ms)
+        self._token_settled = np.maximum(self._first_end, lag_ms + (self._k + 1) * draft_ms)
+        self._period = np.maximum(self._target, self._gamma * draft_ms)
+        self._late_token = np.maximum(0.0, draft_ms - self._target)
+        self._late_window = np.maximum(0.0, self._gamma * draft_ms - self._target)
+
+    def cycle_ms(self, beta: float, *, whole_windows: bool) -> FloatArray:
+        """`cycle_ms` of each, for beta < 1."""
+        head, repeated = self._cycles(beta, whole_windows)
+        cycle: FloatArray = head + repeated / (1 - beta**self._gamma)
+        return cycle
+
+    def _cycles(self, beta: float, whole_windows: bool) -> tuple[FloatArray, FloatArray]:
+        """`cycle_ms` in two parts, finite at beta = 1 too: the second is still to be divided by ``1 - beta**gamma``."""
+        settled, late = self._token_settled, self._late_token
+        if whole_windows:
+            settled, late = self._window_start, self._late_window
+        late_if_reached = beta ** (self._gamma - 1) * late
+        waited = beta**self._k
+        head = self._first_end + waited * (settled - self._first_end)
+        head = head + beta * waited * (self._window_start + self._target - settled + late_if_reached)
+        repeated = beta * waited * beta**self._gamma * (self._period - late + late_if_reached)
+        return head, repeated
+
+    def speedups(self, beta: float, *, whole_windows: bool) -> FloatArray:
+        """Against plain decoding; 0 where ``k > gamma``."""
+        head, repeated = self._cycles(beta, whole_windows)
+        longest = int(self._gamma.max())
+        sums = np.cumsum(beta ** np.arange(longest))[self._gamma - 1]
+        speedups: FloatArray = self._step_ms / ((1 - beta) * head + repeated / sums)
+        speedups[self._impossible] = 0.0
+        return speedups
+
+    def best(self, beta: float, *, whole_windows: bool) -> BestWindow:
+        """The best of all. Of equal ones the first gamma, then the first k."""
+        speedups = self.speedups(beta, whole_windows=whole_windows)
+        # Rounding must not decide between equals.
+        row, column = divmod(int(np.argmax(speedups >= speedups.max() * (1 - 1e-12))), speedups.shape[1])
+        return BestWindow(int(self._gamma[row, 0]), int(self._k[0, column]), float(speedups[row, column]))
+
+
+def window_grid(gamma_max: int, k_max: int | None) -> tuple[range, range]:
+    """Every gamma up to ``gamma_max``, and every k up to ``k_max`` (None: to ``gamma_max``)."""
+    return range(1, gamma_max + 1), range(min(gamma_max, gamma_max if k_max is None else k_max) + 1)
 
 
 def best_window(
@@ -266,13 +286,8 @@ def best_window(
     Of equal ones the smallest gamma, then the smallest k. A speed-up below 1 says: decode without a draft.
     """
     _check(gamma_max, 0, beta)
-    gammas = range(1, gamma_max + 1)
-    ks = range(min(gamma_max, gamma_max if k_max is None else k_max) + 1)
-    speedups = _loop_speedups(gammas, ks, beta, pass_time(target_ms), draft_ms, whole_windows, lag_ms)
-    speedups[np.array(ks)[None, :] > np.array(gammas)[:, None]] = 0.0
-    # Rounding must not decide between equals.
-    row, column = np.argwhere(speedups >= speedups.max() * (1 - 1e-12))[0].tolist()
-    return BestWindow(gammas[row], ks[column], float(speedups[row, column]))
+    loop = LoopTimes(*window_grid(gamma_max, k_max), target_ms, draft_ms, lag_ms)
+    return loop.best(beta, whole_windows=whole_windows)
 
 
 def best_vanilla_window(beta: float, target_ms: PassTimes, draft_ms: float, gamma_max: int) -> BestWindow:

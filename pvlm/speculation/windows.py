@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple, Protocol
 
 from pvlm.speculation.estimates import Estimates
-from pvlm.speculation.theory import BestWindow, best_vanilla_window, best_window, cycle_ms
+from pvlm.speculation.theory import LoopTimes, best_vanilla_window, window_grid
 
 START_GAMMA = 4
 """Window before both models have been timed."""
@@ -19,6 +19,10 @@ AHEAD_GAIN = 1.005
 
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices void."""
+
+_PASSES_BETWEEN = 8
+"""Passes after which times are looked at again. On a busy machine they move with every pass, and to choose anew takes a
+core from the models."""
 
 _STEPS_PER_OCTAVE = 8
 """Grid of beta: 1 - beta in steps of 9%, so that a choice is made once for each step and then looked up."""
@@ -125,27 +129,35 @@ class AutoWindow:
             raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
         self.estimates = Estimates()
         self._gamma_max = gamma_max
-        self._wait_max = wait_max
+        self._grid = window_grid(gamma_max, wait_max)
         self._vanilla = vanilla
-        self._retime = True
+        self._unseen = True
+        self._moved = False
+        self._passes = 0
+        self._look_again = 0
         self._medians: dict[int, float] = {}
         self._draft_ms = 0.0
         self._lag_ms = 0.0
         self._pass_ms: tuple[float, ...] = ()
+        self._loop = LoopTimes(*self._grid, 1.0, 1.0)
         self._made: dict[int, WindowChoice] = {}
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         self.estimates.observe_pass(n_tokens, ms)
+        self._passes += 1
         median, known = self.estimates.passes.median(n_tokens), self._medians.get(n_tokens)
-        self._retime |= known is None or _differ(median, known)
+        if known is None:
+            self._unseen = True
+        else:
+            self._moved |= _differ(median, known)
 
     def observe_draft(self, ms_per_token: float) -> None:
         self.estimates.observe_draft(ms_per_token)
-        self._retime |= _differ(self.estimates.draft.value, self._draft_ms)
+        self._moved |= _differ(self.estimates.draft.value, self._draft_ms)
 
     def observe_lag(self, ms: float) -> None:
         self.estimates.observe_lag(ms)
-        self._retime |= abs(self.estimates.lag_ms - self._lag_ms) > _TIMING_CHANGE * self._draft_ms
+        self._moved |= abs(self.estimates.lag_ms - self._lag_ms) > _TIMING_CHANGE * self._draft_ms
 
     def observe_coordination(self, ms: float) -> None:
         self.estimates.observe_coordination(ms)
@@ -157,8 +169,9 @@ class AutoWindow:
         """Looked up by beta, and computed once for each step of beta's grid, until a time has moved materially."""
         if not self.estimates.timed:
             return WindowChoice(min(START_GAMMA, self._gamma_max))
-        if self._retime:
-            self._retime = False
+        if self._unseen or (self._moved and self._passes >= self._look_again):
+            self._unseen = self._moved = False
+            self._look_again = self._passes + min(self._passes, _PASSES_BETWEEN)
             self._medians = self.estimates.passes.medians()
             self._draft_ms = self.estimates.draft.value
             self._lag_ms = self.estimates.lag_ms
@@ -166,33 +179,28 @@ class AutoWindow:
             # A pass over one token is a step alone, which waits for nobody.
             extra_ms = self.estimates.coordination_ms
             self._pass_ms = tuple(curve(n) + (extra_ms if n > 1 else 0.0) for n in range(1, self._gamma_max + 2))
+            self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms)
             self._made.clear()
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
         if step not in self._made:
             self._made[step] = self._best(1 - 2 ** (-step / _STEPS_PER_OCTAVE))
         return self._made[step]
 
-    def _best(self, beta: float) -> WindowChoice:
-        def pass_ms(n: int) -> float:
-            return self._pass_ms[n - 1]
+    def _pass_time(self, n: int) -> float:
+        return self._pass_ms[n - 1]
 
-        draft_ms, lag_ms = self._draft_ms, self._lag_ms
+    def _best(self, beta: float) -> WindowChoice:
         if self._vanilla:
-            vanilla = best_vanilla_window(beta, pass_ms, draft_ms, self._gamma_max)
+            vanilla = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max)
             return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
 
-        def best(whole: bool) -> BestWindow:
-            limits = self._gamma_max, self._wait_max
-            return best_window(beta, pass_ms, draft_ms, *limits, whole_windows=whole, lag_ms=lag_ms)
-
-        whole_window, split = best(True), best(False)
+        whole_window, split = (self._loop.best(beta, whole_windows=whole) for whole in (True, False))
         whole = split.speedup < AHEAD_GAIN * whole_window.speedup
         gamma, k, speedup = whole_window if whole else split
         patience_ms = 0.0
         if k > 0:
-            alone_ms = cycle_ms(gamma, 0, beta, pass_ms, draft_ms, whole_windows=whole, lag_ms=lag_ms)
-            waiting_ms = cycle_ms(gamma, k, beta, pass_ms, draft_ms, whole_windows=whole, lag_ms=lag_ms)
-            patience_ms = lag_ms + (k + 1) * draft_ms + max(0.0, alone_ms - waiting_ms)
+            by_k = self._loop.cycle_ms(beta, whole_windows=whole)[gamma - 1]
+            patience_ms = self._lag_ms + (k + 1) * self._draft_ms + max(0.0, float(by_k[0] - by_k[k]))
         return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE, ahead=not whole)
 
 

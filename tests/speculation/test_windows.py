@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvlm.speculation.estimates import HISTORY, AcceptanceEstimate, Estimates, PassTimeEstimate, RunningMedian
-from pvlm.speculation.theory import MeasuredCurve, best_window, cycle_ms, loop_speedup
+from pvlm.speculation.theory import BestWindow, LoopTimes, MeasuredCurve, best_window, cycle_ms, loop_speedup
 from pvlm.speculation.windows import START_GAMMA, AutoWindow, FixedWindow, WindowChoice, WindowPolicy
 
 
@@ -261,16 +261,15 @@ def test_vanilla_windows_are_shorter() -> None:
 
 def test_a_choice_is_computed_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """The promise is 50 microseconds on average; a count of computations does not depend on the machine."""
-    from pvlm.speculation import windows
-
     computed = 0
+    best = LoopTimes.best
 
-    def counting(*arguments: object, **options: object) -> object:
+    def counting(times: LoopTimes, beta: float, **how: bool) -> BestWindow:
         nonlocal computed
         computed += 1
-        return best_window(*arguments, **options)  # type: ignore[arg-type]
+        return best(times, beta, **how)
 
-    monkeypatch.setattr(windows, "best_window", counting)
+    monkeypatch.setattr(LoopTimes, "best", counting)
     policy = AutoWindow(16)
     fed(policy, 0.8, 90.0, 10.0, verdicts=600)
     assert 0 < computed < 120
