@@ -17,6 +17,7 @@ from pvlm.plugins import load_plugin
 from pvlm.transports import ChannelClosed
 from pvlm.transports.sockets import connect
 from pvlm.workers.actors import make_actor
+from pvlm.workers.scheduling import take_long_slices
 from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role
 from pvlm_protocols.messages import FromActor, Loading
 
@@ -82,6 +83,8 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     _leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
+    if spec.device == "cpu":
+        take_long_slices()
     mailbox = connect(spec.connect)
     try:
         backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
