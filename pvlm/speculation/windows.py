@@ -131,8 +131,7 @@ class AutoWindow:
         self._gamma_max = gamma_max
         self._grid = window_grid(gamma_max, wait_max)
         self._vanilla = vanilla
-        self._unseen = True
-        self._moved = False
+        self._moved = True
         self._passes = 0
         self._look_again = 0
         self._medians: dict[int, float] = {}
@@ -147,7 +146,7 @@ class AutoWindow:
         self._passes += 1
         median, known = self.estimates.passes.median(n_tokens), self._medians.get(n_tokens)
         if known is None:
-            self._unseen = True
+            self._moved, self._look_again = True, 0
         else:
             self._moved |= _differ(median, known)
 
@@ -169,8 +168,8 @@ class AutoWindow:
         """Looked up by beta, and computed once for each step of beta's grid, until a time has moved materially."""
         if not self.estimates.timed:
             return WindowChoice(min(START_GAMMA, self._gamma_max))
-        if self._unseen or (self._moved and self._passes >= self._look_again):
-            self._unseen = self._moved = False
+        if self._moved and self._passes >= self._look_again:
+            self._moved = False
             self._look_again = self._passes + min(self._passes, _PASSES_BETWEEN)
             self._medians = self.estimates.passes.medians()
             self._draft_ms = self.estimates.draft.value

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Mapping
 
 SLICE_S = 0.05
 """Linux takes 0.1 to 100 ms. Its default is 1 to 3 ms."""
 
-_SYSCALLS = {"x86_64": (315, 314), "aarch64": (275, 274)}
+_GET = {"x86_64": 315, "aarch64": 275}
+_SET = {"x86_64": 314, "aarch64": 274}
 """Numbers of sched_getattr and sched_setattr, which the C library has by name since glibc 2.41 only."""
 
 
@@ -38,11 +40,11 @@ def take_long_slices(slice_s: float = SLICE_S) -> bool:
     if (attributes := _attributes(0)) is None or attributes.policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
         return False
     attributes.slice_ns = round(slice_s * 1e9)
-    return _call(1, 0, attributes, 0) == 0
+    return _call(_SET, 0, attributes, 0) == 0
 
 
-def slice_s(thread: int) -> float | None:
-    """What a thread's slices are (of 0: this one's), None where that cannot be told."""
+def slice_of(thread: int) -> float | None:
+    """A thread's slices in seconds (0: this thread's), None where that cannot be told."""
     attributes = _attributes(thread)
     return None if attributes is None else attributes.slice_ns / 1e9
 
@@ -50,13 +52,13 @@ def slice_s(thread: int) -> float | None:
 def _attributes(thread: int) -> _Attributes | None:
     attributes = _Attributes()
     size = ctypes.sizeof(attributes)
-    return attributes if _call(0, thread, attributes, size, 0) == 0 else None
+    return attributes if _call(_GET, thread, attributes, size, 0) == 0 else None
 
 
-def _call(which: int, thread: int, attributes: _Attributes, *more: int) -> int:
+def _call(numbers: Mapping[str, int], thread: int, attributes: _Attributes, *more: int) -> int:
     """0, or -1 where there is no such system call, or it is not allowed."""
-    numbers = _SYSCALLS.get(platform.machine())
-    if numbers is None:
+    number = numbers.get(platform.machine())
+    if number is None:
         return -1
-    result: int = ctypes.CDLL(None).syscall(numbers[which], thread, ctypes.byref(attributes), *more)
+    result: int = ctypes.CDLL(None).syscall(number, thread, ctypes.byref(attributes), *more)
     return result

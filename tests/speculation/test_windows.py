@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -277,6 +278,26 @@ def test_a_choice_is_computed_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         policy.choice()
     assert computed == before
+
+
+def test_times_that_move_with_every_pass_do_not_void_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine; the acceptance stays, so that only the times are at work."""
+    computed = 0
+    timed = LoopTimes.__init__
+
+    def counting(*arguments: Any) -> None:
+        nonlocal computed
+        computed += 1
+        timed(*arguments)
+
+    monkeypatch.setattr(LoopTimes, "__init__", counting)
+    policy = AutoWindow(16)
+    generator = random.Random(5)
+    for _ in range(400):
+        policy.observe_pass(8, 90.0 * generator.uniform(0.5, 1.5))
+        policy.observe_draft(10.0 * generator.uniform(0.5, 1.5))
+        policy.choice()
+    assert 10 < computed <= 400 / 8 + 5
 
 
 def test_a_choice_is_cheap() -> None:

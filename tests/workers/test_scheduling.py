@@ -8,20 +8,20 @@ import threading
 import pytest
 
 from pvlm import Engine
-from pvlm.workers.scheduling import SLICE_S, slice_s, take_long_slices
+from pvlm.workers.scheduling import SLICE_S, slice_of, take_long_slices
 from tests.workers.conftest import workers
 
-changeable = pytest.mark.skipif(not slice_s(0), reason="this kernel has no time slices that can be chosen")
+changeable = pytest.mark.skipif(not slice_of(0), reason="this kernel has no time slices that can be chosen")
 
 
 @changeable
 @pytest.mark.anyio
 @pytest.mark.usefixtures("_nothing_left")
 async def test_models_take_longer_slices_than_their_engine() -> None:
-    before = slice_s(0)
+    before = slice_of(0)
     async with Engine.create():
-        assert [slice_s(process.pid) for process in workers().values()] == [SLICE_S, SLICE_S]
-        assert slice_s(0) == before, "this process is not pvlm's to change"
+        assert [slice_of(process.pid) for process in workers().values()] == [SLICE_S, SLICE_S]
+        assert slice_of(0) == before, "this process is not pvlm's to change"
 
 
 @changeable
@@ -31,16 +31,16 @@ def test_of_a_thread_nothing_else_is_changed() -> None:
     def run() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 5)  # Linux: of this thread
         assert take_long_slices(0.02)
-        seen.extend([slice_s(0), os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)])
+        seen.extend([slice_of(0), os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)])
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     assert seen == [0.02, 5, os.SCHED_OTHER]
-    assert slice_s(0) != 0.02
+    assert slice_of(0) != 0.02
 
 
 def test_where_there_is_no_such_call_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    assert slice_s(0) is None
+    assert slice_of(0) is None
     assert not take_long_slices()
