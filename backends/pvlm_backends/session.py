@@ -109,6 +109,8 @@ class CachedSession(ABC):
         if on_early_layer is not None and early_layer is not None:
             tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
         logits = self._prefill(kept, positions, after_layer)
+        if logits.is_cuda:  # a GPU is seconds behind what it was given, and whoever times a prefill means its end
+            torch.cuda.current_stream(logits.device).synchronize()
         self._prompt_rows = rows
         return logits
 

@@ -25,6 +25,7 @@ from pvlm_backends import hf_loading
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.loading import place_layers
 from pvlm_backends.processing import files, processor_of
+from pvlm_backends.torch import TorchBackend
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, EarlyStates, LoadOptions, Prompt
 
 from .conftest import BACKENDS, IMAGE_SIZE, edit_settings, large_checkpoint, random_checkpoint, random_frames
@@ -301,6 +302,16 @@ def test_logits_come_from_the_device_of_the_head(checkpoints: FIND) -> None:
     session = backend.open(PROMPT, 2)
     assert session.prefill().is_meta
     assert session.extend([5, 6]).is_meta
+
+
+def test_a_model_whose_layers_are_all_on_one_device_is_still_on_two(tmp_path: Path) -> None:
+    """Embeddings that outweigh all else fill the first: no CUDA graph could hold its passes."""
+    folder = random_checkpoint(tmp_path / "checkpoint", vocab_size=8192)
+    backend = BACKENDS["torch"].load(LoadOptions(str(folder), device="cpu,meta"))
+    assert isinstance(backend, TorchBackend)
+    assert backend._decoder is not None
+    assert {device.type for device in backend._decoder.layer_devices} == {"meta"}
+    assert {device.type for device in backend._decoder.devices} == {"cpu", "meta"}
 
 
 def test_devices_that_cannot_be_used(backend: type[Backend], checkpoints: FIND) -> None:

@@ -101,6 +101,8 @@ class Decoder:
         tied = config.tied_head and "lm_head.weight" not in weights
         self._head_device = devices[0 if tied else -1]
         self.layer_devices = _place_layers(config, weights, devices)
+        self.devices = frozenset((self.device, *self.layer_devices, self._head_device))
+        """All that a pass comes through: the layers may all be on one, and embeddings or head on another."""
         self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
         self._head = Linear(head.t(), None) if tied else linear(head.t())  # tied: packed, it would be there twice

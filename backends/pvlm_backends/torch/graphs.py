@@ -147,13 +147,16 @@ def capture_graph(device: torch.device) -> Capture:
         with _CAPTURING, torch.cuda.device(device):
             stream, main = _capture_stream(device), torch.cuda.current_stream()
             stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    run()
-            main.wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(2):
+                        run()
+            finally:  # a warm-up that fails has begun to write where the pass that replaces it is about to
+                main.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # What other threads do meanwhile (the other model's, with transport inproc) is their business.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            # What other threads do meanwhile (the other model's, with transport inproc) is their business. The outer
+            # block is for a capture that fails: torch then leaves its stream the current one.
+            with torch.cuda.stream(main), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = run()
 
         def replay() -> Tensor:

@@ -40,7 +40,7 @@ class TorchSession(CachedSession):
         self._captured: CapturedPasses | None = None
         self._drafting: CapturedDrafting | None = None
         # float32 has no kernel of the kind that a captured pass needs, and a graph is of one device.
-        alone = len(set(decoder.layer_devices)) == 1
+        alone = decoder.devices == {decoder.device}
         self._capturing = alone and decoder.device.type == "cuda" and decoder.dtype != torch.float32
 
     @torch.inference_mode()
