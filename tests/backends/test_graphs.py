@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,7 @@ from pvlm_backends.torch.graphs import SIZES, CapturedPasses
 from pvlm_backends.torch.session import TorchSession
 from pvlm_protocols.backend import Backend, Prompt
 
-from .conftest import random_frames
+from .conftest import IMAGE_SIZE, random_frames
 
 LOAD = Callable[[str, str], Backend]
 PROMPT_ROWS, CAPACITY = 37, 24
@@ -153,6 +154,12 @@ def test_a_captured_window_is_greedy_decoding(pair: Pair, drafting: CapturedDraf
 
 
 @torch.inference_mode()
+def test_capturing_a_window_in_the_middle_of_an_answer_disturbs_nothing(pair: Pair, drafting: CapturedDrafting) -> None:
+    pair.check([11, 7, 29, 300], 0)
+    assert list(drafting.draft([17], 4, 5) or []) == greedy(pair, [17], 4, 5)
+
+
+@torch.inference_mode()
 def test_a_step_that_was_launched_ahead_is_used_if_the_draft_goes_on(pair: Pair, drafting: CapturedDrafting) -> None:
     ahead = drafting._ahead_below_s > 0
     expected = greedy(pair, [11], 0, 9)
@@ -182,7 +189,7 @@ def test_a_step_that_was_launched_ahead_is_used_if_the_draft_goes_on(pair: Pair,
 
 
 def open_session(backend: Backend, compact_positions: bool = False) -> TorchSession:
-    session = backend.open(Prompt("What happens?", random_frames(2, 112, 112)), CAPACITY)
+    session = backend.open(Prompt("What happens?", random_frames(2, IMAGE_SIZE, IMAGE_SIZE)), CAPACITY)
     assert isinstance(session, TorchSession)
     session.prefill(torch.arange(session.video_tokens) % 3 == 0, compact_positions=compact_positions)
     return session
@@ -194,7 +201,7 @@ def test_a_session_that_captures_answers_as_one_that_does_not(
 ) -> None:
     capture = Recorded()
     monkeypatch.setattr(graphs, "capture_graph", lambda device: capture)
-    plain, capturing = (open_session(load_backend("torch", "target"), compact_positions) for _ in range(2))
+    plain, capturing = (open_session(load_backend("torch", "untied"), compact_positions) for _ in range(2))
     capturing._capturing = True
     for tokens, keep in (([11], 1), ([7, 29, 300], 2), ([17, 5], 4), ([3] * (CAPACITY - 4), 4)):
         torch.testing.assert_close(capturing.extend(tokens), plain.extend(tokens), rtol=1e-4, atol=1e-4)
@@ -204,6 +211,32 @@ def test_a_session_that_captures_answers_as_one_that_does_not(
     assert windows[0] == windows[1]
     assert capturing.length == plain.length == 10
     assert capture.captures == 4
+    windows = [list(session.draft(windows[0][-1:], 5, vocab_limit=300)) for session in (capturing, plain)]
+    assert windows[0] == windows[1]
+    assert max(windows[0]) < 300
+
+
+def test_a_step_that_was_launched_ahead_is_forgotten_when_other_tokens_take_its_place(
+    load_backend: LOAD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "capture_graph", lambda device: Recorded())
+    monkeypatch.setattr("pvlm_backends.torch.drafting.AHEAD_BELOW_S", math.inf)
+    plain, capturing = (open_session(load_backend("torch", "untied")) for _ in range(2))
+    capturing._capturing = True
+    before, after = [], []
+    for session in (plain, capturing):
+        window = session.draft([11], 9, vocab_limit=600)
+        found = [next(window) for _ in range(4)]
+        before.append(list(window))
+        session.truncate(1)
+        window = session.draft(found[:1], 8, vocab_limit=600)
+        assert [next(window) for _ in range(3)] == found[1:]
+        window.close()  # the last one is in flight already, behind those that are now replaced
+        session.truncate(1)
+        session.extend([300, 5, 42])
+        after.append(list(session.draft(found[-1:], 5, vocab_limit=600)))
+    assert before[0] == before[1]
+    assert after[0] == after[1] != before[0]
 
 
 def test_a_session_that_cannot_capture_says_so_and_goes_on(load_backend: LOAD, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +244,7 @@ def test_a_session_that_cannot_capture_says_so_and_goes_on(load_backend: LOAD, m
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "capture_graph", lambda device: fail)
-    plain, capturing = (open_session(load_backend("torch", "target")) for _ in range(2))
+    plain, capturing = (open_session(load_backend("torch", "untied")) for _ in range(2))
     capturing._capturing = True
     with pytest.warns(RuntimeWarning, match="not captured as CUDA graphs: operation not permitted"):
         torch.testing.assert_close(capturing.extend([11, 7]), plain.extend([11, 7]))
