@@ -51,8 +51,11 @@ def random_checkpoint(
     vision_feature_layer: int | list[int] = -1,
     kv_heads: int = 2,
     vocab_size: int = 768,
+    released: bool = False,
 ) -> Path:
-    """A tiny model with random weights, saved by transformers, with the bundled tokenizer."""
+    """A tiny model with random weights, saved by transformers, with the bundled tokenizer. ``released``: in the layout
+    of the released checkpoints instead.
+    """
     shutil.copytree(BUNDLED / "target", folder, ignore=shutil.ignore_patterns("model*", "config.json"))
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         edit_settings(folder / name, size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
@@ -92,7 +95,42 @@ def random_checkpoint(
         if weight.ndim == 1:  # biases are zero and norms one in a fresh model, which would hide mistakes
             weight.data += 0.1 * torch.randn_like(weight)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    if released:
+        _lay_out_as_released(folder)
     return folder
+
+
+def _lay_out_as_released(folder: Path) -> None:
+    """As the released repositories have it: the text's keys that are not their defaults, and a head that is tied (that
+    of the 0.5B) by the text's word alone.
+    """
+    settings = json.loads((folder / "config.json").read_text())
+    text, vision = settings["text_config"], settings["vision_config"]
+    kept = ("eos_token_id", "hidden_size", "intermediate_size", "max_window_layers", "model_type")
+    kept += ("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "use_sliding_window", "vocab_size")
+    kept_of_vision = ("hidden_size", "image_size", "intermediate_size", "model_type", "num_attention_heads")
+    kept_of_vision += ("num_hidden_layers", "patch_size", "vision_use_head")
+    edit_settings(
+        folder / "config.json",
+        dtype=None,
+        torch_dtype=settings["dtype"],
+        tie_word_embeddings=False,
+        text_config={
+            **{key: text[key] for key in kept},
+            "rope_theta": text["rope_parameters"]["rope_theta"],
+            "tie_word_embeddings": settings["tie_word_embeddings"],
+            "torch_dtype": "bfloat16",
+        },
+        vision_config={key: vision[key] for key in kept_of_vision},
+        multimodal_projector_bias=None,
+    )
+    rename_weights(folder, released_names)
+
+
+def released_names(name: str) -> str:
+    """As in the released checkpoints, saved by transformers 4."""
+    name = name.removeprefix("model.")
+    return name.replace("vision_tower.", "vision_tower.vision_model.")
 
 
 def large_checkpoint(folder: Path) -> Path:

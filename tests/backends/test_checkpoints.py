@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 from pvlm_backends.torch.config import ModelConfig
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, LoadOptions, Prompt
 
-from .conftest import BACKENDS, IMAGE_SIZE, edit_settings, random_checkpoint, random_frames, rename_weights
+from .conftest import (
+    BACKENDS,
+    IMAGE_SIZE,
+    edit_settings,
+    random_checkpoint,
+    random_frames,
+    released_names,
+    rename_weights,
+)
 
 PROMPT = Prompt("What happens?", random_frames(1, IMAGE_SIZE, IMAGE_SIZE))
 
@@ -31,12 +39,6 @@ def folder(tmp_path: Path) -> Path:
 
 def logits(backend: type[Backend], folder: Path) -> torch.Tensor:
     return backend.load(LoadOptions(str(folder))).open(PROMPT, 1).prefill().clone()
-
-
-def released_names(name: str) -> str:
-    """As in the released checkpoints, saved by transformers 4."""
-    name = name.removeprefix("model.")
-    return name.replace("vision_tower.", "vision_tower.vision_model.")
 
 
 def module_names(name: str) -> str:
@@ -56,18 +58,18 @@ def test_weights_under_all_names(backend: type[Backend], folder: Path, rename: C
     torch.testing.assert_close(logits(backend, folder), expected)
 
 
-def test_settings_as_released(backend: type[Backend], folder: Path) -> None:
-    """rope_theta beside the text model's sizes, torch_dtype, *_token_index."""
-    expected = logits(backend, folder)
-    settings = json.loads((folder / "config.json").read_text())
-    text = settings["text_config"]
-    text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
-    settings["torch_dtype"] = settings.pop("dtype")
-    (folder / "config.json").write_text(json.dumps(settings))
-    torch.testing.assert_close(logits(backend, folder), expected)
-    text["rope_theta"] *= 10
-    (folder / "config.json").write_text(json.dumps(settings))
-    assert not torch.allclose(logits(backend, folder), expected)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_released_layout_says_the_same(backend: type[Backend], tmp_path: Path, tied: bool) -> None:
+    saved = random_checkpoint(tmp_path / "saved", tied=tied)
+    released = random_checkpoint(tmp_path / "released", tied=tied, released=True)
+    expected = logits(backend, saved)
+    torch.testing.assert_close(logits(backend, released), expected)
+    settings = json.loads((released / "config.json").read_text())
+    assert {"torch_dtype", "image_token_index", "video_token_index"} <= set(settings)
+    assert (settings["tie_word_embeddings"], settings["text_config"]["tie_word_embeddings"]) == (False, tied)
+    settings["text_config"]["rope_theta"] *= 10
+    (released / "config.json").write_text(json.dumps(settings))
+    assert not torch.allclose(logits(backend, released), expected)
 
 
 def test_a_tied_checkpoint_that_holds_its_head_too(backend: type[Backend], tmp_path: Path) -> None:

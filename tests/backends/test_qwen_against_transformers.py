@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt
+from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, PromptError
 from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
 
 from .conftest import BACKENDS, random_frames
@@ -75,6 +75,7 @@ def test_logits(load: LOAD, references: REFERENCES, backend_name: str, checkpoin
     check_logits(load(checkpoint, backend_name), references(checkpoint), prompt, 1.0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=20)
 @given(
     frames=st.integers(1, 9),
@@ -83,7 +84,7 @@ def test_logits(load: LOAD, references: REFERENCES, backend_name: str, checkpoin
     fps=st.sampled_from([0.5, 1.0, 2.0, 3.0, 8.0, None]),
 )
 def test_logits_of_any_shape(
-    load: LOAD, references: REFERENCES, frames: int, height: int, width: int, fps: float | None
+    load: LOAD, references: REFERENCES, backend: str, frames: int, height: int, width: int, fps: float | None
 ) -> None:
     """Frames that are smaller than a window of attention, as large, and larger; an odd one at the end; any rate."""
     if not 4 <= height * width <= 40:
@@ -92,7 +93,7 @@ def test_logits_of_any_shape(
     times = () if fps is None else tuple(index / fps for index in range(frames))
     timed = 2.0 if fps is None or frames == 1 else fps
     prompt = Prompt(QUESTION, frames_of(frames, height, width), times)
-    check_logits(load("saved", "torch"), references("saved"), prompt, 2 / timed)
+    check_logits(load("saved", backend), references("saved"), prompt, 2 / timed)
 
 
 @pytest.mark.parametrize("compact_positions", [False, True])
@@ -122,6 +123,16 @@ def test_logits_with_pruning(
 
 def test_a_question_about_no_video(load: LOAD, references: REFERENCES, backend_name: str) -> None:
     check_logits(load("saved", backend_name), references("saved"), Prompt(QUESTION), 1.0)
+
+
+def test_a_video_whose_times_exceed_the_positions_is_refused(load: LOAD, backend_name: str) -> None:
+    """Of few tokens, but long: with two positions a second it reaches further than its tokens do."""
+    prompt = Prompt(QUESTION, frames_of(6, 2, 2), tuple(400.0 * index for index in range(6)))
+    numbers = (
+        r"takes 32\d\d positions \(12 of its \d\d tokens are the video's\) and 16 are reserved.* 32\d\d exceed .*2048"
+    )
+    with pytest.raises(PromptError, match=numbers):
+        load("saved", backend_name).open(prompt, 16)
 
 
 def test_interleaved_sessions_of_different_prompts(load: LOAD, references: REFERENCES, backend_name: str) -> None:

@@ -50,6 +50,21 @@ def test_the_released_layout_says_the_same(backend: type[Backend], folder: Path,
     torch.testing.assert_close(logits(backend, released), logits(backend, folder))
 
 
+def test_the_layout_of_later_transformers_4_says_the_same(backend: type[Backend], folder: Path) -> None:
+    """As many fine-tuned ones are saved, and some sizes released: a text config, and in it the old rotary settings."""
+    expected = logits(backend, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    text = settings["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"mrope_section": rope["mrope_section"], "rope_type": "default", "type": "default"}
+    settings["torch_dtype"] = settings.pop("dtype")
+    for changed in ((3, 2, 3), rope["mrope_section"]):
+        text["rope_scaling"]["mrope_section"] = list(changed)
+        (folder / "config.json").write_text(json.dumps(settings))
+        assert torch.allclose(logits(backend, folder), expected, atol=1e-4) == (changed == rope["mrope_section"])
+
+
 def test_a_tied_checkpoint_that_holds_its_head_too(backend: type[Backend], tmp_path: Path) -> None:
     folder = qwen_checkpoint(tmp_path / "checkpoint", released=True)
     expected = logits(backend, folder)

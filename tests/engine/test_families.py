@@ -38,7 +38,7 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "qwen as saved": lambda folder: qwen_checkpoint(folder),
     "qwen draft": lambda folder: qwen_checkpoint(folder, layers=2, seed=1),
     "qwen padded": lambda folder: qwen_checkpoint(folder, vocab_size=704),
-    "llava": lambda folder: random_checkpoint(folder, tied=False),
+    "llava": lambda folder: random_checkpoint(folder, released=True, tied=False),
     "llava padded": lambda folder: random_checkpoint(folder, vocab_size=832),
     "llava unpadded": lambda folder: random_checkpoint(folder, vocab_size=616),
 }
@@ -116,6 +116,25 @@ async def test_a_draft_that_sees_most_of_the_video_is_of_use(
     assert most.stats.acceptance_rate is not None
     assert most.stats.acceptance_rate > 0.3
     assert most.stats.draft_lost == ""
+
+
+@pytest.mark.parametrize("backend", ["torch", "hf"])
+async def test_the_draft_has_a_device_of_its_own(
+    find: Callable[[str], str], frames: NDArray[np.uint8], backend: str
+) -> None:
+    """The target's layers over two, the draft on one; torch takes both CPUs for the same."""
+    target, draft = find("qwen"), find("qwen draft")
+    alone = await ask(target, None, frames)
+    devices = {"device": "cpu:0,cpu:1", "draft_device": "cpu:1"}
+    async with Engine.create(target=target, draft=draft, backend=backend, **devices, **INPROC) as engine:
+        assert {role: info.device for role, info in engine.models.items()} == {
+            "target": devices["device"],
+            "draft": devices["draft_device"],
+        }
+        answer = await engine.answer(frames, QUESTION, max_tokens=MAX_TOKENS, method="sd")
+    assert answer.tokens == alone.tokens
+    assert answer.stats.drafted_tokens > 0
+    assert answer.stats.draft_lost == ""
 
 
 async def test_two_answers_at_once_do_not_disturb_each_other(
