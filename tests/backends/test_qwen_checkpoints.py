@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import check_device_map
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
+from pvlm_backends.hf_loading import device_map
 from pvlm_backends.torch.config import ModelConfig, QwenVisionConfig
 from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
 from tests.support.qwen import TOKEN_SIDE, module_name, qwen_checkpoint, released_name, rename_weights
@@ -145,6 +148,25 @@ def test_a_missing_weight(backend: type[Backend], folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"visual\.blocks\.1\.mlp\.up_proj\.bias"):
         backend.load(LoadOptions(str(folder)))
+
+
+def test_all_on_the_meta_device(folder: Path) -> None:
+    """Shapes without numbers; a tensor left on the CPU would be an error."""
+    session = BACKENDS["torch"].load(LoadOptions(str(folder), device="meta")).open(PROMPT, 2)
+    assert session.prefill(torch.arange(session.video_tokens) % 2 == 0).is_meta
+    assert session.extend([5, 6]).is_meta
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_device_map_of_transformers(tmp_path: Path, tied: bool) -> None:
+    config = AutoConfig.from_pretrained(qwen_checkpoint(tmp_path / "checkpoint", tied=tied, released=True))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    found = device_map(model, [torch.device("cuda", index) for index in range(2)])
+    check_device_map(model, found)  # every parameter has a place
+    assert found["model.visual"] == found["model.language_model.embed_tokens"] == "cuda:0"
+    assert found["model.language_model.layers.2"] == found["model.language_model.norm"] == "cuda:1"
+    assert found["lm_head"] == ("cuda:0" if tied else "cuda:1")
 
 
 def test_layers_over_two_devices(folder: Path) -> None:
