@@ -24,6 +24,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "saved": {},
     "released": {"released": True, "tied": False},
     "sharded": {"tied": False, "max_shard_size": "100KB"},
+    "bfloat16": {"released": True, "dtype": torch.bfloat16},
+    "float16": {"tied": False, "dtype": torch.float16},
 }
 LOAD = Callable[[str, str], Backend]
 REFERENCES = Callable[[str], QwenReference]
