@@ -11,7 +11,7 @@ import torch
 
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, Session
 
-from .conftest import BACKENDS, RANDOM_CHECKPOINTS, random_frames
+from .conftest import ANYWHERE, BACKENDS, RANDOM_CHECKPOINTS, random_frames
 from .reference import Reference
 
 QUESTION = "What happens first in the video?"
@@ -157,6 +157,7 @@ def test_greedy_text_is_that_of_generate(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("backend_name", ANYWHERE)
 def test_half_precision_is_near(
     load_backend: LOAD, checkpoints: FIND, references: Callable[[str], Reference], backend_name: str, dtype: str
 ) -> None:

@@ -39,6 +39,12 @@ class TestTorch(BackendContract):
         return load_backend("torch", checkpoint)
 
 
+class TestNative(BackendContract):
+    @pytest.fixture
+    def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
+        return load_backend("native", checkpoint)
+
+
 class TestHuggingFace(BackendContract):
     @pytest.fixture
     def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
@@ -85,7 +91,7 @@ def test_its_processor_knows_where_the_video_tokens_lie(
     assert math.prod(grid) == load_backend(name, "tied").open(prompt, 1).video_tokens
 
 
-@pytest.mark.parametrize("module", ["torch:TorchBackend", "hf:HuggingFaceBackend"])
+@pytest.mark.parametrize("module", ["torch:TorchBackend", "native:NativeBackend", "hf:HuggingFaceBackend"])
 def test_a_backend_s_class_and_its_processor_import_nothing_heavy(
     module: str, checkpoints: Callable[[str], object]
 ) -> None:

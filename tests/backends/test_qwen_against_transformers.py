@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, PromptError
 from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
 
-from .conftest import BACKENDS, random_frames
+from .conftest import ANYWHERE, BACKENDS, random_frames
 from .qwen_reference import QwenReference
 
 QUESTION = "What happens first in the video?"
@@ -185,6 +185,7 @@ def test_greedy_text_is_that_of_generate(load: LOAD, references: REFERENCES, bac
 
 
 @pytest.mark.parametrize(("dtype", "nearness"), [("bfloat16", 0.05), ("float16", 0.01)])
+@pytest.mark.parametrize("backend_name", ANYWHERE)
 def test_half_precision_is_near(
     folders: Callable[[str], Path], references: REFERENCES, backend_name: str, dtype: str, nearness: float
 ) -> None:

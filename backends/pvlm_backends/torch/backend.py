@@ -82,7 +82,6 @@ class TorchBackend:
         from ..processing.files import locate_checkpoint, read_settings
         from .checkpoint import Checkpoint
         from .config import ModelConfig
-        from .decoder import Decoder
         from .random_weights import RandomWeights
         from .vision import load_encoder
 
@@ -100,7 +99,7 @@ class TorchBackend:
                 if random
                 else Checkpoint(folder, dtype, devices[0], on_progress)
             )
-            decoder = Decoder(config.text, weights, dtype, devices)
+            decoder = cls._decoder_class()(config.text, weights, dtype, devices)
             encoder = load_encoder(config, weights)
         if on_progress is not None:
             on_progress(1.0)
@@ -118,3 +117,9 @@ class TorchBackend:
             device=",".join(map(str, devices)),
         )
         return cls(info, processor, decoder, encoder)
+
+    @staticmethod
+    def _decoder_class() -> type[Decoder]:
+        from .decoder import Decoder
+
+        return Decoder

@@ -30,6 +30,11 @@ class KeyValueCache:
         ]
         self._by_layer_and_kind = [buffer.flatten(0, 1) for buffer in self._buffers]
 
+    @property
+    def start(self) -> torch.Tensor:
+        """The keys of the first layer: what lies behind them in memory has the shape above."""
+        return self._buffers[0][0, 0]
+
     # Each gives the views of all layers at once: a call for each layer would cost as much as the arithmetic of a
     # small model.
 

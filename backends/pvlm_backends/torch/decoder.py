@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..loading import place_layers
-from .attention import Attention
+from .attention import AnswerAttention, Attention
+from .cache import KeyValueCache
 from .checkpoint import WeightSource
 from .config import TextConfig
 from .linear import Linear, linear
@@ -40,7 +41,7 @@ class RMSNorm:
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         width = weight.shape[0]
-        self._weight, self._eps = weight, eps
+        self.weight, self._eps = weight, eps
         # x / sqrt(mean(x^2) + eps) = x * sqrt(width) / hypot(|x|, sqrt(width * eps)): three cheap kernels, where
         # torch's own function takes six on the CPU.
         self._scaled_weight = weight.float() * math.sqrt(width)
@@ -49,7 +50,7 @@ class RMSNorm:
     def __call__(self, hidden: Tensor) -> Tensor:
         """``(n, width)`` to ``(n, width)``, same dtype."""
         if hidden.is_cuda:
-            return F.rms_norm(hidden, self._weight.shape, self._weight, self._eps)
+            return F.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
         size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32).hypot_(self._floor)
         normed = torch.div(hidden, size).mul_(self._scaled_weight)
         return normed if normed.dtype == hidden.dtype else normed.to(hidden.dtype)
@@ -88,12 +89,25 @@ class Decoder:
     state, rotations and masks go along from device to device.
 
     One pass runs at a time: passes of equal length share buffers.
+
+    Args:
+        config: the shapes.
+        weights: where the weights come from.
+        dtype: of activations and of the cache.
+        devices: what the layers are spread over.
+        product: makes what multiplies by a weight ``(in, out)`` and a bias or None.
     """
 
     def __init__(
-        self, config: TextConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
+        self,
+        config: TextConfig,
+        weights: WeightSource,
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+        product: Callable[[Tensor, Tensor | None], Linear] = linear,
     ) -> None:
         self.config = config
+        self._product = product
         self.dtype = dtype
         self.device = devices[0]
         """Where token ids, video tokens and rotations are to be."""
@@ -105,7 +119,9 @@ class Decoder:
         """All that a pass comes through: the layers may all be on one, and embeddings or head on another."""
         self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
-        self._head = Linear(head.t(), None) if tied else linear(head.t())  # tied: packed, it would be there twice
+        self._head = (
+            Linear(head.t(), None) if tied else product(head.t(), None)
+        )  # tied: packed, it would be there twice
         del head  # packed, it is not needed any more, and the layers are still to come
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
         norm = weights.take("language_model.norm.weight", width, device=self._head_device)
@@ -160,6 +176,21 @@ class Decoder:
             if after_layer is not None:
                 after_layer(index + 1, hidden)
         return hidden
+
+    def extend(
+        self,
+        ids: Tensor,
+        rotation: Tensor,
+        cache: KeyValueCache,
+        row: int,
+        after_layer: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Run int64 ``(n,)`` ids into the rows of ``cache`` from ``row`` on; float32 ``(n, vocab_size)``, their logits.
+
+        ``rotation`` and ``after_layer`` as in `forward`.
+        """
+        attention = AnswerAttention(cache, row, len(ids))
+        return self.logits(self.forward(self.embed(ids), rotation, attention, after_layer))
 
     def queries(self, layer: int, hidden: Tensor, rotation: Tensor) -> Tensor:
         """float32 ``(heads, n, head_dim)``: what layer number ``layer`` asks the keys of its cache with.
@@ -234,11 +265,11 @@ class Decoder:
         return _Layer(
             device=device,
             input_norm=norm("input_layernorm"),
-            qkv=linear(qkv, qkv_bias),
-            output=linear(transposed("self_attn.o_proj", width, queries)),
+            qkv=self._product(qkv, qkv_bias),
+            output=self._product(transposed("self_attn.o_proj", width, queries), None),
             post_norm=norm("post_attention_layernorm"),
-            gate_up=linear(gate_up),
-            down=linear(transposed("mlp.down_proj", width, inner)),
+            gate_up=self._product(gate_up, None),
+            down=self._product(transposed("mlp.down_proj", width, inner), None),
         )
 
 

@@ -81,12 +81,15 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The fastest product that keeps the values of ``weight``, for the number of threads that torch now has."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         half = _half_linear(torch.get_num_threads())
-        # In parts, so that no second copy of a large matrix comes about.
-        if half is not Linear and all(
-            (part.half() - part).abs_().max() <= _ROUNDING for part in torch.split(weight, 16)
-        ):
+        if half is not Linear and halves_suffice(weight):
             return half(weight, bias)
     return Linear(weight, bias)
+
+
+def halves_suffice(weight: Tensor) -> bool:
+    """Does float16 move no number of a float32 weight by more than 2^-25?"""
+    # In parts, so that no second copy of a large matrix comes about.
+    return all(bool((part.half() - part).abs_().max() <= _ROUNDING) for part in torch.split(weight, 16))
 
 
 @cache

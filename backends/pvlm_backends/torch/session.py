@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession, progress
-from .attention import AnswerAttention, PromptAttention
+from .attention import PromptAttention
 from .cache import KeyValueCache
 from .decoder import Decoder
 from .drafting import CapturedDrafting
@@ -124,11 +124,9 @@ class TorchSession(CachedSession):
     def _run(self, ids: torch.Tensor, row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         assert self._cache is not None  # the prefill made both
         assert self._rotations is not None
-        decoder, count = self._decoder, len(ids)
         index = position - self._first_position
-        rotation = self._rotations[index : index + count]
-        attention = AnswerAttention(self._cache, row, count)
-        return decoder.logits(decoder.forward(decoder.embed(ids), rotation, attention, after_layer))
+        rotation = self._rotations[index : index + len(ids)]
+        return self._decoder.extend(ids, rotation, self._cache, row, after_layer)
 
     @torch.inference_mode()
     def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:

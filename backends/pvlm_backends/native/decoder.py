@@ -1,0 +1,113 @@
+"""The Qwen2 decoder with its short passes in compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from pvlm_protocols.backend import BackendError
+
+from ..torch.cache import KeyValueCache
+from ..torch.checkpoint import WeightSource
+from ..torch.config import TextConfig
+from ..torch.decoder import Decoder
+from .library import CacheStructure, DecoderStructure, Layer, kernels
+from .linear import PanelLinear
+
+_LANES = 8
+
+
+class NativeDecoder(Decoder):
+    """As `Decoder`, in float32 on the CPU; a pass behind a prompt is a call or two of compiled code.
+
+    Its logits of a token are the same bits however many tokens share the pass. Raises BackendError as
+    `library.kernels`, and for shapes that the kernels are not made for.
+    """
+
+    def __init__(
+        self, config: TextConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> None:
+        self._kernels = kernels()
+        if dtype != torch.float32 or [device.type for device in devices] != ["cpu"]:
+            placed = ",".join(map(str, devices))
+            raise BackendError(
+                f"the backend 'native' computes in float32 on the CPU, not in {dtype} on {placed}; "
+                "take the backend 'torch'"
+            )
+        for name, size in (
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("head dimension", config.head_dim),
+        ):
+            if size % _LANES:
+                raise BackendError(
+                    f"the backend 'native' is made for multiples of {_LANES}, and the decoder's {name} is {size}; "
+                    "take the backend 'torch'"
+                )
+        super().__init__(config, weights, dtype, devices, PanelLinear)
+        self._norms = [norm.weight.float() for layer in self._layers for norm in (layer.input_norm, layer.post_norm)]
+        self._last_norm = self._norm.weight.float()
+        self._scratch = torch.empty(0)
+        self._structure = self._describe()
+
+    def extend(
+        self,
+        ids: Tensor,
+        rotation: Tensor,
+        cache: KeyValueCache,
+        row: int,
+        after_layer: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """See `Decoder.extend`."""
+        hidden, count, layers = self.embed(ids), len(ids), self.config.layers
+        decoder, cached = byref(self._structure), byref(self._describe_cache(cache, count))
+        steps = [(0, layers)] if after_layer is None else [(index, index + 1) for index in range(layers)]
+        if after_layer is not None:
+            after_layer(0, hidden)
+        rotated = rotation.contiguous()
+        for first, last in steps:
+            self._kernels.run_layers(decoder, cached, first, last, row, count, rotated.data_ptr(), hidden.data_ptr())
+            if after_layer is not None:
+                after_layer(last, hidden)
+        # An ordinary tensor although this runs in inference mode: its receiver may write to it.
+        with torch.inference_mode(False):
+            logits = torch.empty(count, self.config.vocab_size)
+        self._kernels.run_head(decoder, cached, count, hidden.data_ptr(), logits.data_ptr())
+        return logits
+
+    def _describe(self) -> DecoderStructure:
+        config = self.config
+        norms = iter(self._norms)
+        layers = (Layer * config.layers)()
+        for place, layer in zip(layers, self._layers, strict=True):
+            for name in ("qkv", "output", "gate_up", "down"):
+                setattr(place, name, getattr(layer, name).matrix)
+            place.input_norm, place.post_norm = next(norms).data_ptr(), next(norms).data_ptr()
+        tied = not isinstance(self._head, PanelLinear)
+        structure = DecoderStructure(
+            layers=layers,
+            embedding=self.embedding.data_ptr() if tied else None,
+            norm=self._last_norm.data_ptr(),
+            vocabulary=config.vocab_size,
+            width=config.hidden_size,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            inner=config.intermediate_size,
+            epsilon=config.rms_norm_eps,
+            threads=torch.get_num_threads(),
+        )
+        if isinstance(self._head, PanelLinear):
+            structure.head = self._head.matrix
+        return structure
+
+    def _describe_cache(self, cache: KeyValueCache, tokens: int) -> CacheStructure:
+        keys = cache.start
+        room = keys.shape[-2]
+        needed = self._kernels.scratch_size(byref(self._structure), tokens, room)
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed)
+        return CacheStructure(keys=keys.data_ptr(), room=room, scratch=self._scratch.data_ptr())

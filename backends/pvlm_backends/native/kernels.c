@@ -1,0 +1,457 @@
+/* A decoder's passes over few tokens, for x86-64 with AVX2, FMA and F16C.
+ *
+ * The sums of a token have an order of their own: an output of a product is one accumulator over the inputs, a dot
+ * product eight lanes, attention goes by the rows of the cache. How many tokens share a pass, and how many threads, only
+ * decides what is computed at the same time. So a token's logits are the same bits in a pass over one token and in one
+ * over sixteen. The compiler is kept from fusing a product and a sum on its own (see library.py).
+ *
+ * Sizes: width, inner width and head dimension are multiples of 8.
+ */
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+#define PANEL 16     /* outputs that lie side by side in a matrix */
+#define BLOCK 6      /* tokens: 6 x 2 sums, 2 weights and an input take 15 of the 16 registers */
+#define WIDE_FROM 13 /* tokens from which halves are widened once for all blocks */
+#define WIDE_MOST (128 * 1024) /* weights of a panel for which there is room on the stack */
+#define ROWS 64      /* of the cache, for all queries while they are in the nearest cache */
+#define STRIP 64     /* dimensions of values that are summed at the same time */
+
+/* `inputs` x `outputs`, in panels of 16 outputs: the weights of the first input, of the second, ...; zeros fill the last
+ * panel. Weights are floats or IEEE halves. `bias` may be NULL. */
+typedef struct {
+    const void *panels;
+    const float *bias;
+    int64_t inputs, outputs, halves;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, output, gate_up, down;
+    const float *input_norm, *post_norm;
+} Layer;
+
+/* `embedding`: `vocabulary` x `width` where the head shares it; where it is NULL, the head is a matrix of its own. */
+typedef struct {
+    const Layer *layers;
+    Matrix head;
+    const float *embedding, *norm;
+    int64_t vocabulary, width, heads, kv_heads, head_dim, inner;
+    double epsilon;
+    int64_t threads;
+} Decoder;
+
+/* `keys`: of the first layer; its values, and the other layers' keys and values, follow. Each is `kv_heads` x `room` x
+ * `head_dim`. `scratch`: scratch_size() floats. */
+typedef struct {
+    float *keys;
+    int64_t room;
+    float *scratch;
+} Cache;
+
+#define inlined static inline __attribute__((always_inline))
+#define unrolled _Pragma("GCC unroll 16")
+
+/* ---- Products ---- */
+
+typedef struct {
+    const char *panel; /* the first one */
+    int64_t next;      /* bytes from one panel to the next */
+    int64_t inputs, outputs, stride;
+    const float *x, *bias;
+    float *y;
+    int add;
+} Product;
+
+inlined __m256 load(const char *panel, int64_t index, int halves)
+{
+    if (halves)
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(panel + 2 * index)));
+    return _mm256_loadu_ps((const float *)panel + index);
+}
+
+/* Put `tokens` x `count` sums, or as many of them as there are outputs, where they belong. */
+static void finish(const Product *p, const float *sums, int64_t tokens, int64_t count)
+{
+    const int64_t outputs = count < p->outputs ? count : p->outputs;
+    for (int64_t t = 0; t < tokens; t++) {
+        float *y = p->y + t * p->stride;
+        const float *onto = p->add ? y : p->bias;
+        for (int64_t o = 0; o < outputs; o++)
+            y[o] = sums[t * count + o] + (onto ? onto[o] : 0.0f);
+    }
+}
+
+/* `tokens` by `panels`: as many sums as there are registers for, and at least eight, because one takes four cycles and
+ * two can begin in each. */
+inlined void tile(const int tokens, const int panels, const int halves, const Product *product)
+{
+    const Product p = *product;
+    const int vectors = 2 * panels;
+    __m256 sums[BLOCK][LANES];
+    unrolled for (int t = 0; t < tokens; t++)
+        unrolled for (int v = 0; v < vectors; v++)
+            sums[t][v] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < p.inputs; i++) {
+        __m256 weights[LANES];
+        unrolled for (int n = 0; n < panels; n++)
+            _mm_prefetch(p.panel + (panels + n) * p.next + i * PANEL * (halves ? 2 : 4), _MM_HINT_T0);
+        unrolled for (int v = 0; v < vectors; v++)
+            weights[v] = load(p.panel + v / 2 * p.next, i * PANEL + v % 2 * LANES, halves);
+        unrolled for (int t = 0; t < tokens; t++) {
+            const __m256 input = _mm256_broadcast_ss(p.x + t * p.inputs + i);
+            unrolled for (int v = 0; v < vectors; v++)
+                sums[t][v] = _mm256_fmadd_ps(input, weights[v], sums[t][v]);
+        }
+    }
+    float found[tokens * vectors * LANES];
+    unrolled for (int t = 0; t < tokens; t++)
+        unrolled for (int v = 0; v < vectors; v++)
+            _mm256_storeu_ps(found + (t * vectors + v) * LANES, sums[t][v]);
+    finish(product, found, tokens, vectors * LANES);
+}
+
+inlined void tiles(int tokens, int panels, const int halves, const Product *p)
+{
+    switch (10 * tokens + panels) {
+    case 14: tile(1, 4, halves, p); break;
+    case 11: tile(1, 1, halves, p); break;
+    case 22: tile(2, 2, halves, p); break;
+    case 21: tile(2, 1, halves, p); break;
+    case 32: tile(3, 2, halves, p); break;
+    case 31: tile(3, 1, halves, p); break;
+    case 41: tile(4, 1, halves, p); break;
+    case 51: tile(5, 1, halves, p); break;
+    case 61: tile(6, 1, halves, p); break;
+    }
+}
+
+static void multiply_panels(const Matrix *matrix, int64_t first, int panels, const float *x, int64_t tokens, float *y,
+                            int add)
+{
+    const int64_t size = matrix->inputs * PANEL, output = first * PANEL;
+    const int wide = matrix->halves && tokens >= WIDE_FROM && size <= WIDE_MOST;
+    const int halves = matrix->halves && !wide;
+    Product p = {
+        .panel = (const char *)matrix->panels + first * size * (matrix->halves ? 2 : 4),
+        .next = size * (halves ? 2 : 4),
+        .inputs = matrix->inputs,
+        .outputs = matrix->outputs - output,
+        .stride = matrix->outputs,
+        .bias = matrix->bias ? matrix->bias + output : NULL,
+        .add = add,
+    };
+    if (wide) {
+        float *widened = __builtin_alloca(size * sizeof(float));
+        for (int64_t i = 0; i < size; i += LANES)
+            _mm256_storeu_ps(widened + i, load(p.panel, i, 1));
+        p.panel = (const char *)widened;
+    }
+    const int64_t blocks = (tokens + BLOCK - 1) / BLOCK;
+    for (int64_t b = 0, t = 0; b < blocks; b++) {
+        const int here = (int)((tokens - t) / (blocks - b));
+        p.x = x + t * p.inputs;
+        p.y = y + t * p.stride + output;
+        if (halves)
+            tiles(here, panels, 1, &p);
+        else
+            tiles(here, panels, 0, &p);
+        t += here;
+    }
+}
+
+/* x (`tokens` x inputs) times the matrix: with its bias into y (`tokens` x outputs), or, with `add`, without it onto y.
+ * Called by all threads of a team, or by one. */
+static void product(const Matrix *matrix, const float *x, int64_t tokens, float *y, int add)
+{
+    const int64_t all = (matrix->outputs + PANEL - 1) / PANEL;
+    const int together = tokens == 1 ? 4 : tokens <= 3 ? 2 : 1;
+#pragma omp for schedule(static)
+    for (int64_t group = 0; group < (all + together - 1) / together; group++) {
+        const int64_t first = group * together;
+        if (first + together <= all)
+            multiply_panels(matrix, first, together, x, tokens, y, add);
+        else
+            for (int64_t panel = first; panel < all; panel++)
+                multiply_panels(matrix, panel, 1, x, tokens, y, add);
+    }
+}
+
+/* ---- What lies between products ---- */
+
+inlined float sum_lanes(__m256 v)
+{
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* e^x for x <= 88, to about two units in the last place; 0 below -87. Cephes' expf: x = n ln 2 + r, |r| <= ln(2) / 2. */
+inlined __m256 exponential(__m256 x)
+{
+    const __m256 least = _mm256_set1_ps(-87.0f);
+    const __m256 kept = _mm256_cmp_ps(x, least, _CMP_GE_OQ);
+    x = _mm256_min_ps(_mm256_max_ps(x, least), _mm256_set1_ps(88.0f));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
+    p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), kept);
+}
+
+/* Root-mean-square normalisation of each token. */
+static void normalise(const float *hidden, const float *weight, int64_t tokens, int64_t width, double epsilon,
+                      float *normed)
+{
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; t++) {
+        const float *x = hidden + t * width;
+        __m256 squares = _mm256_setzero_ps();
+        for (int64_t i = 0; i < width; i += LANES) {
+            const __m256 part = _mm256_loadu_ps(x + i);
+            squares = _mm256_fmadd_ps(part, part, squares);
+        }
+        const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)width + (float)epsilon));
+        for (int64_t i = 0; i < width; i += LANES)
+            _mm256_storeu_ps(normed + t * width + i,
+                             _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale), _mm256_loadu_ps(weight + i)));
+    }
+}
+
+/* gate and up (`tokens` x 2 `inner`) to silu(gate) * up, in place of the gate's half and packed: `tokens` x `inner`. */
+static void gate(const float *gate_up, int64_t tokens, int64_t inner, float *out)
+{
+    const __m256 one = _mm256_set1_ps(1.0f), zero = _mm256_setzero_ps();
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < inner; i += LANES) {
+            const __m256 g = _mm256_loadu_ps(gate_up + 2 * t * inner + i);
+            const __m256 up = _mm256_loadu_ps(gate_up + (2 * t + 1) * inner + i);
+            const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(_mm256_sub_ps(zero, g))));
+            _mm256_storeu_ps(out + t * inner + i, _mm256_mul_ps(silu, up));
+        }
+}
+
+/* Turn pairs of neighbouring dimensions by (cos, sin). */
+inlined void rotate(const float *from, const float *rotation, int64_t head_dim, float *to)
+{
+    for (int64_t i = 0; i < head_dim; i += LANES) {
+        const __m256 pairs = _mm256_loadu_ps(from + i), turns = _mm256_loadu_ps(rotation + i);
+        const __m256 swapped = _mm256_permute_ps(pairs, 0xB1);
+        const __m256 crossed = _mm256_mul_ps(swapped, _mm256_movehdup_ps(turns));
+        _mm256_storeu_ps(to + i, _mm256_fmaddsub_ps(pairs, _mm256_moveldup_ps(turns), crossed));
+    }
+}
+
+/* The dot products of a query with eight rows, of which `count` exist: the last one stands for those behind it. */
+inlined __m256 dots(const float *query, const float *rows, int64_t size, int64_t count)
+{
+    __m256 sums[LANES];
+    unrolled for (int r = 0; r < LANES; r++)
+        sums[r] = _mm256_setzero_ps();
+    if (count >= LANES)
+        for (int64_t i = 0; i < size; i += LANES) {
+            const __m256 part = _mm256_loadu_ps(query + i);
+            unrolled for (int r = 0; r < LANES; r++)
+                sums[r] = _mm256_fmadd_ps(part, _mm256_loadu_ps(rows + r * size + i), sums[r]);
+        }
+    else
+        for (int64_t i = 0; i < size; i += LANES) {
+            const __m256 part = _mm256_loadu_ps(query + i);
+            unrolled for (int r = 0; r < LANES; r++)
+                sums[r] = _mm256_fmadd_ps(part, _mm256_loadu_ps(rows + (r < count ? r : count - 1) * size + i), sums[r]);
+        }
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+/* ---- Attention ---- */
+
+/* Have memory sent on its way to the nearest cache. */
+inlined void fetch(const float *from, int64_t count)
+{
+    for (int64_t i = 0; i < count; i += 64 / sizeof(float))
+        _mm_prefetch((const char *)(from + i), _MM_HINT_T0);
+}
+
+static int64_t lanes_up(int64_t count)
+{
+    return (count + LANES - 1) / LANES * LANES;
+}
+
+/* Add rows `begin` up to `end` of 8 * `vectors` dimensions, each with its weight, to `out`, which begins with the first. */
+inlined void weigh(const int vectors, const float *weights, const float *values, int64_t dim, int64_t begin, int64_t end,
+                   int leading, float *out)
+{
+    __m256 sums[LANES];
+    unrolled for (int v = 0; v < vectors; v++)
+        sums[v] = begin ? _mm256_loadu_ps(out + v * LANES) : _mm256_setzero_ps();
+    for (int64_t r = begin; r < end; r++) {
+        const __m256 weight = _mm256_broadcast_ss(weights + r);
+        if (leading)
+            fetch(values + (r + ROWS) * dim, vectors * LANES);
+        unrolled for (int v = 0; v < vectors; v++)
+            sums[v] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + r * dim + v * LANES), sums[v]);
+    }
+    unrolled for (int v = 0; v < vectors; v++)
+        _mm256_storeu_ps(out + v * LANES, sums[v]);
+}
+
+/* Token t of `tokens` sees `row` + t + 1 rows of the cache. Query heads that share keys stand together.
+ *
+ * queries: heads x tokens x head_dim. scores: heads x tokens x room for all rows. attended: tokens x heads x head_dim. */
+static void attend(const Decoder *decoder, const float *keys, const float *values, int64_t room, int64_t row,
+                   int64_t tokens, const float *queries, float *scores, float *attended)
+{
+    const int64_t dim = decoder->head_dim, rows = row + tokens, span = lanes_up(rows);
+    const int64_t shared = decoder->heads / decoder->kv_heads * tokens; /* queries of a head of keys */
+    const int64_t blocks = (rows + ROWS - 1) / ROWS, strips = dim / STRIP, rest = dim % STRIP / LANES;
+#pragma omp for schedule(static)
+    for (int64_t work = 0; work < decoder->kv_heads * blocks; work++) {
+        const int64_t head = work / blocks, begin = work % blocks * ROWS;
+        const int64_t end = begin + ROWS < rows ? begin + ROWS : rows;
+        for (int64_t q = head * shared; q < (head + 1) * shared; q++)
+            for (int64_t r = begin; r < end; r += LANES) {
+                const float *key = keys + (head * room + r) * dim;
+                if (q == head * shared)
+                    fetch(key + ROWS * dim, LANES * dim);
+                _mm256_storeu_ps(scores + q * span + r, dots(queries + q * dim, key, dim, end - r));
+            }
+    }
+    const float scale = 1.0f / sqrtf((float)dim);
+#pragma omp for schedule(static)
+    for (int64_t q = 0; q < decoder->heads * tokens; q++) {
+        float *score = scores + q * span;
+        const int64_t seen = row + q % tokens + 1;
+        for (int64_t r = seen; r < lanes_up(seen); r++)
+            score[r] = -INFINITY;
+        __m256 most = _mm256_loadu_ps(score);
+        for (int64_t r = LANES; r < seen; r += LANES)
+            most = _mm256_max_ps(most, _mm256_loadu_ps(score + r));
+        float lanes[LANES], largest;
+        _mm256_storeu_ps(lanes, most);
+        largest = lanes[0];
+        for (int i = 1; i < LANES; i++)
+            largest = lanes[i] > largest ? lanes[i] : largest;
+        __m256 sum = _mm256_setzero_ps();
+        for (int64_t r = 0; r < seen; r += LANES) {
+            const __m256 below = _mm256_sub_ps(_mm256_loadu_ps(score + r), _mm256_set1_ps(largest));
+            const __m256 weight = exponential(_mm256_mul_ps(below, _mm256_set1_ps(scale)));
+            _mm256_storeu_ps(score + r, weight);
+            sum = _mm256_add_ps(sum, weight);
+        }
+        const __m256 share = _mm256_set1_ps(1.0f / sum_lanes(sum));
+        for (int64_t r = 0; r < seen; r += LANES)
+            _mm256_storeu_ps(score + r, _mm256_mul_ps(_mm256_loadu_ps(score + r), share));
+    }
+#pragma omp for schedule(static)
+    for (int64_t work = 0; work < decoder->kv_heads * (strips + rest); work++) {
+        const int64_t head = work / (strips + rest), strip = work % (strips + rest);
+        const int64_t from = strip < strips ? strip * STRIP : strips * STRIP + (strip - strips) * LANES;
+        for (int64_t begin = 0; begin < rows; begin += ROWS)
+            for (int64_t q = head * shared; q < (head + 1) * shared; q++) {
+                const int64_t seen = row + q % tokens + 1, end = begin + ROWS < seen ? begin + ROWS : seen;
+                const float *value = values + head * room * dim + from, *weight = scores + q * span;
+                float *out = attended + (q % tokens * decoder->heads + q / tokens) * dim + from;
+                const int leading = q == head * shared;
+                if (strip < strips)
+                    weigh(STRIP / LANES, weight, value, dim, begin, end, leading, out);
+                else
+                    weigh(1, weight, value, dim, begin, end, leading, out);
+            }
+    }
+}
+
+/* ---- Passes ---- */
+
+/* Floats that a pass over `tokens` needs for itself, where the cache has `room` rows. */
+int64_t scratch_size(const Decoder *decoder, int64_t tokens, int64_t room)
+{
+    const int64_t attended = decoder->heads * decoder->head_dim, widest = 3 * decoder->inner;
+    const int64_t projected = attended + 2 * decoder->kv_heads * decoder->head_dim;
+    return tokens * (decoder->width + projected + 2 * attended + widest + decoder->heads * lanes_up(room));
+}
+
+static void run_layer(const Decoder *decoder, int64_t index, const Cache *cache, int64_t row, int64_t tokens,
+                      const float *rotation, float *hidden)
+{
+    const Layer *layer = decoder->layers + index;
+    const int64_t dim = decoder->head_dim, heads = decoder->heads, kv_heads = decoder->kv_heads;
+    const int64_t projected = (heads + 2 * kv_heads) * dim, size = kv_heads * cache->room * dim;
+    float *keys = cache->keys + 2 * index * size, *values = keys + size;
+    float *normed = cache->scratch, *qkv = normed + tokens * decoder->width, *queries = qkv + tokens * projected;
+    float *attended = queries + tokens * heads * dim, *gate_up = attended + tokens * heads * dim;
+    float *gated = gate_up + 2 * tokens * decoder->inner, *scores = gated + tokens * decoder->inner;
+
+    normalise(hidden, layer->input_norm, tokens, decoder->width, decoder->epsilon, normed);
+    product(&layer->qkv, normed, tokens, qkv, 0);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; t++) {
+        const float *from = qkv + t * projected, *turn = rotation + t * dim;
+        for (int64_t h = 0; h < heads; h++)
+            rotate(from + h * dim, turn, dim, queries + (h * tokens + t) * dim);
+        for (int64_t h = 0; h < kv_heads; h++) {
+            const int64_t place = (h * cache->room + row + t) * dim;
+            rotate(from + (heads + h) * dim, turn, dim, keys + place);
+            memcpy(values + place, from + (heads + kv_heads + h) * dim, dim * sizeof(float));
+        }
+    }
+    attend(decoder, keys, values, cache->room, row, tokens, queries, scores, attended);
+    product(&layer->output, attended, tokens, hidden, 1);
+    normalise(hidden, layer->post_norm, tokens, decoder->width, decoder->epsilon, normed);
+    product(&layer->gate_up, normed, tokens, gate_up, 0);
+    gate(gate_up, tokens, decoder->inner, gated);
+    product(&layer->down, gated, tokens, hidden, 1);
+}
+
+/* Run layers `first` up to `last` (without it) over tokens that go to the cache from `row` on.
+ *
+ * hidden: tokens x width, overwritten. rotation: tokens x head_dim, as (cos, sin) of each pair of dimensions. */
+void run_layers(const Decoder *decoder, const Cache *cache, int64_t first, int64_t last, int64_t row, int64_t tokens,
+                const float *rotation, float *hidden)
+{
+#pragma omp parallel num_threads(decoder->threads) if (decoder->threads > 1)
+    for (int64_t index = first; index < last; index++)
+        run_layer(decoder, index, cache, row, tokens, rotation, hidden);
+}
+
+/* logits: tokens x vocabulary, from the last layer's output. */
+void run_head(const Decoder *decoder, const Cache *cache, int64_t tokens, const float *hidden, float *logits)
+{
+    float *normed = cache->scratch;
+    const int64_t width = decoder->width, words = decoder->vocabulary;
+#pragma omp parallel num_threads(decoder->threads) if (decoder->threads > 1)
+    {
+        normalise(hidden, decoder->norm, tokens, width, decoder->epsilon, normed);
+        if (!decoder->embedding)
+            product(&decoder->head, normed, tokens, logits, 0);
+        else
+#pragma omp for schedule(static)
+            for (int64_t word = 0; word < words; word += LANES)
+                for (int64_t t = 0; t < tokens; t++) {
+                    float found[LANES];
+                    const int64_t count = words - word < LANES ? words - word : LANES;
+                    _mm256_storeu_ps(found, dots(normed + t * width, decoder->embedding + word * width, width, count));
+                    memcpy(logits + t * words + word, found, count * sizeof(float));
+                }
+    }
+}
+
+/* x (tokens x inputs) times the matrix, as `product`. */
+void multiply(const Matrix *matrix, int64_t threads, const float *x, int64_t tokens, float *y, int32_t add)
+{
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    product(matrix, x, tokens, y, add);
+}

@@ -1,0 +1,147 @@
+"""The compiled kernels: built by the machine's C compiler when they are first wanted, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from ctypes import CDLL, POINTER, Structure, c_double, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from pvlm_protocols.backend import BackendError
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+# Without contraction a product and a sum are fused only where the source says so: how many tokens the code around them
+# is for must not decide it.
+_FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+_COMPILER = "CC"
+_SECONDS = 120
+
+
+class Matrix(Structure):
+    """As in kernels.c."""
+
+    _fields_ = (
+        ("panels", c_void_p),
+        ("bias", c_void_p),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("halves", c_int64),
+    )
+
+
+class Layer(Structure):
+    """As in kernels.c."""
+
+    _fields_ = (
+        ("qkv", Matrix),
+        ("output", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+    )
+
+
+class DecoderStructure(Structure):
+    """``Decoder`` in kernels.c."""
+
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("head", Matrix),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+        ("vocabulary", c_int64),
+        ("width", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("inner", c_int64),
+        ("epsilon", c_double),
+        ("threads", c_int64),
+    )
+
+
+class CacheStructure(Structure):
+    """``Cache`` in kernels.c."""
+
+    _fields_ = (("keys", c_void_p), ("room", c_int64), ("scratch", c_void_p))
+
+
+@cache
+def kernels() -> CDLL:
+    """The library, with its functions' arguments declared.
+
+    Raises BackendError where the processor is of another kind, there is no compiler, or it fails.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        raise BackendError(
+            f"the backend 'native' needs an x86-64 processor with AVX2, and this is {platform.machine()} without; "
+            "take the backend 'torch'"
+        )
+    library = CDLL(str(_build()))
+    decoder, cached = POINTER(DecoderStructure), POINTER(CacheStructure)
+    library.scratch_size.argtypes = (decoder, c_int64, c_int64)
+    library.scratch_size.restype = c_int64
+    library.run_layers.argtypes = (decoder, cached, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p)
+    library.run_layers.restype = None
+    library.run_head.argtypes = (decoder, cached, c_int64, c_void_p, c_void_p)
+    library.run_head.restype = None
+    library.multiply.argtypes = (POINTER(Matrix), c_int64, c_void_p, c_int64, c_void_p, c_int32)
+    library.multiply.restype = None
+    return library
+
+
+def _build() -> Path:
+    command = _compiler()
+    # Named by all that it depends on, so that another version of pvlm or of the compiler makes another file.
+    recipe = "\0".join((_SOURCE.read_text(), *command, *_FLAGS, _run([*command, "--version"])))
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvlm"
+    library = folder / f"kernels-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as temporary:
+            built = Path(temporary) / library.name
+            _run([*command, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"])
+            built.replace(library)  # whole or not at all, whoever else builds it at the same time
+    except OSError as error:
+        raise BackendError(
+            f"the kernels of the backend 'native' cannot be kept in {folder} ({error}); "
+            "set XDG_CACHE_HOME to a directory that can be written"
+        ) from error
+    return library
+
+
+def _compiler() -> list[str]:
+    named = os.environ.get(_COMPILER)
+    for command in [named] if named else ["cc", "gcc", "clang"]:
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    raise BackendError(
+        f"the backend 'native' compiles its kernels and finds no C compiler ({named or 'cc, gcc, clang'}): "
+        f"install one, name it in the environment variable {_COMPILER}, or take the backend 'torch'"
+    )
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"'{shlex.join(command)}' takes longer than {_SECONDS} s") from None
+    if done.returncode:
+        said = (done.stderr.strip() or "nothing").splitlines()
+        raise BackendError(
+            f"the kernels of the backend 'native' do not compile: '{shlex.join(command)}' says {said[0]!r}; "
+            "take the backend 'torch', or another compiler by the environment variable CC"
+        )
+    return done.stdout

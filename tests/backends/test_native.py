@@ -1,0 +1,165 @@
+"""Compiled passes: the same bits however tokens are cut into passes, and clear errors where they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvlm_backends.native import NativeBackend, library
+from pvlm_backends.native.linear import PanelLinear
+from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt, Session
+from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
+
+from .conftest import random_frames
+from .test_linear import check, exact
+
+LOAD = Callable[[str, str], Backend]
+TOKENS = [11, 7, 29, 300, 17, 5, 42, 600, 11, 12, 13, 400, 3, 90, 8, 77, 301, 6, 44, 9]
+CAPACITY = len(TOKENS)
+SIDES = {"target": 112, "draft": 112, "tied": 70, "untied": 70, "ungrouped": 70, "qwen": 3 * TOKEN_SIDE}
+"""Checkpoints, and the sides of frames that suit them."""
+
+
+@pytest.fixture(scope="module")
+def sessions(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Session]:
+    """Each with its prompt, of odd length, in its cache."""
+    qwen = qwen_checkpoint(tmp_path_factory.mktemp("qwen") / "checkpoint")
+    return {name: prefilled(qwen if name == "qwen" else checkpoints(name), side) for name, side in SIDES.items()}
+
+
+def prefilled(folder: Path, side: int, threads: int | None = None) -> Session:
+    backend = NativeBackend.load(LoadOptions(str(folder), threads=threads))
+    session = backend.open(Prompt("What happens first?", random_frames(3, side, side)), CAPACITY)
+    session.prefill()
+    return session
+
+
+def cut(session: Session, sizes: list[int]) -> torch.Tensor:
+    """The tokens in passes of such sizes, the last one as long as it must be."""
+    session.truncate(0)
+    rows = []
+    for size in [*sizes, CAPACITY]:
+        if tokens := TOKENS[session.length : session.length + size]:
+            rows.append(session.extend(tokens))
+    return torch.cat(rows)
+
+
+@given(name=st.sampled_from(list(SIDES)), sizes=st.lists(st.integers(1, CAPACITY), max_size=CAPACITY))
+def test_a_token_s_logits_are_the_same_bits_in_any_pass(
+    sessions: dict[str, Session], name: str, sizes: list[int]
+) -> None:
+    session = sessions[name]
+    assert torch.equal(cut(session, sizes), cut(session, [1] * CAPACITY))
+
+
+def test_what_was_rejected_leaves_no_trace(sessions: dict[str, Session]) -> None:
+    session = sessions["target"]
+    expected = cut(session, [1] * CAPACITY)
+    session.truncate(4)
+    session.extend([1, 2, 3, 4, 5, 6])
+    session.truncate(4)
+    assert torch.equal(session.extend(TOKENS[4:9]), expected[4:9])
+
+
+@pytest.mark.parametrize("checkpoint", ["target", "untied"])
+def test_many_threads_give_the_same_bits(
+    sessions: dict[str, Session], checkpoints: Callable[[str], Path], checkpoint: str
+) -> None:
+    expected = cut(sessions[checkpoint], [1, 3])
+    before = torch.get_num_threads()
+    try:
+        session = prefilled(checkpoints(checkpoint), SIDES[checkpoint], threads=3)
+        # The prompt's rows are torch's, which may round otherwise with other threads: take them over.
+        ours, theirs = (one._cache._buffers[0] for one in (session, sessions[checkpoint]))  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            ours.copy_(theirs)
+        found = cut(session, [1, 3])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, expected)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 150)),
+    halves=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_products(shape: tuple[int, int, int], halves: bool, biased: bool, seed: int) -> None:
+    """Of any shape: panels that are not full, blocks of tokens of all sizes, weights that are widened or not."""
+    n, inner, outer = shape[0], 8 * shape[1], shape[2]
+    source = torch.Generator().manual_seed(seed)
+    weight = torch.randn(inner, outer, generator=source)
+    weight = weight.half().float() if halves else weight
+    x = torch.randn(n, inner, generator=source)
+    bias = torch.randn(outer, generator=source) if biased else None
+    product = PanelLinear(weight, bias)
+    assert product.bytes == -(-outer // 16) * 16 * inner * (2 if halves else 4)
+    out = torch.full((n + 1, outer), -7.0)
+    check(product.write(x, out[:n]), exact(x, weight) + (0 if bias is None else bias), inner)
+    assert (out[n] == -7).all(), "wrote behind the end"
+    for row in range(n):
+        assert torch.equal(product.write(x[row : row + 1], torch.empty(1, outer))[0], out[row])
+    total = torch.ones(n, outer)
+    product.add_to(total, x)
+    check(total, exact(x, weight) + 1, inner)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"dtype": "bfloat16"}, "bfloat16"), ({"device": "cpu:0,cpu:1"}, "cpu:1")]
+)
+def test_what_it_does_not_do_is_refused(
+    checkpoints: Callable[[str], Path], options: dict[str, str], named: str
+) -> None:
+    with pytest.raises(BackendError, match=f"float32 on the CPU, not in .*{named}.* take the backend 'torch'"):
+        NativeBackend.load(LoadOptions(str(checkpoints("tied")), **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def not_yet_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.kernels.cache_clear()
+    yield tmp_path / "pvlm"
+    library.kernels.cache_clear()
+
+
+def test_it_is_built_once(not_yet_built: Path) -> None:
+    library.kernels()
+    (built,) = not_yet_built.iterdir()
+    first = built.stat()
+    library.kernels.cache_clear()
+    library.kernels()
+    assert [path.stat() for path in not_yet_built.iterdir()] == [first]
+
+
+def test_without_a_compiler(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(not_yet_built))
+    with pytest.raises(BackendError, match=r"finds no C compiler \(cc, gcc, clang\).* take the backend 'torch'"):
+        library.kernels()
+    monkeypatch.setenv("CC", "no-such-compiler -O0")
+    with pytest.raises(BackendError, match="no-such-compiler"):
+        library.kernels()
+
+
+def test_with_a_compiler_that_fails(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(BackendError, match="do not compile: 'false"):
+        library.kernels()
+
+
+def test_where_nothing_can_be_written(not_yet_built: Path) -> None:
+    not_yet_built.write_text("in the way")
+    with pytest.raises(BackendError, match=f"cannot be kept in {not_yet_built}.*XDG_CACHE_HOME"):
+        library.kernels()
+
+
+def test_on_another_processor(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
+    with pytest.raises(BackendError, match="x86-64 processor with AVX2.*aarch64"):
+        library.kernels()
