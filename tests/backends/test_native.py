@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvlm_backends.native import NativeBackend, library
+from pvlm_backends.native.blocks import Blocks
 from pvlm_backends.native.linear import PanelLinear
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt, Session
 from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
@@ -98,7 +99,7 @@ def test_products(shape: tuple[int, int, int], halves: bool, biased: bool, seed:
     weight = weight.half().float() if halves else weight
     x = torch.randn(n, inner, generator=source)
     bias = torch.randn(outer, generator=source) if biased else None
-    product = PanelLinear(weight, bias)
+    product = PanelLinear(weight, bias, Blocks())
     assert product.bytes == -(-outer // 16) * 16 * inner * (2 if halves else 4)
     out = torch.full((n + 1, outer), -7.0)
     check(product.write(x, out[:n]), exact(x, weight) + (0 if bias is None else bias), inner)

@@ -95,6 +95,7 @@ OPENED: dict[str, dict[str, Any]] = {
     "torch-ipc": {"backend": "torch", "transport": "ipc"},
     "torch-inproc": {"backend": "torch", "transport": "inproc", "threads": 1, "draft_threads": 1},
     # With a window of its own choice the draft may rest for a whole answer where the machine is busy.
+    "native-ipc": {"backend": "native", "transport": "ipc", "window": 4},
     "hf-ipc": {"backend": "hf", "transport": "ipc", "window": 4},
     "hf-inproc": {"backend": "hf", "transport": "inproc", "threads": 1, "draft_threads": 1},
     "torch-hf-inproc": {

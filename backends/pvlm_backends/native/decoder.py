@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ctypes import byref
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..torch.cache import KeyValueCache
 from ..torch.checkpoint import WeightSource
 from ..torch.config import TextConfig
 from ..torch.decoder import Decoder
+from .blocks import Blocks
 from .library import CacheStructure, DecoderStructure, Layer, kernels
 from .linear import PanelLinear
 
@@ -47,7 +49,7 @@ class NativeDecoder(Decoder):
                     f"the backend 'native' is made for multiples of {_LANES}, and the decoder's {name} is {size}; "
                     "take the backend 'torch'"
                 )
-        super().__init__(config, weights, dtype, devices, PanelLinear)
+        super().__init__(config, weights, dtype, devices, partial(PanelLinear, blocks=Blocks()))
         self._norms = [norm.weight.float() for layer in self._layers for norm in (layer.input_norm, layer.post_norm)]
         self._last_norm = self._norm.weight.float()
         self._scratch = torch.empty(0)

@@ -121,7 +121,6 @@ inlined void tiles(int tokens, int panels, const int halves, const Product *p)
     case 11: tile(1, 1, halves, p); break;
     case 22: tile(2, 2, halves, p); break;
     case 21: tile(2, 1, halves, p); break;
-    case 32: tile(3, 2, halves, p); break;
     case 31: tile(3, 1, halves, p); break;
     case 41: tile(4, 1, halves, p); break;
     case 51: tile(5, 1, halves, p); break;
@@ -168,7 +167,7 @@ static void multiply_panels(const Matrix *matrix, int64_t first, int panels, con
 static void product(const Matrix *matrix, const float *x, int64_t tokens, float *y, int add)
 {
     const int64_t all = (matrix->outputs + PANEL - 1) / PANEL;
-    const int together = tokens == 1 ? 4 : tokens <= 3 ? 2 : 1;
+    const int together = tokens == 1 ? 4 : tokens == 2 ? 2 : 1;
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < (all + together - 1) / together; group++) {
         const int64_t first = group * together;

@@ -8,25 +8,28 @@ import torch
 from torch import Tensor
 
 from ..torch.linear import Linear, halves_suffice
+from .blocks import Blocks
 from .library import Matrix, kernels
 
 PANEL = 16
 
 
 class PanelLinear(Linear):
-    """`Linear` in float32. Weights are halves where those are as good as floats: see `halves_suffice`."""
+    """`Linear` in float32. Weights are halves where those are as good as floats: see `halves_suffice`.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    ``blocks``: where they lie.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, blocks: Blocks) -> None:
+        super().__init__(weight, bias)
         inputs, outputs = weight.shape
-        self.weights = weight.numel()
         halves = halves_suffice(weight)
         panels = -(-outputs // PANEL)
-        self._weight = torch.zeros(panels, inputs, PANEL, dtype=torch.half if halves else torch.float32)
+        self._weight = blocks.zeros(panels, inputs, PANEL, dtype=torch.half if halves else torch.float32)
         whole = outputs // PANEL
         self._weight[:whole].copy_(torch.unflatten(weight[:, : whole * PANEL], 1, (whole, PANEL)).transpose(0, 1))
         if whole < panels:
             self._weight[whole, :, : outputs - whole * PANEL].copy_(weight[:, whole * PANEL :])
-        self._bias = bias
         self.bytes = self._weight.nbytes
         self.matrix = Matrix(
             panels=self._weight.data_ptr(),
