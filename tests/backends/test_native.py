@@ -138,6 +138,35 @@ def test_it_is_built_once(not_yet_built: Path) -> None:
     assert [path.stat() for path in not_yet_built.iterdir()] == [first]
 
 
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
+def test_what_was_cut_short_is_built_again(not_yet_built: Path, left: float) -> None:
+    """To load it would end the process."""
+    library.kernels()
+    (built,) = not_yet_built.iterdir()
+    whole = built.read_bytes()
+    built.unlink()  # it is in use: written to, it would take this process with it
+    built.write_bytes(whole[: int(left * len(whole))])
+    library.kernels.cache_clear()
+    library.kernels()
+    assert built.stat().st_size == len(whole)
+
+
+def test_what_cannot_be_loaded(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && echo junk > "$2"; shift; done\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(BackendError, match=f"cannot be loaded from {not_yet_built}.*take the backend 'torch'"):
+        library.kernels()
+
+
+def test_without_a_home(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(library.Path, "home", staticmethod(Path("~nobody-of-this-name").expanduser))
+    with pytest.raises(BackendError, match="no place to keep its kernels.*XDG_CACHE_HOME"):
+        library.kernels()
+
+
 def test_without_a_compiler(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(not_yet_built))
@@ -145,6 +174,17 @@ def test_without_a_compiler(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch
         library.kernels()
     monkeypatch.setenv("CC", "no-such-compiler -O0")
     with pytest.raises(BackendError, match="no-such-compiler"):
+        library.kernels()
+
+
+@pytest.mark.parametrize(("named", "said"), [("cc '-O2", 'CC is "cc \'-O2"'), ("{}/cc", "cannot be run")])
+def test_with_a_compiler_that_is_none(
+    not_yet_built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str, said: str
+) -> None:
+    (tmp_path / "cc").write_text("#!/no/such/interpreter")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", named.format(tmp_path))
+    with pytest.raises(BackendError, match=said):
         library.kernels()
 
 

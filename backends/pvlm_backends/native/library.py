@@ -79,14 +79,22 @@ class CacheStructure(Structure):
 def kernels() -> CDLL:
     """The library, with its functions' arguments declared.
 
-    Raises BackendError where the processor is of another kind, there is no compiler, or it fails.
+    Raises BackendError where the processor is of another kind, there is no compiler, it fails, or what it built cannot
+    be kept or loaded.
     """
     if platform.machine() not in ("x86_64", "AMD64") or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         raise BackendError(
             f"the backend 'native' needs an x86-64 processor with AVX2, and this is {platform.machine()} without; "
             "take the backend 'torch'"
         )
-    library = CDLL(str(_build()))
+    built = _build()
+    try:
+        library = CDLL(str(built))
+    except OSError as error:  # from a file system that holds no programs, or without the compiler's OpenMP library
+        raise BackendError(
+            f"the kernels of the backend 'native' cannot be loaded from {built} ({error}); "
+            "set XDG_CACHE_HOME to a directory that may hold programs, or take the backend 'torch'"
+        ) from error
     decoder, cached = POINTER(DecoderStructure), POINTER(CacheStructure)
     library.scratch_size.argtypes = (decoder, c_int64, c_int64)
     library.scratch_size.restype = c_int64
@@ -103,15 +111,17 @@ def _build() -> Path:
     command = _compiler()
     # Named by all that it depends on, so that another version of pvlm or of the compiler makes another file.
     recipe = "\0".join((_SOURCE.read_text(), *command, *_FLAGS, _run([*command, "--version"])))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvlm"
+    folder = _cache_folder()
     library = folder / f"kernels-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
     try:
+        if _is_whole(library):
+            return library
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder) as temporary:
             built = Path(temporary) / library.name
             _run([*command, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"])
+            code = built.read_bytes()
+            built.write_bytes(code + hashlib.sha256(code).digest())
             built.replace(library)  # whole or not at all, whoever else builds it at the same time
     except OSError as error:
         raise BackendError(
@@ -121,10 +131,32 @@ def _build() -> Path:
     return library
 
 
+def _cache_folder() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvlm"
+    except RuntimeError as error:  # no HOME, and a user without an entry
+        raise BackendError(
+            f"the backend 'native' has no place to keep its kernels ({error}); "
+            "set XDG_CACHE_HOME to a directory that can be written"
+        ) from None
+
+
+def _is_whole(library: Path) -> bool:
+    """Does its digest stand behind it? A library that was cut short, as by a crash, would kill who loads it."""
+    if not library.exists():
+        return False
+    kept = library.read_bytes()
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(kept[:-size]).digest() == kept[-size:]
+
+
 def _compiler() -> list[str]:
     named = os.environ.get(_COMPILER)
     for command in [named] if named else ["cc", "gcc", "clang"]:
-        words = shlex.split(command)
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise BackendError(f"the environment variable {_COMPILER} is {command!r}: {error}") from None
         if words and shutil.which(words[0]):
             return words
     raise BackendError(
@@ -135,7 +167,9 @@ def _compiler() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+    except OSError as error:
+        raise BackendError(f"'{shlex.join(command)}' cannot be run: {error}") from None
     except subprocess.TimeoutExpired:
         raise BackendError(f"'{shlex.join(command)}' takes longer than {_SECONDS} s") from None
     if done.returncode:
