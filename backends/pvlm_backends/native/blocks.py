@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class Blocks:
         size = math.prod(shape) * dtype.itemsize
         if size > len(self._free):
             block = mmap.mmap(-1, max(size, _BLOCK_BYTES))
-            block.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(AttributeError, OSError):  # another system, or a kernel built without them
+                block.madvise(mmap.MADV_HUGEPAGE)
             self._free = torch.frombuffer(block, dtype=torch.uint8)
         taken, self._free = self._free[:size], self._free[-(-size // _ALIGNMENT) * _ALIGNMENT :]
         return taken.view(dtype).view(shape)
