@@ -14,7 +14,7 @@ from pvlm_protocols.backend import BackendError
 from ..torch.cache import KeyValueCache
 from ..torch.checkpoint import WeightSource
 from ..torch.config import TextConfig
-from ..torch.decoder import Decoder
+from ..torch.decoder import KEPT_WORKSPACES, Decoder
 from .blocks import Blocks
 from .library import CacheStructure, DecoderStructure, Layer, kernels
 from .linear import PanelLinear
@@ -32,7 +32,6 @@ class NativeDecoder(Decoder):
     def __init__(
         self, config: TextConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
-        self._kernels = kernels()
         if dtype != torch.float32 or [device.type for device in devices] != ["cpu"]:
             placed = ",".join(map(str, devices))
             raise BackendError(
@@ -49,6 +48,7 @@ class NativeDecoder(Decoder):
                     f"the backend 'native' is made for multiples of {_LANES}, and the decoder's {name} is {size}; "
                     "take the backend 'torch'"
                 )
+        self._kernels = kernels()
         super().__init__(config, weights, dtype, devices, partial(PanelLinear, blocks=Blocks()))
         self._norms = [norm.weight.float() for layer in self._layers for norm in (layer.input_norm, layer.post_norm)]
         self._last_norm = self._norm.weight.float()
@@ -65,7 +65,10 @@ class NativeDecoder(Decoder):
     ) -> Tensor:
         """See `Decoder.extend`."""
         hidden, count, layers = self.embed(ids), len(ids), self.config.layers
-        decoder, cached = byref(self._structure), byref(self._describe_cache(cache, count))
+        scratch = self._scratch_for(count, cache)
+        keys = cache.start
+        described = CacheStructure(keys=keys.data_ptr(), room=keys.shape[-2], scratch=scratch.data_ptr())
+        decoder, cached = byref(self._structure), byref(described)
         steps = [(0, layers)] if after_layer is None else [(index, index + 1) for index in range(layers)]
         if after_layer is not None:
             after_layer(0, hidden)
@@ -106,10 +109,11 @@ class NativeDecoder(Decoder):
             structure.head = self._head.matrix
         return structure
 
-    def _describe_cache(self, cache: KeyValueCache, tokens: int) -> CacheStructure:
-        keys = cache.start
-        room = keys.shape[-2]
-        needed = self._kernels.scratch_size(byref(self._structure), tokens, room)
-        if needed > len(self._scratch):
-            self._scratch = torch.empty(needed)
-        return CacheStructure(keys=keys.data_ptr(), room=room, scratch=self._scratch.data_ptr())
+    def _scratch_for(self, tokens: int, cache: KeyValueCache) -> Tensor:
+        needed = self._kernels.scratch_size(byref(self._structure), tokens, cache.start.shape[-2])
+        if needed <= len(self._scratch):
+            return self._scratch
+        scratch = torch.empty(needed)
+        if tokens <= KEPT_WORKSPACES:  # of a longer pass it may be hundreds of megabytes
+            self._scratch = scratch
+        return scratch

@@ -21,7 +21,7 @@ from .checkpoint import WeightSource
 from .config import TextConfig
 from .linear import Linear, linear
 
-_KEPT_WORKSPACES = 64
+KEPT_WORKSPACES = 64
 """Passes of up to so many tokens reuse their buffers; longer ones are prefills and rare."""
 
 
@@ -119,9 +119,8 @@ class Decoder:
         """All that a pass comes through: the layers may all be on one, and embeddings or head on another."""
         self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
-        self._head = (
-            Linear(head.t(), None) if tied else product(head.t(), None)
-        )  # tied: packed, it would be there twice
+        # Tied and packed, it would be there twice.
+        self._head = Linear(head.t(), None) if tied else product(head.t(), None)
         del head  # packed, it is not needed any more, and the layers are still to come
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
         norm = weights.take("language_model.norm.weight", width, device=self._head_device)
@@ -232,7 +231,7 @@ class Decoder:
         workspace = self._workspaces.get((tokens, device))
         if workspace is None:
             workspace = Workspace(self.config, tokens, self.dtype, device)
-            if tokens <= _KEPT_WORKSPACES:
+            if tokens <= KEPT_WORKSPACES:
                 self._workspaces[tokens, device] = workspace
         return workspace
 
