@@ -20,7 +20,7 @@ from pvlm_protocols.backend import BackendError
 _SOURCE = Path(__file__).with_name("kernels.c")
 # Without contraction a product and a sum are fused only where the source says so: how many tokens the code around them
 # is for must not decide it.
-_FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-fno-fast-math", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 _COMPILER = "CC"
 _SECONDS = 120
 
