@@ -19,9 +19,14 @@ from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.native import NativeBackend
 from pvlm_backends.torch import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions
+from tests.support.native import NATIVE
 
 BUNDLED = Path(__file__).parents[2] / "pvlm" / "bundled"
-BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "native": NativeBackend, "hf": HuggingFaceBackend}
+BACKENDS: dict[str, type[Backend]] = {
+    "torch": TorchBackend,
+    **({"native": NativeBackend} if NATIVE else {}),
+    "hf": HuggingFaceBackend,
+}
 ANYWHERE = [name for name in BACKENDS if name != "native"]
 """Those that compute in other dtypes than float32, and on other devices than one CPU."""
 IMAGE_SIZE = 70  # a grid of 5 x 5 patches: odd, so that pooling rounds up

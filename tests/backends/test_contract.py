@@ -11,6 +11,7 @@ from functools import cache
 import pytest
 
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Processor, Prompt
+from tests.support.native import NATIVE, NOT_NATIVE
 from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
 
 from .conftest import BACKENDS, IMAGE_SIZE, random_frames
@@ -39,6 +40,7 @@ class TestTorch(BackendContract):
         return load_backend("torch", checkpoint)
 
 
+@pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
 class TestNative(BackendContract):
     @pytest.fixture
     def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:

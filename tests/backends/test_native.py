@@ -14,12 +14,14 @@ from pvlm_backends.native import NativeBackend, library
 from pvlm_backends.native.blocks import Blocks
 from pvlm_backends.native.linear import PanelLinear
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt, Session
+from tests.support.native import NATIVE, NOT_NATIVE
 from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
 
 from .conftest import random_frames
 from .test_linear import check, exact
 
 LOAD = Callable[[str, str], Backend]
+pytestmark = pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
 TOKENS = [11, 7, 29, 300, 17, 5, 42, 600, 11, 12, 13, 400, 3, 90, 8, 77, 301, 6, 44, 9]
 CAPACITY = len(TOKENS)
 SIDES = {"target": 112, "draft": 112, "tied": 70, "untied": 70, "ungrouped": 70, "qwen": 3 * TOKEN_SIDE}

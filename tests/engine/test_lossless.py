@@ -21,6 +21,7 @@ from pvlm.config import bundled
 from pvlm_backends.processing import load_processor
 from pvlm_protocols.backend import Prompt
 from tests.engine.conftest import Sample
+from tests.support.native import NATIVE, NOT_NATIVE
 
 pytestmark = pytest.mark.anyio
 MAX_TOKENS = 250
@@ -111,6 +112,8 @@ OPENED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=OPENED)
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, Engine]]:
+    if request.param == "native-ipc" and not NATIVE:
+        pytest.skip(NOT_NATIVE)
     async with Engine.create(OPENED[request.param]) as opened:
         yield request.param, opened
 
