@@ -95,7 +95,6 @@ def test_the_clips_are_worth_it(
 OPENED: dict[str, dict[str, Any]] = {
     "torch-ipc": {"backend": "torch", "transport": "ipc"},
     "torch-inproc": {"backend": "torch", "transport": "inproc", "threads": 1, "draft_threads": 1},
-    # With a window of its own choice the draft may rest for a whole answer where the machine is busy.
     "native-ipc": {"backend": "native", "transport": "ipc", "window": 4},
     "hf-ipc": {"backend": "hf", "transport": "ipc", "window": 4},
     "hf-inproc": {"backend": "hf", "transport": "inproc", "threads": 1, "draft_threads": 1},
@@ -142,6 +141,7 @@ async def test_every_token_is_that_of_transformers(
     count = len(samples) if (name, method) in FULL else A_FEW
     gaps = []
     different = []
+    accepted = 0
     for number, (sample, reference) in enumerate(zip(samples[:count], references, strict=False)):
         # The file itself where the method is plain; the same frames as an array elsewhere, which is faster.
         source = sample.path if method == "ar" else sample.frames
@@ -153,7 +153,10 @@ async def test_every_token_is_that_of_transformers(
             different.append(f"clip {number} (smallest gap {reference.smallest_gap:.2e})")
         assert answer.stats.draft_lost == ""
         assert answer.stats.method == method
-        if method != "ar" and len(answer.tokens) > 30:
+        accepted += answer.stats.accepted_tokens
+        # With a window of its own choice the draft may rest for a whole answer where the machine is busy.
+        if method != "ar" and "window" in OPENED[name] and len(answer.tokens) > 30:
             assert answer.stats.accepted_tokens > 0, "the draft had no part in this"
     record_property("smallest_deciding_logit_gap", min(gaps))
+    assert method == "ar" or accepted > 0, "the draft had no part in any"
     assert not different, f"{name}, {method}: other tokens than transformers for {', '.join(different)}"
