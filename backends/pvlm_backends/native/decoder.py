@@ -16,7 +16,7 @@ from ..torch.checkpoint import WeightSource
 from ..torch.config import TextConfig
 from ..torch.decoder import KEPT_WORKSPACES, Decoder
 from .blocks import Blocks
-from .library import CacheStructure, DecoderStructure, Layer, kernels
+from .library import CacheStructure, DecoderStructure, Layer, Matrix, kernels
 from .linear import PanelLinear
 
 _LANES = 8
@@ -50,8 +50,6 @@ class NativeDecoder(Decoder):
                 )
         self._kernels = kernels()
         super().__init__(config, weights, dtype, devices, partial(PanelLinear, blocks=Blocks()))
-        self._norms = [norm.weight.float() for layer in self._layers for norm in (layer.input_norm, layer.post_norm)]
-        self._last_norm = self._norm.weight.float()
         self._scratch = torch.empty(0)
         self._structure = self._describe()
 
@@ -77,25 +75,24 @@ class NativeDecoder(Decoder):
             self._kernels.run_layers(decoder, cached, first, last, row, count, rotated.data_ptr(), hidden.data_ptr())
             if after_layer is not None:
                 after_layer(last, hidden)
-        # An ordinary tensor although this runs in inference mode: its receiver may write to it.
-        with torch.inference_mode(False):
-            logits = torch.empty(count, self.config.vocab_size)
+        logits = self._empty_logits(count)
         self._kernels.run_head(decoder, cached, count, hidden.data_ptr(), logits.data_ptr())
         return logits
 
     def _describe(self) -> DecoderStructure:
         config = self.config
-        norms = iter(self._norms)
         layers = (Layer * config.layers)()
         for place, layer in zip(layers, self._layers, strict=True):
             for name in ("qkv", "output", "gate_up", "down"):
                 setattr(place, name, getattr(layer, name).matrix)
-            place.input_norm, place.post_norm = next(norms).data_ptr(), next(norms).data_ptr()
-        tied = not isinstance(self._head, PanelLinear)
-        structure = DecoderStructure(
+            place.input_norm = layer.input_norm.weight.data_ptr()
+            place.post_norm = layer.post_norm.weight.data_ptr()
+        head = self._head.matrix if isinstance(self._head, PanelLinear) else None
+        return DecoderStructure(
             layers=layers,
-            embedding=self.embedding.data_ptr() if tied else None,
-            norm=self._last_norm.data_ptr(),
+            head=head or Matrix(),
+            embedding=None if head else self.embedding.data_ptr(),
+            norm=self._norm.weight.data_ptr(),
             vocabulary=config.vocab_size,
             width=config.hidden_size,
             heads=config.heads,
@@ -105,9 +102,6 @@ class NativeDecoder(Decoder):
             epsilon=config.rms_norm_eps,
             threads=torch.get_num_threads(),
         )
-        if isinstance(self._head, PanelLinear):
-            structure.head = self._head.matrix
-        return structure
 
     def _scratch_for(self, tokens: int, cache: KeyValueCache) -> Tensor:
         needed = self._kernels.scratch_size(byref(self._structure), tokens, cache.start.shape[-2])

@@ -23,6 +23,7 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-fno-fast-math", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 _COMPILER = "CC"
 _SECONDS = 120
+_INSTEAD = f"take the backend 'torch', or another compiler by the environment variable {_COMPILER}"
 
 
 class Matrix(Structure):
@@ -110,7 +111,8 @@ def kernels() -> CDLL:
 def _build() -> Path:
     command = _compiler()
     # Named by all that it depends on, so that another version of pvlm or of the compiler makes another file.
-    recipe = "\0".join((_SOURCE.read_text(), *command, *_FLAGS, _run([*command, "--version"])))
+    sources = (path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]")))
+    recipe = "\0".join((*sources, *command, *_FLAGS, _run([*command, "--version"])))
     folder = _cache_folder()
     library = folder / f"kernels-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     try:
@@ -156,7 +158,9 @@ def _compiler() -> list[str]:
         try:
             words = shlex.split(command)
         except ValueError as error:
-            raise BackendError(f"the environment variable {_COMPILER} is {command!r}: {error}") from None
+            raise BackendError(
+                f"the environment variable {_COMPILER} is {command!r}: {error}; name a compiler there, or nothing"
+            ) from None
         if words and shutil.which(words[0]):
             return words
     raise BackendError(
@@ -169,13 +173,12 @@ def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
     except OSError as error:
-        raise BackendError(f"'{shlex.join(command)}' cannot be run: {error}") from None
+        raise BackendError(f"'{shlex.join(command)}' cannot be run: {error}; {_INSTEAD}") from None
     except subprocess.TimeoutExpired:
-        raise BackendError(f"'{shlex.join(command)}' takes longer than {_SECONDS} s") from None
+        raise BackendError(f"'{shlex.join(command)}' takes longer than {_SECONDS} s; {_INSTEAD}") from None
     if done.returncode:
         said = (done.stderr.strip() or "nothing").splitlines()
         raise BackendError(
-            f"the kernels of the backend 'native' do not compile: '{shlex.join(command)}' says {said[0]!r}; "
-            "take the backend 'torch', or another compiler by the environment variable CC"
+            f"the kernels of the backend 'native' do not compile: '{shlex.join(command)}' says {said[0]!r}; {_INSTEAD}"
         )
     return done.stdout

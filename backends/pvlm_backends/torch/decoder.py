@@ -206,12 +206,15 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 ``(n, vocab_size)`` from the last layer's output."""
         normed = self._norm(hidden.to(self._head_device))
-        # An ordinary tensor although this runs in inference mode: its receiver may write to it.
-        with torch.inference_mode(False):
-            logits = torch.empty(hidden.shape[0], self.config.vocab_size, device=self._head_device)
+        logits = self._empty_logits(hidden.shape[0])
         if self.dtype == torch.float32:
             return self._head.write(normed, logits)
         return logits.copy_(self._head.write(normed, normed.new_empty(logits.shape)))
+
+    def _empty_logits(self, count: int) -> Tensor:
+        """An ordinary tensor although this runs in inference mode: its receiver may write to it."""
+        with torch.inference_mode(False):
+            return torch.empty(count, self.config.vocab_size, device=self._head_device)
 
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
         """The least that a pass over so many tokens does where the cache then holds ``rows``: bytes read, operations.
