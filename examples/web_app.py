@@ -31,7 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pvlm import Engine, EngineBusy, OptionError, PromptError, PvlmError, TargetLost, VideoError
-from pvlm.prometheus import PrometheusMetrics
+from pvlm.telemetry.prometheus import PrometheusMetrics
 
 MAX_VIDEO_BYTES = 64 << 20
 """Held in memory for each caller, also for those that wait."""

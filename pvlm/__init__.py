@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         VideoError,
     )
     from pvlm.results import Answer, AnswerStats, Chunk
-    from pvlm.workers.supervisor import ActorHealth
+    from pvlm.runtime.supervisor import ActorHealth
 
 __version__ = "0.1.0"
 
@@ -64,7 +64,7 @@ _HOMES = {
     "Answer": "results",
     "AnswerStats": "results",
     "Chunk": "results",
-    "ActorHealth": "workers.supervisor",
+    "ActorHealth": "runtime.supervisor",
 }
 
 

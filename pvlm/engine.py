@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from pvlm.answering import AnswerStream
+from pvlm.answer.stream import AnswerStream
 from pvlm.config import EngineConfig, answer_options, engine_config
 from pvlm.errors import EngineStateError
-from pvlm.metrics import Metrics
-from pvlm.recorder import Recorder
-from pvlm.reporting import Reporter
 from pvlm.results import Answer
-from pvlm.runtime import Runtime
-from pvlm.workers.supervisor import ActorHealth
+from pvlm.runtime.pair import Runtime
+from pvlm.runtime.supervisor import ActorHealth
+from pvlm.telemetry.metrics import Metrics
+from pvlm.telemetry.recorder import Recorder
+from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Engine:
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
-        ``metrics``: is told what the engine counts and times, for instance a `pvlm.prometheus.PrometheusMetrics`.
+        ``metrics``: receives what the engine counts and times, for instance a
+        `pvlm.telemetry.prometheus.PrometheusMetrics`.
 
         Raises ConfigError on unknown keys and on settings that cannot be.
         """

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pvlm.counts import Counts
+from pvlm.coordination.statistics import Counts
 
 FinishReason = Literal["stop", "length"]
 

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm.commands import Command, Event
 from pvlm.config import EngineConfig, answer_options
+from pvlm.coordination.events import Command, Event
 from pvlm.engine import Engine
-from pvlm.recorder import Recorded
 from pvlm.results import Answer, ratio_or_none
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.pruning import load_pruner
+from pvlm.telemetry.recorder import Recorded
 from pvlm_protocols.messages import PruneMask
 
 if TYPE_CHECKING:

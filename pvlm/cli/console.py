@@ -17,8 +17,8 @@ from rich.table import Table
 
 from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
-from pvlm.figures import figures
 from pvlm.results import AnswerStats
+from pvlm.telemetry.figures import figures
 from pvlm.workers.remote import worker_command
 from pvlm_protocols.backend import Role
 

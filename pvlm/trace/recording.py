@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvlm.commands import Command, Event
+from pvlm.coordination.events import Command, Event
 from pvlm.errors import EngineStateError, OptionError
-from pvlm.recorder import Recorded
 from pvlm.results import Answer
+from pvlm.telemetry.recorder import Recorded
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Trace:
         answer = await engine.answer("clip.mp4", "What happens in the video?", trace=trace)
         trace.write("trace")
 
-    A `pvlm.recorder.Recorder`. It keeps the messages and the resized frames; they can be written as often as wanted,
-    also where the answer failed or was left early.
+    A `pvlm.telemetry.recorder.Recorder`. It keeps the messages and the resized frames. They can be written as often
+    as wanted, also where the answer failed or was left early.
     """
 
     def __init__(self) -> None:

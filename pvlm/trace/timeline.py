@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from pvlm.commands import Command, DraftGone, Fail, ToDraftActor, ToTargetActor
+from pvlm.coordination.events import Command, DraftGone, Fail, ToDraftActor, ToTargetActor
 from pvlm.trace.recording import Handled, Recording
 from pvlm.trace.tokens import label
 from pvlm_protocols.backend import Role

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pvlm.text import REPLACEMENT, TextStream
+from pvlm.answer.detokenizer import REPLACEMENT, TextStream
 from pvlm_protocols.backend import Processor
 
 

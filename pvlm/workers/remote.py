@@ -12,7 +12,7 @@ import structlog
 from pvlm.config import EngineConfig
 from pvlm.endpoints import split_endpoint
 from pvlm.errors import ConfigError, ModelError
-from pvlm.reporting import Reporter
+from pvlm.telemetry.reporter import Reporter
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
 from pvlm.workers.clocks import HostClock

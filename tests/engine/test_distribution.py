@@ -24,7 +24,7 @@ from pvlm.speculation.sampling import draw, processed
 from pvlm.speculation.settings import DistributionSettings
 from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.messages import Pruning, Sampling
-from tests.runtime.harness import SCHEDULES, Harness, sampling
+from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import VOCABULARY, ToyBackend
 
 SAMPLES = 800

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from pvlm import ConfigError, Engine, EngineBusy, OptionError, TargetLost, VideoError
-from pvlm.metrics import METRICS
-from pvlm.prometheus import PrometheusMetrics
-from pvlm.reporting import Fault
+from pvlm.telemetry.metrics import METRICS
+from pvlm.telemetry.prometheus import PrometheusMetrics
+from pvlm.telemetry.reporter import Fault
 from tests.engine.conftest import FRAMES, TOY
 from tests.support.totals import Totals
 
@@ -78,7 +78,7 @@ async def test_the_latencies_between_tokens_add_up_to_the_time_of_decoding(regis
 
 
 async def test_who_is_answered_and_who_waits(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvlm.reporting.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("pvlm.telemetry.reporter.TELL_EVERY_S", 0.0)
     async with Engine.create(TOY, max_sessions=1, metrics=PrometheusMetrics(registry)) as engine:
         async with engine.stream(FRAMES, "?", **ENDLESS) as chunks:
             await chunks.__anext__()

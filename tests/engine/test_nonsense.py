@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from pvlm import Engine, ModelError, OptionError
 from pvlm.actors.actor import ActorSession
+from pvlm.answer.request import opening
 from pvlm.config import AnswerOptions, answer_options
-from pvlm.opening import opening
 from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.codec import decode_for_actor, encode
 from pvlm_protocols.messages import Closed, DraftWindow, FromActor, Pruning, Schedule, Verdict, VideoFrames
@@ -110,7 +110,7 @@ async def test_a_draft_cannot_speak_for_the_target(says: dict[type, Any]) -> Non
 
 @pytest.mark.anyio
 async def test_frames_that_are_too_many_bytes_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvlm.answering.MAX_ARRAY_BYTES", FRAMES.nbytes - 1)
+    monkeypatch.setattr("pvlm.answer.stream.MAX_ARRAY_BYTES", FRAMES.nbytes - 1)
     async with Engine.create(TOY) as engine:
         with pytest.raises(
             OptionError, match=r"4 frames of 8x8 take 768 bytes, more than the limit of 767: take fewer"

@@ -86,7 +86,7 @@ async def test_the_cause_of_a_lost_target_is_its_own_traceback(bombs: set[str]) 
 
 async def test_restarts_are_counted_in_a_row(bombs: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """An actor that has run for long enough, here at once, may be lost again and again."""
-    monkeypatch.setattr("pvlm.workers.supervisor.HEALTHY_S", 0.0)
+    monkeypatch.setattr("pvlm.runtime.supervisor.HEALTHY_S", 0.0)
     async with Engine.create(TOY, target="0@5", target_restarts=1) as engine:  # slow: the test must keep up with it
         async with engine.stream(FRAMES, "?", **OPTIONS) as chunks:
             tokens = losses = 0

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from pvlm.answer.detokenizer import REPLACEMENT, TextStream
 from pvlm.config import bundled
-from pvlm.text import REPLACEMENT, TextStream
 
 TOKENIZER = Tokenizer.from_file(f"{bundled('target')}/tokenizer.json")
 

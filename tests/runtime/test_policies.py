@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pvlm import EngineConfig
-from pvlm.reporting import Reporter
-from pvlm.runtime import POLICIES, Runtime
+from pvlm.runtime.pair import POLICIES, Runtime
+from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.messages import Pruning
 
 

@@ -16,7 +16,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from pvlm import ActorHealth, Engine
-from pvlm.prometheus import PrometheusMetrics
+from pvlm.telemetry.prometheus import PrometheusMetrics
 from pvlm_protocols.backend import Role
 from tests.soak.asking import Asking, cases
 from tests.soak.watching import WORKER_WARM_UP_S, Growth, Sample, Watch, growths

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pvlm.metrics import Metric
+from pvlm.telemetry.metrics import Metric
 
 
 class Totals:
-    """A `pvlm.metrics.Metrics`. Of histograms it counts the values."""
+    """A `pvlm.telemetry.metrics.Metrics`. Of histograms it counts the values."""
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm import Engine, EngineStateError, OptionError, PromptError
-from pvlm.commands import Event
-from pvlm.counts import Counts
-from pvlm.recorder import Recorded
+from pvlm.coordination.events import Event
+from pvlm.coordination.statistics import Counts
 from pvlm.speculation.windows import FixedWindow
+from pvlm.telemetry.recorder import Recorded
 from pvlm.trace import Trace
 from pvlm.trace.timeline import SHORTEST_WAIT_MS, Timeline, timeline
 from pvlm_protocols.backend import PromptError as BackendPromptError
 from pvlm_protocols.backend import Session
 from pvlm_protocols.messages import Open, Pruning, Schedule, Verdict, VideoFrames, Window
-from tests.runtime.harness import SCHEDULES, Harness, sampling
+from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import ToyBackend, ToyProcessor
 from tests.trace.conftest import FRAMES, TOY, traced
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvlm.answer.detokenizer import REPLACEMENT
 from pvlm.config import bundled
-from pvlm.text import REPLACEMENT
 from pvlm.trace.tokens import label, pieces
 from pvlm_backends.processing import load_processor
 

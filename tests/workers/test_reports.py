@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import capture_logs
 
 from pvlm import Engine
-from pvlm.prometheus import PrometheusMetrics
+from pvlm.telemetry.prometheus import PrometheusMetrics
 from pvlm.transports.framing import framed
 from pvlm.transports.wire import Frames
 from tests.support.toy import ToyBackend

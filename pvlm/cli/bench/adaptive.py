@@ -11,7 +11,7 @@ from rich.table import Table
 from pvlm.bench.adaptive import SCENARIOS, AdaptiveRow, measure_adaptive
 from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
 from pvlm.cli.console import quiet_logs
-from pvlm.figures import number
+from pvlm.telemetry.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -11,7 +11,7 @@ from pvlm.bench.device import DeviceReport, DeviceRow, measure_device
 from pvlm.bench.shapes import PAIRS
 from pvlm.cli.bench.common import add_json_option, new_table
 from pvlm.cli.console import quiet_logs, write_json
-from pvlm.figures import number
+from pvlm.telemetry.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from pvlm.bench.emulated import NEAR_THEORY, EmulatedRow, measure_emulated
 from pvlm.bench.pairs import PAIRS, VANILLA_WINDOW
 from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
 from pvlm.cli.console import quiet_logs
-from pvlm.figures import number
+from pvlm.telemetry.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,7 +12,7 @@ from pvlm.cli.bench.common import add_json_option
 from pvlm.cli.console import quiet_logs, write_json
 from pvlm.cli.options import add_engine_options, engine_settings
 from pvlm.config import engine_config
-from pvlm.figures import number
+from pvlm.telemetry.figures import number
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

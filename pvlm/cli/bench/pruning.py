@@ -16,7 +16,7 @@ from pvlm.cli.console import quiet_logs
 from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
 from pvlm.cli.plotting import INK, add_plot_option, check_plot, new_figure, plain_panel, save_plot
 from pvlm.config import engine_config
-from pvlm.figures import number
+from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

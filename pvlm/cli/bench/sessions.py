@@ -15,7 +15,7 @@ from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_op
 from pvlm.cli.console import quiet_logs
 from pvlm.cli.demo import bundled_clips
 from pvlm.config import BUNDLED
-from pvlm.figures import number
+from pvlm.telemetry.figures import number
 
 NAMES = (*PAIRS, BUNDLED)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pvlm.figures import figures
+from pvlm.telemetry.figures import figures
 from pvlm.trace.recording import Recording
 from pvlm.trace.timeline import Cell, Timeline
 from pvlm.trace.tokens import pieces

@@ -14,9 +14,11 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from pvlm.commands import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
+from pvlm.answer.detokenizer import TextStream
+from pvlm.answer.request import answer_pruning, answer_schedule, draft_opening, opening, resolve_method
 from pvlm.config import AnswerOptions, check_question
-from pvlm.coordinator import Coordinator
+from pvlm.coordination.coordinator import Coordinator
+from pvlm.coordination.events import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
 from pvlm.errors import (
     EngineBusy,
     EngineStateError,
@@ -28,14 +30,12 @@ from pvlm.errors import (
     TargetLost,
     VideoError,
 )
-from pvlm.live_session import LiveSession
-from pvlm.metrics import REQUEST_LATENCY, REQUESTS
-from pvlm.opening import answer_pruning, answer_schedule, draft_opening, opening, resolve_method
-from pvlm.recorder import Recorded, Recorder
-from pvlm.reporting import AnswerReport, Reporter
 from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none
-from pvlm.runtime import Runtime
-from pvlm.text import TextStream
+from pvlm.runtime.pair import Runtime
+from pvlm.runtime.session import LiveSession
+from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
+from pvlm.telemetry.recorder import Recorded, Recorder
+from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.video import Video, check_source, read_video
 from pvlm_protocols.backend import BackendError, Processor
 from pvlm_protocols.codec import MAX_ARRAY_BYTES

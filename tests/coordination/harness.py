@@ -15,10 +15,19 @@ from typing import Any
 from pvlm.actors.actor import Actor
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.target import TargetActor
-from pvlm.commands import DraftBack, DraftGone, Emit, Fail, TargetBack, TargetGone, ToDraftActor, ToTargetActor
-from pvlm.coordinator import Coordinator
-from pvlm.reporting import AnswerReport
+from pvlm.coordination.coordinator import Coordinator
+from pvlm.coordination.events import (
+    DraftBack,
+    DraftGone,
+    Emit,
+    Fail,
+    TargetBack,
+    TargetGone,
+    ToDraftActor,
+    ToTargetActor,
+)
 from pvlm.speculation.windows import FixedWindow, WindowPolicy
+from pvlm.telemetry.reporter import AnswerReport
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
 from tests.support.totals import Totals
 from tests.support.toy import END_TOKEN, VOCABULARY, ToyBackend

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm.actors.actor import PATIENCE_MAX_S, Actor
-from pvlm.commands import (
+from pvlm.coordination.coordinator import Coordinator, State
+from pvlm.coordination.events import (
     Cancelled,
     DraftBack,
     DraftGone,
@@ -26,7 +27,6 @@ from pvlm.commands import (
     ToDraftActor,
     ToTargetActor,
 )
-from pvlm.coordinator import Coordinator, State
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.workers.actors import make_actor
 from pvlm_backends.emulated import EmulatedBackend
@@ -50,9 +50,9 @@ from pvlm_protocols.messages import (
     VideoFrames,
     Window,
 )
+from tests.coordination.harness import SCHEDULES, Mailbox, sampling
 from tests.protocols.samples import FROM_ACTOR, TO_ACTOR
 from tests.protocols.strategies import messages_of
-from tests.runtime.harness import SCHEDULES, Mailbox, sampling
 
 ROLES: tuple[Role, ...] = ("target", "draft")
 TOKENS = 12

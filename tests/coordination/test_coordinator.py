@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm.commands import Cancelled, DraftGone, TargetGone
-from pvlm.coordinator import State
+from pvlm.coordination.coordinator import State
+from pvlm.coordination.events import Cancelled, DraftGone, TargetGone
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window
-from tests.runtime.harness import SCHEDULES, Harness, sampling
+from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import ToyBackend
 
 noises = st.sampled_from([0.0, 0.5, 2.0])

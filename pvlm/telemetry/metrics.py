@@ -1,7 +1,7 @@
-"""What an engine counts and times for whoever operates it, and the interface that is told of it.
+"""What an engine counts and times for its operators, and the interface that receives it.
 
-Names and meanings are those of vLLM's metrics, where it has them, with ``pvlm:`` in front. `pvlm.prometheus` shows
-them to Prometheus.
+Names and meanings are those of vLLM's metrics, where it has them, with ``pvlm:`` in front.
+`pvlm.telemetry.prometheus` exports them to Prometheus.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ import anyio.abc
 import msgspec
 import structlog
 
-from pvlm.checking import misplaced
 from pvlm.config import EngineConfig
+from pvlm.coordination.validation import misplaced
 from pvlm.errors import RemoteTraceback
-from pvlm.metrics import WORKER_RESTARTS, WORKERS_RUNNING
-from pvlm.reporting import Reporter
+from pvlm.telemetry.metrics import WORKER_RESTARTS, WORKERS_RUNNING
+from pvlm.telemetry.reporter import Reporter
 from pvlm.transports import ChannelClosed, ChannelFull
 from pvlm.transports.zmq import ZmqServer
 from pvlm.workers.launch import RunningActor, launch

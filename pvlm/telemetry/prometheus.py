@@ -1,18 +1,18 @@
-"""`pvlm.metrics` for Prometheus, through ``prometheus-client`` (``pip install 'pvlm[metrics]'``)."""
+"""`pvlm.telemetry.metrics` for Prometheus, through ``prometheus-client`` (``pip install 'pvlm[metrics]'``)."""
 
 from __future__ import annotations
 
 from pvlm.errors import ConfigError
-from pvlm.metrics import METRICS, Metric
+from pvlm.telemetry.metrics import METRICS, Metric
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 except ImportError as error:
-    raise ImportError("pvlm.prometheus needs prometheus-client: pip install 'pvlm[metrics]'") from error
+    raise ImportError("pvlm.telemetry.prometheus needs prometheus-client: pip install 'pvlm[metrics]'") from error
 
 
 class PrometheusMetrics:
-    """A `pvlm.metrics.Metrics` over collectors in a registry of prometheus-client::
+    """A `pvlm.telemetry.metrics.Metrics` over collectors in a registry of prometheus-client::
 
         metrics = PrometheusMetrics()
         prometheus_client.start_http_server(9400, addr="127.0.0.1")

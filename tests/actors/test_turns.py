@@ -22,7 +22,7 @@ from pvlm_protocols.messages import (
     Verdict,
     Window,
 )
-from tests.runtime.harness import PRUNING, SCHEDULES, Mailbox, sampling
+from tests.coordination.harness import PRUNING, SCHEDULES, Mailbox, sampling
 from tests.support.toy import ToyBackend
 
 TOKENS = 40

@@ -25,8 +25,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from pvlm.checking import verdict_problem, window_problem
-from pvlm.commands import (
+from pvlm.coordination.events import (
     Cancelled,
     Command,
     DraftBack,
@@ -43,9 +42,10 @@ from pvlm.commands import (
     ToDraftActor,
     ToTargetActor,
 )
+from pvlm.coordination.measurement import Measuring
+from pvlm.coordination.rest import Resting
+from pvlm.coordination.validation import verdict_problem, window_problem
 from pvlm.errors import InvalidTransition
-from pvlm.measuring import Measuring
-from pvlm.resting import Resting
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.messages import (
     Advance,

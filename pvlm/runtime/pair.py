@@ -10,7 +10,9 @@ from types import TracebackType
 import anyio
 import structlog
 
-from pvlm.commands import (
+from pvlm.config import EngineConfig, Method, WindowSetting
+from pvlm.coordination.coordinator import Coordinator
+from pvlm.coordination.events import (
     Command,
     DraftBack,
     DraftGone,
@@ -18,8 +20,6 @@ from pvlm.commands import (
     TargetGivenUp,
     TargetGone,
 )
-from pvlm.config import EngineConfig, Method, WindowSetting
-from pvlm.coordinator import Coordinator
 from pvlm.errors import (
     ConfigError,
     EngineBusy,
@@ -29,14 +29,14 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
-from pvlm.live_session import LiveSession
-from pvlm.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.plugins import load_plugin
-from pvlm.recorder import Recorder
-from pvlm.reporting import AnswerReport, Reporter
+from pvlm.runtime.session import LiveSession
+from pvlm.runtime.supervisor import ActorHealth, Supervisor
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
+from pvlm.telemetry.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
+from pvlm.telemetry.recorder import Recorder
+from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
-from pvlm.workers.supervisor import ActorHealth, Supervisor
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
 from pvlm_protocols.messages import FromActor, Pruning, Schedule, SessionMessage
 

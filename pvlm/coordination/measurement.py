@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pvlm.counts import Counts
+from pvlm.coordination.statistics import Counts
 from pvlm.speculation.gaps import Gaps
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.limits import MAX_MILLISECONDS

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pvlm.commands import DraftBack, Fail, TargetBack, TargetGivenUp, TargetGone
-from pvlm.coordinator import State
+from pvlm.coordination.coordinator import State
+from pvlm.coordination.events import DraftBack, Fail, TargetBack, TargetGivenUp, TargetGone
 from pvlm.speculation import coupling
 from pvlm.speculation.sampling import normalised, processed
 from pvlm.speculation.settings import DistributionSettings
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import Failed, Open, Verdict
-from tests.runtime.harness import SCHEDULES, Harness, sampling
-from tests.runtime.test_coordinator import Moody, noises, seeds
+from tests.coordination.harness import SCHEDULES, Harness, sampling
+from tests.coordination.test_coordinator import Moody, noises, seeds
 from tests.support.toy import ToyBackend
 
 TWO_MODELS = [name for name in SCHEDULES if name != "ar"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pvlm.commands import Command, Event
+from pvlm.coordination.events import Command, Event
 from pvlm.results import Answer
 from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.messages import Open

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import anyio
 
-from pvlm.commands import Command, Event, ToDraftActor, ToTargetActor
-from pvlm.coordinator import Coordinator
-from pvlm.recorder import Recorder
-from pvlm.reporting import AnswerReport, Reporter
-from pvlm.workers.supervisor import Supervisor
+from pvlm.coordination.coordinator import Coordinator
+from pvlm.coordination.events import Command, Event, ToDraftActor, ToTargetActor
+from pvlm.runtime.supervisor import Supervisor
+from pvlm.telemetry.recorder import Recorder
+from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm_protocols.backend import Role
 from pvlm_protocols.messages import Closed, Failed, FromActor, Open, ToActor
 

@@ -9,7 +9,7 @@ import msgspec
 from pvlm.config import AnswerOptions, EngineConfig, Method
 from pvlm.errors import OptionError
 from pvlm.plugins import plugin_names
-from pvlm.runtime import Runtime
+from pvlm.runtime.pair import Runtime
 from pvlm.speculation.settings import resolve_coupling
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, VideoFrames, Window

@@ -1,4 +1,4 @@
-"""What an engine tells whoever operates it: events for the log, and `pvlm.metrics`."""
+"""What an engine tells whoever operates it: events for the log, and `pvlm.telemetry.metrics`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import structlog
 
-from pvlm.commands import Event, TargetGone
-from pvlm.counts import Counts
-from pvlm.metrics import (
+from pvlm.coordination.events import Event, TargetGone
+from pvlm.coordination.statistics import Counts
+from pvlm.telemetry.metrics import (
     ACCEPTED_TOKENS,
     ACCEPTED_TOKENS_PER_POSITION,
     DRAFT_TOKENS,
@@ -40,7 +40,10 @@ Fault = Literal[
     "engine_busy",
     "answer_failed",
 ]
-"""Names of events of level warning and above, and the kinds of `pvlm.metrics.FAULTS`; see docs/operations.md."""
+"""Names of events of level warning and above, and the kinds of `pvlm.telemetry.metrics.FAULTS`.
+
+See docs/operations.md.
+"""
 
 log = structlog.get_logger()
 

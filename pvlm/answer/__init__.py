@@ -1,0 +1,1 @@
+"""One answer: from a request to text, tokens and statistics."""

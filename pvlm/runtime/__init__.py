@@ -1,0 +1,1 @@
+"""Both actors of an open engine, and the sessions over them."""

@@ -1,0 +1,1 @@
+"""What others may watch: metrics, faults, records of an answer."""
