@@ -26,7 +26,7 @@ from pvlm_protocols.backend import Processor, Prompt, Role
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
-    from pvlm_backends.hf_generate import GeneratedAnswer
+    from pvlm_backends.hf.generation import GeneratedAnswer
 
 Cores = Literal["pair", "all"]
 """``pair``: target and draft share the cores out, and a method without a draft has the target's; ``all``: all of them

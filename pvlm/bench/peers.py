@@ -24,7 +24,7 @@ from pvlm_protocols.backend import LoadOptions, Prompt, Role
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvlm_backends.hf_generate import GeneratedAnswer
+    from pvlm_backends.hf.generation import GeneratedAnswer
 
 Loop = Literal["generate", "assisted", "prompt-lookup"]
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from pvlm.config import bundled
 from pvlm.speculation.pruning import kept_count, load_pruner, temporal_novelty, visual_text_gain
-from pvlm_backends.torch import TorchBackend
+from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt
 
 from .clips import read_clip, write_clip

@@ -17,7 +17,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.native import NativeBackend
-from pvlm_backends.torch import TorchBackend
+from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions
 from tests.support.native import NATIVE
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pvlm_backends.torch.config import ModelConfig
+from pvlm_backends.raw.config import ModelConfig
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, LoadOptions, Prompt
 
 from .conftest import (

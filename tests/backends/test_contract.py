@@ -93,7 +93,7 @@ def test_its_processor_knows_where_the_video_tokens_lie(
     assert math.prod(grid) == load_backend(name, "tied").open(prompt, 1).video_tokens
 
 
-@pytest.mark.parametrize("module", ["torch:TorchBackend", "native:NativeBackend", "hf:HuggingFaceBackend"])
+@pytest.mark.parametrize("module", ["raw:TorchBackend", "native:NativeBackend", "hf:HuggingFaceBackend"])
 def test_a_backend_s_class_and_its_processor_import_nothing_heavy(
     module: str, checkpoints: Callable[[str], object]
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlm_backends.torch.linear import Linear, linear
+from pvlm_backends.raw.linear import Linear, linear
 
 
 @pytest.fixture(params=[1, 2])

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from pvlm_backends import hf_loading
 from pvlm_backends.hf import HuggingFaceBackend
+from pvlm_backends.hf import model as hf_model
 from pvlm_backends.loading import place_layers
 from pvlm_backends.processing import files, processor_of
-from pvlm_backends.torch import TorchBackend
+from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, EarlyStates, LoadOptions, Prompt
 
 from .conftest import ANYWHERE, BACKENDS, IMAGE_SIZE, edit_settings, large_checkpoint, random_checkpoint, random_frames
@@ -331,7 +331,7 @@ def test_the_device_map_of_transformers(checkpoints: FIND, tied: bool) -> None:
     config = AutoConfig.from_pretrained(checkpoints("tied" if tied else "untied"))
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    found = hf_loading.device_map(model, [torch.device("cuda", index) for index in range(2)])
+    found = hf_model.device_map(model, [torch.device("cuda", index) for index in range(2)])
     check_device_map(model, found)  # every parameter has a place
     layers = [found[f"model.language_model.layers.{index}"] for index in range(3)]
     assert layers == sorted(layers)
@@ -351,10 +351,10 @@ def test_transformers_computes_the_same_when_accelerate_dispatches_it(
     """
     folder, both = checkpoints(checkpoint), [torch.device("cpu"), torch.device("meta")]
     alone = BACKENDS["hf"].load(LoadOptions(str(folder)))
-    mapped = hf_loading.device_map
-    monkeypatch.setattr(hf_loading, "_to_be_spread", lambda options, devices: True)
+    mapped = hf_model.device_map
+    monkeypatch.setattr(hf_model, "_to_be_spread", lambda options, devices: True)
     monkeypatch.setattr(
-        hf_loading,
+        hf_model,
         "device_map",
         lambda model, devices: {
             name: place.replace("meta", "disk") for name, place in mapped(model, devices).items()
@@ -362,7 +362,7 @@ def test_transformers_computes_the_same_when_accelerate_dispatches_it(
     )  # fmt: skip
     options = LoadOptions(str(folder), extra={"offload_folder": str(tmp_path)})
     settings = files.read_settings(folder, "config.json")
-    model = hf_loading.load_model(folder, settings, options, both, torch.float32, None)
+    model = hf_model.load_model(folder, settings, options, both, torch.float32, None)
     assert {name for name, place in model.hf_device_map.items() if place == "disk"} > {
         "model.language_model.layers.2",
         "model.language_model.norm",
@@ -377,8 +377,8 @@ def test_transformers_computes_the_same_when_accelerate_dispatches_it(
 def test_what_transformers_cannot_spread(checkpoints: FIND, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=r"'cpu,meta'.*backend 'torch'"):
         BACKENDS["hf"].load(LoadOptions(str(checkpoints("tied")), device="cpu,meta"))
-    monkeypatch.setattr(hf_loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(hf_model, "find_spec", lambda name: None)
     options = LoadOptions(str(checkpoints("tied")), device="cuda:0,cuda:1")
     devices = [torch.device("cuda", index) for index in range(2)]
     with pytest.raises(BackendError, match=r"'cuda:0,cuda:1'.*pip install accelerate"):
-        hf_loading.load_model(checkpoints("tied"), {}, options, devices, torch.float32, None)
+        hf_model.load_model(checkpoints("tied"), {}, options, devices, torch.float32, None)

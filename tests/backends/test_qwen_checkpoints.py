@@ -13,8 +13,8 @@ from accelerate.utils import check_device_map
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from pvlm_backends.hf_loading import device_map
-from pvlm_backends.torch.config import ModelConfig, QwenVisionConfig
+from pvlm_backends.hf.model import device_map
+from pvlm_backends.raw.config import ModelConfig, QwenVisionConfig
 from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
 from tests.support.qwen import TOKEN_SIDE, module_name, qwen_checkpoint, released_name, rename_weights
 

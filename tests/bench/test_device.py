@@ -15,7 +15,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from pvlm.bench.shapes import PAIRS, write_shape
 from pvlm.cli import main
 from pvlm_backends.hf import HuggingFaceBackend
-from pvlm_backends.torch import TorchBackend
+from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import LoadOptions, Prompt
 
 

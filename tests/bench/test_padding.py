@@ -15,7 +15,7 @@ from pvlm import EngineConfig, ModelError, OptionError
 from pvlm.bench.padding import pad_layers, padded, padded_layers
 from pvlm.cli import main
 from pvlm_backends.hf import HuggingFaceBackend
-from pvlm_backends.torch import TorchBackend
+from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Prompt
 from tests.backends.conftest import BUNDLED, random_checkpoint
 

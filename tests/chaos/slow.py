@@ -12,7 +12,7 @@ import numpy as np
 
 from pvlm.video.decord_reader import DecordReader
 from pvlm_backends.emulated import EmulatedBackend
-from pvlm_backends.torch import TorchBackend
+from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import LoadOptions
 from tests.chaos.faults import worker_chaos
 

@@ -281,8 +281,8 @@ async def test_a_video_beyond_the_positions_is_refused_before_the_tower_runs(
 ) -> None:
     ran: list[torch.Size] = []
     names = {
-        "torch": "pvlm_backends.torch.qwen_vision.QwenVisionTower.encode",
-        "hf": "pvlm_backends.hf_session._video_features",
+        "torch": "pvlm_backends.raw.qwen_vision.QwenVisionTower.encode",
+        "hf": "pvlm_backends.hf.session._video_features",
     }
     monkeypatch.setattr(names[backend], lambda *given: ran.append(given[1].shape))
     frames = np.zeros((120, 168, 168, 3), np.uint8)

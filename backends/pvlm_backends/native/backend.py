@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..torch.backend import TorchBackend
+from ..raw.backend import TorchBackend
 
 if TYPE_CHECKING:
-    from ..torch.decoder import Decoder
+    from ..raw.decoder import Decoder
 
 
 class NativeBackend(TorchBackend):

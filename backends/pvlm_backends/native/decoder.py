@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pvlm_protocols.backend import BackendError
 
-from ..torch.cache import KeyValueCache
-from ..torch.checkpoint import WeightSource
-from ..torch.config import TextConfig
-from ..torch.decoder import KEPT_WORKSPACES, Decoder
+from ..raw.cache import KeyValueCache
+from ..raw.checkpoint import WeightSource
+from ..raw.config import TextConfig
+from ..raw.decoder import KEPT_WORKSPACES, Decoder
 from .blocks import Blocks
 from .library import CacheStructure, DecoderStructure, Layer, Matrix, kernels
 from .linear import PanelLinear

@@ -7,7 +7,7 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from ..torch.linear import Linear, halves_suffice
+from ..raw.linear import Linear, halves_suffice
 from .blocks import Blocks
 from .library import Matrix, kernels
 

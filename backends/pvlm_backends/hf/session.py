@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from .processing import PreparedPrompt
-from .session import AfterLayer, CachedSession
+from ..processing import PreparedPrompt
+from ..session import AfterLayer, CachedSession
 
 
 class HuggingFaceSession(CachedSession):

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from .processing import PreparedPrompt
+from ..processing import PreparedPrompt
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
 
 if TYPE_CHECKING:
-    from .hf_generate import GeneratedAnswer
-    from .hf_session import HuggingFaceSession
-    from .processing import VideoProcessor
+    from ..processing import VideoProcessor
+    from .generation import GeneratedAnswer
+    from .session import HuggingFaceSession
 
 _ATTENTION = "attn_implementation"
 
@@ -40,8 +40,8 @@ class HuggingFaceBackend:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
-        from .hf_session import HuggingFaceSession
-        from .loading import check_positions
+        from ..loading import check_positions
+        from .session import HuggingFaceSession
 
         if self._model is None:
             raise BackendError("this backend is closed")
@@ -69,7 +69,7 @@ class HuggingFaceBackend:
             PromptError: the prompt cannot be built.
             BackendError: a backend is closed.
         """
-        from .hf_generate import generate
+        from .generation import generate
 
         if self._model is None or (assistant is not None and assistant._model is None):
             raise BackendError("this backend is closed")
@@ -90,17 +90,17 @@ class HuggingFaceBackend:
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
         """The text and frame half of a checkpoint; no code of the checkpoint is ever run. Raises CheckpointError."""
-        from .processing import load_processor
+        from ..processing import load_processor
 
         return load_processor(model)
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> HuggingFaceBackend:
         """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
-        from .hf_loading import load_model, random_model
-        from .loading import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
-        from .processing import processor_of
-        from .processing.files import locate_checkpoint, read_settings
+        from ..loading import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
+        from ..processing import processor_of
+        from ..processing.files import locate_checkpoint, read_settings
+        from .model import load_model, random_model
 
         check_extra_options(options, (_ATTENTION, RANDOM_WEIGHTS))
         devices = choose_devices(options)

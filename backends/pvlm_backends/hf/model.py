@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions
 
-from .loading import place_layers
-from .weights import WeightFiles
+from ..loading import place_layers
+from ..weights import WeightFiles
 
 _LOADING = Lock()
 """transformers patches torch while it loads: of two models at once (transport inproc) one may lose its tied weights."""
