@@ -1,8 +1,8 @@
-"""What passes of full-size decoders take on a device, with random weights, beside transformers on the same device.
+"""Times of passes of full-size decoders with random weights on a device, beside transformers on the same device.
 
-The prompt is text of as many tokens as a video has, for to a decoder a token is a token; what pruning drops is left
-out. So neither the vision tower nor the choice of tokens is in these figures. Times are those of a call, with all that
-it has put on the device done.
+The prompt is text with as many tokens as a video has, because a decoder treats all tokens alike. Pruned tokens are left
+out. So the figures include neither the vision tower nor the choice of tokens. A time lasts from a call until the device
+has finished all its work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from pvlm.bench.shapes import PAIRS, write_shape
+from pvlm.bench.architectures import PAIRS, write_architecture
 from pvlm.errors import ModelError, OptionError
 from pvlm.plugins import load_plugin
 from pvlm.speculation.pruning import default_early_layer
@@ -39,17 +39,17 @@ from pvlm_protocols.backend import (
 
 What = Literal["pass", "drafted token", "prefill", "prefill beside the draft's"]
 TEXT_TOKENS = 64
-"""Of the prompt, about: what stays when all of the video is dropped."""
+"""Approximate number of prompt tokens that remain when all of the video is dropped."""
 _WORD = " color"
 _WARM_UP = 2
 
 
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement of one backend. ``ms`` is a median: of a pass, of one token of a window, or of a prefill.
+    """One measurement of one backend. ``ms`` is the median time of a pass, of one token of a window, or of a prefill.
 
-    ``tokens``: of the pass, or of the window that is drafted. ``ratio``: share of the video tokens that is dropped.
-    ``rows``: in the cache before; of a prefill, those that it fills. A prefill beside the draft's ends with the
-    target's.
+    ``tokens``: of the pass, or of the drafted window. ``ratio``: share of the video tokens that is dropped. ``rows``:
+    rows in the cache before the pass; for a prefill, the rows that it fills. The time of a prefill beside the draft's
+    ends with the target's prefill.
     """
 
     backend: str
@@ -62,7 +62,7 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``devices`` by role, in words."""
+    """All rows of one run. ``devices``: a description of each role's device."""
 
     pair: str
     devices: dict[Role, str]
@@ -87,25 +87,32 @@ def measure_device(
     threads: int | None = None,
     on_row: Callable[[DeviceRow], None] = lambda row: None,
 ) -> DeviceReport:
-    """Time a pair of `shapes.PAIRS`, one backend after the other; a draft that is measured is beside its target.
+    """Time a pair of `architectures.PAIRS`, one backend after the other.
 
     Args:
-        tokens: T_p is measured for passes over so many.
-        ratios: T_q is measured with these shares of the video dropped; the last one is that of the draft's prefill.
-        window: tokens that are drafted in one call.
-        rounds: times are medians of so many, and of three prefills at most.
-        on_row: called with each row when it is there.
+        pair: its name.
+        device: the target's.
+        draft_device: the draft's; None: the target's.
+        dtype: of the weights.
+        video_tokens: of the prompt.
+        tokens: T_p is measured for passes over these numbers of tokens.
+        ratios: T_q is measured with these shares of the video dropped; the draft's prefill uses the last one.
+        window: tokens drafted in one call.
+        rounds: a time is the median of this many measurements; of at most three for a prefill.
+        backends: names of the plug-ins.
+        threads: on the CPU; None: torch's default.
+        on_row: called with each row as soon as it is measured.
 
-    Raises OptionError for counts and ratios that make no sense, ConfigError for an unknown backend, and ModelError
-    where a model cannot be made or run.
+    Raises OptionError for invalid counts and ratios, ConfigError for an unknown backend, and ModelError if a model
+    cannot be made or run.
     """
     _check(pair, video_tokens=video_tokens, tokens=tokens, ratios=ratios, window=window, rounds=rounds)
     rows: list[DeviceRow] = []
     devices: dict[Role, str] = {"target": device, "draft": draft_device or device}
     capacity = max(*tokens, window) + 1
-    with TemporaryDirectory(prefix="pvlm-shapes-") as folder, _threads(threads):
-        for role, shape in PAIRS[pair].items():
-            write_shape(Path(folder) / role, shape, max(32_768, video_tokens + 2 * TEXT_TOKENS + capacity))
+    with TemporaryDirectory(prefix="pvlm-decoders-") as folder, _threads(threads):
+        for role, decoder in PAIRS[pair].items():
+            write_architecture(Path(folder) / role, decoder, max(32_768, video_tokens + 2 * TEXT_TOKENS + capacity))
         for name in backends:
             plugin: type[Backend] = load_plugin(ENTRY_POINT_GROUP, name)
             try:
@@ -116,10 +123,10 @@ def measure_device(
                 for row in _measure(models, video_tokens, tokens, ratios, window, rounds, capacity):
                     rows.append(row)
                     on_row(row)
-            except (BackendError, RuntimeError) as error:  # out of memory, for one
+            except (BackendError, RuntimeError) as error:  # for example: out of memory
                 raise ModelError(f"backend '{name}' cannot be measured: {error}") from error
             models.clear()
-            gc.collect()  # the next backend needs the room
+            gc.collect()  # the next backend needs the memory
     return DeviceReport(
         pair=pair,
         devices={role: _in_words(where) for role, where in devices.items()},
@@ -132,12 +139,12 @@ def measure_device(
 
 def _check(pair: str, *, ratios: Sequence[float], tokens: Sequence[int], **counts: int) -> None:
     if pair not in PAIRS:
-        raise OptionError(f"there is no pair '{pair}': choose one of {', '.join(PAIRS)}")
+        raise OptionError(f"unknown pair '{pair}': choose one of {', '.join(PAIRS)}")
     for what, count in {**counts, "tokens": min(tokens, default=0)}.items():
         if count < 1:
             raise OptionError(f"{what.replace('_', ' ')}: {count}; at least 1 is needed")
     if not ratios or not all(0 <= ratio < 1 for ratio in ratios):
-        raise OptionError(f"ratios: {list(ratios)}; they must be at least 0 and below 1")
+        raise OptionError(f"ratios: {list(ratios)}; each must be at least 0 and below 1")
 
 
 def _measure(
@@ -161,7 +168,7 @@ def _measure(
         session.close()
     ratio = ratios[-1]
     alone, together = [], []
-    for _ in range(1 + min(3, rounds)):  # in turns; the first of each warms up
+    for _ in range(1 + min(3, rounds)):  # alternating; the first of each warms up
         alone.append(target.prefill(video_tokens, capacity))
         pruned = draft.open(round(video_tokens * (1 - ratio)) + TEXT_TOKENS, capacity)
         together.append(target.prefill(video_tokens, capacity, beside=partial(draft.on_own_stream, pruned.prefill)))
@@ -179,7 +186,7 @@ class _Model:
         )
 
     def open(self, rows: int, capacity: int) -> Session:
-        """A session whose prompt has so many tokens, or as near as repeating a word comes to it."""
+        """Open a session whose prompt has about ``rows`` tokens: one word, repeated."""
         one, many = (self._backend.open(Prompt(_WORD * count), 1).prompt_tokens for count in (1, 101))
         count = 1 + round((rows - one) * 100 / (many - one))
         return self._backend.open(Prompt(_WORD * max(1, count)), capacity)
@@ -190,7 +197,7 @@ class _Model:
         )  # fmt: skip
 
     def pass_times(self, session: Session, tokens: Sequence[int], rounds: int) -> Iterator[DeviceRow]:
-        """Sizes take turns, so that a drifting machine hurts all alike."""
+        """Time passes of each size in turn, so that a drift of the machine affects all sizes alike."""
         times: dict[int, list[float]] = {count: [] for count in tokens}
         for _ in range(_WARM_UP + rounds):
             for count, measured in times.items():
@@ -219,12 +226,12 @@ class _Model:
     def prefill(
         self, video_tokens: int, capacity: int, beside: Callable[[], object] | None = None
     ) -> tuple[int, float]:
-        """Rows and ms. ``beside`` runs in another thread from when the early layers are done, as the draft does."""
+        """Return rows and ms. ``beside`` starts in another thread after the early layers, like a draft's prefill."""
         session = self.open(video_tokens + TEXT_TOKENS, capacity)
         thread = Thread(target=beside)
 
         def on_early_layer(states: EarlyStates) -> None:
-            self._finish()  # a GPU is behind what it has been given
+            self._finish()  # a GPU works asynchronously
             if beside is not None:
                 thread.start()
 
@@ -236,12 +243,12 @@ class _Model:
         return session.prompt_tokens, ms
 
     def prefill_row(self, what: What, ratio: float, measured: Sequence[tuple[int, float]]) -> DeviceRow:
-        """The row of several `prefill`."""
+        """Return the row of several results of `prefill`."""
         rows = measured[0][0]
         return self.row(what, rows, ratio, rows, median(ms for _, ms in measured))
 
     def on_own_stream(self, work: Callable[[], object]) -> None:
-        """On a GPU two threads share a stream unless they ask for others, and one would wait for the other."""
+        """Run ``work`` on a CUDA stream of its own. On the default stream one thread would wait for the other."""
         if self._device.type != "cuda":
             work()
             return
@@ -258,7 +265,7 @@ class _Model:
         return (time.perf_counter() - started) * 1e3
 
     def _finish(self) -> None:
-        """Until the device has done what this thread gave it; another thread's stream goes on."""
+        """Wait until the device has finished this thread's work. The streams of other threads are not waited for."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 

@@ -24,7 +24,7 @@ from pvlm.video.arrays import check_sides
 from pvlm.video.containers import check_file
 from pvlm.video.readers import VideoReader, load_reader
 from pvlm.video.request import Reply, Request
-from pvlm.video.sampling import at_default_rate, at_rate, check_count, consecutive, frame_range, uniform
+from pvlm.video.selection import at_default_rate, at_rate, check_count, consecutive, frame_range, uniform
 
 _BATCH_BYTES = 64 << 20
 _ALARM_MARGIN_S = 10

@@ -31,7 +31,7 @@ import numpy as np
 from pvlm.errors import VideoError
 from pvlm.video.complaints import Witness, witness
 from pvlm.video.containers import check_file
-from pvlm.video.sampling import SAME_TIME_S
+from pvlm.video.selection import SAME_TIME_S
 
 _ANY_FAULT = 1e-12
 """As a share of the frames; 0 would mean: any number is fine."""

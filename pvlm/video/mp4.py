@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pvlm.errors import VideoError
-from pvlm.video.sampling import SAME_TIME_S
+from pvlm.video.selection import SAME_TIME_S
 
 TOP_LEVEL_BOXES = frozenset(b"ftyp moov mdat free skip wide moof mfra styp sidx pnot uuid".split())
 _MAX_INDEX_BYTES = 1 << 29

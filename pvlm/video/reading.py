@@ -14,7 +14,7 @@ import numpy as np
 from pvlm.errors import OptionError, VideoError
 from pvlm.video.arrays import as_frames
 from pvlm.video.process import decode
-from pvlm.video.sampling import check_count, consecutive, uniform
+from pvlm.video.selection import check_count, consecutive, uniform
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def read_video(
     timeout_s: float = 120,
     max_bytes: int = MAX_BYTES,
 ) -> Video:
-    """Read frames of a video; `pvlm.video.sampling` says which.
+    """Read frames of a video; `pvlm.video.selection` says which.
 
     ``source``: a path, the bytes of an encoded video, a uint8 ``(T, H, W, 3)`` array or tensor (not copied if all of
     its frames are taken), or a list of PIL images.

@@ -12,7 +12,7 @@ import structlog
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from pvlm.bench.shapes import PAIRS, write_shape
+from pvlm.bench.architectures import PAIRS, write_architecture
 from pvlm.cli import main
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.raw import TorchBackend
@@ -21,7 +21,7 @@ from pvlm_protocols.backend import LoadOptions, Prompt
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """The command sets the log up for its own standard error, which here ends with the test."""
+    """Undo the command's logging set-up: it writes to a standard error that ends with the test."""
     yield
     structlog.reset_defaults()
 
@@ -57,13 +57,13 @@ def test_every_measurement_of_every_backend(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("role", ["target", "draft"])
-def test_shapes_are_those_that_their_names_say(tmp_path: Path, pair: str, role: str) -> None:
-    folder = write_shape(tmp_path / "model", PAIRS[pair][role], 32_768)  # type: ignore[index]
+def test_decoders_have_the_sizes_that_their_names_say(tmp_path: Path, pair: str, role: str) -> None:
+    folder = write_architecture(tmp_path / "model", PAIRS[pair][role], 32_768)  # type: ignore[index]
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig.from_pretrained(folder))
     billions = sum(weight.numel() for weight in model.model.language_model.parameters()) / 1e9
     head = 0 if PAIRS[pair][role].tied else model.lm_head.weight.numel() / 1e9  # type: ignore[index]
-    # As the released models' cards have it, vision towers left out.
+    # From the cards of the released models, without vision towers.
     expected = {
         "llava-onevision-0.5b-7b": {"target": 7.6, "draft": 0.49},
         "qwen2.5-vl-7b-32b": {"target": 32.8, "draft": 7.6},
@@ -77,7 +77,7 @@ def test_shapes_are_those_that_their_names_say(tmp_path: Path, pair: str, role: 
 def test_random_weights_need_no_checkpoint(
     tmp_path: Path, backend: type[TorchBackend] | type[HuggingFaceBackend], dtype: str
 ) -> None:
-    folder = write_shape(tmp_path / "model", PAIRS["tiny"]["target"], 512)
+    folder = write_architecture(tmp_path / "model", PAIRS["tiny"]["target"], 512)
     loaded = backend.load(LoadOptions(str(folder), dtype=dtype, extra={"random_weights": True}))
     assert loaded.info.dtype == dtype
     session = loaded.open(Prompt("What happens?"), 4)
@@ -92,7 +92,7 @@ def test_random_weights_need_no_checkpoint(
     [
         ("--video-tokens 0", "video tokens: 0; at least 1 is needed"),
         ("--tokens 0", "tokens: 0; at least 1 is needed"),
-        ("--ratios 1", "ratios: [1.0]; they must be at least 0 and below 1"),
+        ("--ratios 1", "ratios: [1.0]; each must be at least 0 and below 1"),
         ("--device cuda:7", "cuda:7"),
         ("--backends nothing", "nothing"),
     ],

@@ -7,8 +7,8 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
+from pvlm.bench.architectures import PAIRS
 from pvlm.bench.device import DeviceReport, DeviceRow, measure_device
-from pvlm.bench.shapes import PAIRS
 from pvlm.cli.bench.common import add_json_option, new_table
 from pvlm.cli.console import quiet_logs, write_json
 from pvlm.telemetry.figures import number
@@ -18,12 +18,12 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     device = what.add_parser(
         "device",
         help="passes of full-size decoders with random weights on a device, beside transformers",
-        description="Times decoders in the shapes of released models, with random weights made on the device: no "
-        "checkpoint is needed. T_p over the tokens of a pass, T_q over the prune ratio, and the target's prefill alone "
-        "and beside the draft's, for pvlm's own decoder and for transformers.",
+        description="Times decoders with the architectures of released models and random weights: no checkpoint is "
+        "needed. Measures T_p over the tokens of a pass, T_q over the prune ratio, and the target's prefill alone and "
+        "beside the draft's, for pvlm's own decoder and for transformers.",
     )
     device.add_argument(
-        "--pair", choices=list(PAIRS), default=next(iter(PAIRS)), help=f"shapes (default: {next(iter(PAIRS))})"
+        "--pair", choices=list(PAIRS), default=next(iter(PAIRS)), help=f"architectures (default: {next(iter(PAIRS))})"
     )
     device.add_argument("--device", default="cpu", help="the target's, such as cuda:0 (default: cpu)")
     device.add_argument("--draft-device", help="the draft's (default: the target's)")
@@ -33,7 +33,7 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         type=int,
         default=25_088,
         metavar="M",
-        help="of the prompt (default: 25088, 128 frames of 196)",
+        help="video tokens of the prompt (default: 25088, 128 frames of 196)",
     )
     device.add_argument(
         "--tokens",
@@ -45,7 +45,7 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     device.add_argument(
         "--ratios", nargs="+", type=float, default=[0.0, 0.5, 0.75, 0.9], metavar="R",
-        help="prune ratios; the last one is that of the draft's prefill (default: 0 0.5 0.75 0.9)",
+        help="prune ratios; the draft's prefill uses the last one (default: 0 0.5 0.75 0.9)",
     )  # fmt: skip
     device.add_argument("--window", type=int, default=5, metavar="N", help="tokens drafted in a call (default: 5)")
     device.add_argument("--rounds", type=int, default=10, metavar="N", help="times are medians of N (default: 10)")
@@ -77,8 +77,8 @@ def run(options: argparse.Namespace) -> int:
     console.print(_table(report))
     console.print(
         f"random weights in {report.dtype}; target on {report.devices['target']}, draft on {report.devices['draft']}; "
-        f"decoders only: the prompt is text of {report.video_tokens} tokens in the video's place, and the vision tower "
-        "is not run",
+        f"decoders only: a text of {report.video_tokens} tokens stands for the video, and the vision tower does not "
+        "run",
         soft_wrap=True,
     )
     if options.json:
@@ -98,7 +98,7 @@ def _name(row: DeviceRow) -> str:
 
 
 def _table(report: DeviceReport) -> Table:
-    """A line for each measurement, a column for each backend; with two, the first one's time over the second's."""
+    """A line for each measurement, a column for each backend; for two backends also the ratio of their times."""
     by_name: dict[str, dict[str, DeviceRow]] = {}
     for row in report.rows:
         by_name.setdefault(_name(row), {})[row.backend] = row

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvlm.errors import OptionError
-from pvlm.video.sampling import at_default_rate, at_rate, consecutive, frame_range, uniform
+from pvlm.video.selection import at_default_rate, at_rate, consecutive, frame_range, uniform
 
 ranges = st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)).map(lambda pair: (min(pair), max(pair)))
 gaps = st.lists(st.floats(0.001, 2.0), min_size=1, max_size=60)
