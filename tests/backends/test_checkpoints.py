@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pvlm_backends.raw.config import ModelConfig
+from pvlm_backends.families.llava_onevision import LLAVA_ONEVISION
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, LoadOptions, Prompt
 
 from .conftest import (
@@ -83,9 +83,9 @@ def test_a_tied_checkpoint_that_holds_its_head_too(backend: type[Backend], tmp_p
 
 def test_defaults_of_a_sparse_config() -> None:
     settings = {"model_type": "llava_onevision", "text_config": {"hidden_size": 896, "num_attention_heads": 14}}
-    config = ModelConfig.from_settings(Path("model"), settings)
-    assert (config.text.head_dim, config.text.rms_norm_eps, config.text.rope_theta) == (64, 1e-6, 10000.0)
-    assert (config.dtype, config.text.tied_head) == ("float32", False)
+    config = LLAVA_ONEVISION.read_config(Path("model"), settings)
+    assert (config.decoder.head_dim, config.decoder.rms_norm_eps, config.decoder.rope_theta) == (64, 1e-6, 10000.0)
+    assert (config.dtype, config.decoder.tied_head) == ("float32", False)
 
 
 def test_the_dtype_is_float32_on_the_cpu(backend: type[Backend], checkpoints: Callable[[str], Path]) -> None:

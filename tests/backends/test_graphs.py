@@ -13,7 +13,7 @@ from pvlm_backends.raw.attention import AnswerAttention, PromptAttention
 from pvlm_backends.raw.backend import TorchBackend
 from pvlm_backends.raw.cache import KeyValueCache
 from pvlm_backends.raw.decoder import Decoder
-from pvlm_backends.raw.drafting import CapturedDrafting
+from pvlm_backends.raw.draft import CapturedDrafting
 from pvlm_backends.raw.graphs import SIZES, CapturedPasses
 from pvlm_backends.raw.session import TorchSession
 from pvlm_protocols.backend import Backend, Prompt
@@ -220,7 +220,7 @@ def test_a_step_that_was_launched_ahead_is_forgotten_when_other_tokens_take_its_
     load_backend: LOAD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "capture_graph", lambda device: Recorded())
-    monkeypatch.setattr("pvlm_backends.raw.drafting.AHEAD_BELOW_S", math.inf)
+    monkeypatch.setattr("pvlm_backends.raw.draft.AHEAD_BELOW_S", math.inf)
     plain, capturing = (open_session(load_backend("torch", "untied")) for _ in range(2))
     capturing._capturing = True
     before, after = [], []

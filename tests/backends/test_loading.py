@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from pvlm_backends.families import find_family
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.hf import model as hf_model
-from pvlm_backends.loading import place_layers
-from pvlm_backends.processing import files, processor_of
+from pvlm_backends.placement import place_layers
+from pvlm_backends.processing import files
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, EarlyStates, LoadOptions, Prompt
 
@@ -370,7 +371,8 @@ def test_transformers_computes_the_same_when_accelerate_dispatches_it(
     elsewhere = [name for name, weight in model.named_parameters() if weight.is_meta]
     assert any("layers.2.self_attn.q_proj" in name for name in elsewhere)
     assert isinstance(alone, HuggingFaceBackend)
-    spread = HuggingFaceBackend(alone.info, processor_of(folder, settings), model)
+    family = find_family(folder, settings)
+    spread = HuggingFaceBackend(alone.info, family, family.processor(folder, settings), model)
     torch.testing.assert_close(answers(spread), answers(alone))
 
 

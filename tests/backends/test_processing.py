@@ -13,7 +13,8 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from pvlm_backends.processing import LlavaOnevisionProcessor, load_processor
+from pvlm_backends.families import load_processor
+from pvlm_backends.families.llava_onevision import LlavaOnevisionProcessor
 from pvlm_backends.processing.chat import ChatTemplate
 from pvlm_backends.processing.files import locate_checkpoint
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError

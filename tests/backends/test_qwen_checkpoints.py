@@ -13,8 +13,8 @@ from accelerate.utils import check_device_map
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from pvlm_backends.families.qwen2_5_vl import QWEN2_5_VL
 from pvlm_backends.hf.model import device_map
-from pvlm_backends.raw.config import ModelConfig, QwenVisionConfig
 from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
 from tests.support.qwen import TOKEN_SIDE, module_name, qwen_checkpoint, released_name, rename_weights
 
@@ -114,13 +114,12 @@ def test_the_released_7b(tmp_path: Path) -> None:
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         "vocab_size": 152064,
     }
-    config = ModelConfig.from_settings(tmp_path, settings)
-    text, vision = config.text, config.vision
-    assert isinstance(vision, QwenVisionConfig)
-    assert (text.head_dim, text.rope_sections, text.rope_theta) == (128, (16, 24, 24), 1e6)
+    config = QWEN2_5_VL.read_config(tmp_path, settings)
+    text, vision = config.decoder, config.vision
+    assert (text.head_dim, text.rope_axes, text.rope_theta) == (128, (0,) * 16 + (1,) * 24 + (2,) * 24, 1e6)
     assert (text.max_positions, text.rms_norm_eps, text.tied_head) == (128000, 1e-6, False)
     assert (vision.window, vision.merge_size, vision.whole_frame_layers) == (4, 2, {7, 15, 23, 31})
-    assert (config.family, config.dtype) == ("qwen2_5_vl", "bfloat16")
+    assert config.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from pvlm_backends.processing import Qwen25VLProcessor, load_processor
+from pvlm_backends.families import load_processor
+from pvlm_backends.families.qwen2_5_vl import Qwen25VLProcessor
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
 from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
 

@@ -13,14 +13,13 @@ import anyio
 import numpy as np
 import pytest
 import structlog
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
 from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
 from pvlm.cli.console import figures_table
-from pvlm_backends.processing import load_processor
+from pvlm_backends.families import load_processor
 from shapes.clips import read_clip, write_clip
 from tests.backends.conftest import random_checkpoint
 from tests.backends.qwen_reference import QwenReference
@@ -279,12 +278,12 @@ async def test_pictures_are_frames(find: Callable[[str], str], frames: NDArray[n
 async def test_a_video_beyond_the_positions_is_refused_before_the_tower_runs(
     find: Callable[[str], str], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran: list[torch.Size] = []
+    ran: list[object] = []
     names = {
-        "torch": "pvlm_backends.raw.qwen_vision.QwenVisionTower.encode",
-        "hf": "pvlm_backends.hf.session._video_features",
+        "torch": "pvlm_backends.families.qwen2_5_vl.tower.QwenVisionTower.encode",
+        "hf": "pvlm_backends.hf.session.video_features",
     }
-    monkeypatch.setattr(names[backend], lambda *given: ran.append(given[1].shape))
+    monkeypatch.setattr(names[backend], lambda *given: ran.append(given))
     frames = np.zeros((120, 168, 168, 3), np.uint8)
     with pytest.raises(PromptError) as refused:
         await ask(find("qwen"), None, frames, backend=backend)

@@ -18,7 +18,7 @@ import torch
 
 from pvlm import Engine
 from pvlm.config import bundled
-from pvlm_backends.processing import load_processor
+from pvlm_backends.families import load_processor
 from pvlm_protocols.backend import Prompt
 from tests.engine.conftest import Sample
 from tests.support.native import NATIVE, NOT_NATIVE

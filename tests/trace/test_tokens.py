@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pvlm.answer.detokenizer import REPLACEMENT
 from pvlm.config import bundled
 from pvlm.trace.tokens import label, pieces
-from pvlm_backends.processing import load_processor
+from pvlm_backends.families import load_processor
 
 BUNDLED = load_processor(bundled("target"))
 

@@ -71,7 +71,6 @@ class EmulatedBackend:
             PromptError: prompt and ``capacity`` exceed the positions.
             BackendError: the backend is closed.
         """
-        from ..loading import check_positions
         from ..processing import PreparedPrompt
         from .session import EmulatedSession, wait_until
 
@@ -89,7 +88,7 @@ class EmulatedBackend:
             question=(stop, tokens),
             positions=np.arange(tokens)[None],
         )
-        check_positions(prepared, capacity, self.info.max_positions)
+        prepared.check_positions(capacity, self.info.max_positions)
         if video:
             wait_until(started + self._model.open_s())
         return EmulatedSession(self._model, self._text, self._guesses, prepared, capacity, self._device)
@@ -111,7 +110,7 @@ class EmulatedBackend:
             CheckpointError: the specification is not valid, or is a draft's and the role a target's.
             BackendError: an option is not known, or the device cannot be used.
         """
-        from ..loading import check_extra_options, choose_devices
+        from ..options import check_extra_options, choose_devices
 
         check_extra_options(options)
         device = choose_devices(options)[0]

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
 
 if TYPE_CHECKING:
-    from ..processing import VideoProcessor
+    from torch import Tensor
+
+    from ..families import Family
+    from ..processing import PreparedPrompt, VideoProcessor
     from .generation import GeneratedAnswer
     from .session import HuggingFaceSession
 
@@ -19,18 +22,19 @@ _ATTENTION = "attn_implementation"
 class HuggingFaceBackend:
     """A model of transformers' ``AutoModelForImageTextToText``; made by `load`.
 
-    ``LoadOptions.extra`` may hold ``attn_implementation`` ("sdpa" or "eager", for instance), and ``random_weights``:
-    true draws them on the (one) device, in the shapes of config.json.
+    ``LoadOptions.extra`` may hold ``attn_implementation`` ("sdpa" or "eager", for instance) and ``random_weights``. If
+    the latter is true, random weights are drawn on the first device, and none are read.
     """
 
-    def __init__(self, info: ModelInfo, processor: VideoProcessor, model: Any) -> None:
+    def __init__(self, info: ModelInfo, family: Family[Any], processor: VideoProcessor, model: Any) -> None:
         self._info = info
+        self._family = family
         self._processor = processor
         self._model: Any = model
 
     @property
     def info(self) -> ModelInfo:
-        """What the runtime must know about the model."""
+        """The model's facts that the runtime needs."""
         return self._info
 
     def open(self, prompt: Prompt, capacity: int) -> HuggingFaceSession:
@@ -40,14 +44,13 @@ class HuggingFaceBackend:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
-        from ..loading import check_positions
         from .session import HuggingFaceSession
 
         if self._model is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare(prompt)
-        check_positions(prepared, capacity, self._info.max_positions)
-        return HuggingFaceSession(self._model, prepared, capacity)
+        prepared.check_positions(capacity, self._info.max_positions)
+        return HuggingFaceSession(self._model, prepared, self._video(prepared), capacity)
 
     def generate(
         self,
@@ -57,25 +60,30 @@ class HuggingFaceBackend:
         assistant: HuggingFaceBackend | None = None,
         lookup_tokens: int | None = None,
     ) -> GeneratedAnswer:
-        """Answer by transformers' own greedy decoding, which pvlm is measured against.
+        """Answer by transformers' own greedy decoding, with which pvlm is compared.
 
         Args:
             prompt: question and resized frames.
-            max_tokens: of the answer, at most.
-            assistant: assisted generation with this draft; it takes the same prompt.
-            lookup_tokens: prompt lookup, drafting so many tokens at a time.
+            max_tokens: the answer's limit.
+            assistant: the draft of assisted generation; it takes the same prompt.
+            lookup_tokens: tokens that prompt lookup drafts at a time.
 
         Raises:
             PromptError: the prompt cannot be built.
-            BackendError: a backend is closed.
+            BackendError: a backend is closed; or a video has positions with several axes, which `generate` would need
+                to get in transformers' own form.
         """
         from .generation import generate
 
         if self._model is None or (assistant is not None and assistant._model is None):
             raise BackendError("this backend is closed")
+        prepared = self._processor.prepare(prompt)
+        if prepared.pixels is not None and len(prepared.positions) > 1:
+            raise BackendError(f"transformers' generate cannot be run here on a video of {self._info.family!r}")
         return generate(
             self._model,
-            self._processor.prepare(prompt),
+            prepared,
+            self._video(prepared),
             max_tokens=max_tokens,
             end_token_ids=self._info.end_token_ids,
             video_token_id=self._processor.video_token_id,
@@ -83,22 +91,32 @@ class HuggingFaceBackend:
             lookup_tokens=lookup_tokens,
         )
 
+    def _video(self, prompt: PreparedPrompt) -> dict[str, Tensor]:
+        """The model's keyword arguments for a prompt's video, on its device; empty without one."""
+        import torch
+
+        if prompt.pixels is None:
+            return {}
+        pixels = torch.from_numpy(prompt.pixels).to(self._model.device, self._model.dtype)
+        return self._family.transformers_video(pixels)
+
     def close(self) -> None:
         """Free the model, once its sessions are closed too."""
         self._model = None
 
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
-        """The text and frame half of a checkpoint; no code of the checkpoint is ever run. Raises CheckpointError."""
-        from ..processing import load_processor
+        """Load the text and frame half of a checkpoint, without running its code. Raises CheckpointError."""
+        from ..families import load_processor
 
         return load_processor(model)
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> HuggingFaceBackend:
-        """Load a checkpoint. Raises CheckpointError, and BackendError for options that are not known."""
-        from ..loading import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
-        from ..processing import processor_of
+        """Load a checkpoint. Raises CheckpointError, and BackendError for an unknown option."""
+        from ..families import find_family
+        from ..families.config import stored_dtype
+        from ..options import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
         from ..processing.files import locate_checkpoint, read_settings
         from .model import load_model, random_model
 
@@ -107,9 +125,9 @@ class HuggingFaceBackend:
         random = bool(options.extra.get(RANDOM_WEIGHTS))
         folder = Path(options.model) if random else locate_checkpoint(options.model, pickled=options.allow_pickle)
         settings = read_settings(folder, "config.json")
-        processor = processor_of(folder, settings)
-        own_dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-        dtype = choose_dtype(options, devices[0], own_dtype)
+        family = find_family(folder, settings)
+        processor = family.processor(folder, settings)
+        dtype = choose_dtype(options, devices[0], stored_dtype(settings))
         if random:
             model = random_model(folder, devices[0], dtype)
         else:
@@ -119,7 +137,7 @@ class HuggingFaceBackend:
         text = model.config.get_text_config()
         info = ModelInfo(
             name=options.model,
-            family=model.config.model_type,
+            family=family.model_type,
             vocab_size=model.get_output_embeddings().weight.shape[0],
             end_token_ids=processor.end_token_ids,
             tokenizer_fingerprint=processor.tokenizer_fingerprint,
@@ -130,4 +148,4 @@ class HuggingFaceBackend:
             dtype=str(model.dtype).removeprefix("torch."),
             device=",".join(map(str, devices)),
         )
-        return cls(info, processor, model)
+        return cls(info, family, processor, model)

@@ -1,12 +1,12 @@
 """Answers by transformers' own decoding loops: `generate`, assisted generation, and prompt lookup.
 
-Nothing of pvlm's decoding is in here. It is what a user would reach for instead, and what pvlm is measured against.
+A user would use these loops instead of pvlm, and pvlm is compared with them. They share no decoding code with pvlm.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,24 +16,26 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from ..processing import PreparedPrompt
+from .session import video_features
 
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
     """An answer of `generate`.
 
-    ``first_token_s``: until the first token was chosen. ``prefill_s``: the same, without the drafting of the first
-    window, which assisted generation does before the target's first pass; that and all the rest is ``decode_s``. Of
-    the drafted tokens those behind a rejection were not tested, and count neither as ``accepted_tokens`` nor as
-    ``rejected_tokens``. ``windows``: the drafted tokens of each pass that had any.
+    Drafted tokens after a rejection are not tested, and are neither accepted nor rejected.
     """
 
     tokens: tuple[int, ...]
     first_token_s: float
+    """Until the first token is chosen."""
     prefill_s: float
+    """``first_token_s`` without the first window, which assisted generation drafts before the target's first pass."""
     decode_s: float
+    """The rest of the answer's time, the first window included."""
     target_passes: int
     windows: tuple[int, ...]
+    """Drafted tokens of each pass that had any."""
     accepted_tokens: int
     rejected_tokens: int
 
@@ -42,6 +44,7 @@ class GeneratedAnswer:
 def generate(
     model: Any,
     prompt: PreparedPrompt,
+    video: Mapping[str, torch.Tensor],
     *,
     max_tokens: int,
     end_token_ids: Sequence[int],
@@ -49,35 +52,34 @@ def generate(
     assistant: Any = None,
     lookup_tokens: int | None = None,
 ) -> GeneratedAnswer:
-    """Decode greedily with a neutral configuration; whatever the two options do not set is transformers' default.
+    """Decode greedily, with transformers' defaults for everything that the last two options do not set.
 
     Args:
         model: the target.
-        prompt: the target's and the assistant's prompt alike.
-        max_tokens: of the answer, at most.
-        end_token_ids: any of them ends it.
+        prompt: the prompt of the target and of the assistant.
+        video: keyword arguments of both models for the prompt's video; empty without one.
+        max_tokens: the answer's limit.
+        end_token_ids: each of them ends the answer.
         video_token_id: the placeholder, which prompt lookup must not draft.
         assistant: the draft, for assisted generation.
         lookup_tokens: tokens to draft from the prompt, for prompt lookup.
     """
     settings: dict[str, Any] = {}
     if lookup_tokens is not None:
-        # transformers (5.23) looks placeholders up too, and then fails, since there are more of them than features.
-        # It drops candidates that are suppressed; the target never writes a placeholder itself.
+        # transformers (5.23) also drafts placeholders, and then fails because there are more of them than features.
+        # It drops suppressed candidates; the target itself never writes a placeholder.
         settings = {"prompt_lookup_num_tokens": lookup_tokens, "suppress_tokens": [video_token_id]}
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=max_tokens, eos_token_id=list(end_token_ids), pad_token_id=0, **settings
     )
     ids = torch.from_numpy(prompt.ids)[None].to(model.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if prompt.pixels is not None:
-        inputs["pixel_values_videos"] = torch.from_numpy(prompt.pixels)[None].to(model.device, model.dtype)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **video}
     watch, target, draft = _Watch(), _Passes(model), _Passes(assistant)
-    with target, draft, _own_video(assistant, inputs.get("pixel_values_videos")):
+    with target, draft, _own_video(assistant, video):
         started_s = time.perf_counter()
         output = model.generate(**inputs, streamer=watch, assistant_model=assistant)
         ended_s = time.perf_counter()
-    # The first pass takes in the prompt, whose last token is the one that the others' first row stands for.
+    # The first pass takes in the whole prompt; the later ones begin with the last committed token.
     drafted = [size - 1 for size in (target.sizes[0] - len(prompt) + 1, *target.sizes[1:])]
     accepted = [count - 1 for count in watch.counts]
     tested = list(zip(accepted, drafted, strict=True))
@@ -96,7 +98,7 @@ def generate(
 
 
 class _Watch(BaseStreamer):
-    """When the first token came, and how many came at a time."""
+    """Records the first token's time, and the number of tokens in each step."""
 
     def __init__(self) -> None:
         self.first_s = 0.0
@@ -111,11 +113,11 @@ class _Watch(BaseStreamer):
         self.counts.append(value.numel())
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Nothing to flush."""
 
 
 class _Passes:
-    """When each pass of a model's decoder began, and how many rows it took in, inside the block. None: no model."""
+    """Records start and number of rows of each pass of a model's decoder, inside the block. None: no model."""
 
     def __init__(self, model: Any) -> None:
         self.begun_s: list[float] = []
@@ -137,14 +139,14 @@ class _Passes:
 
 
 @contextmanager
-def _own_video(assistant: Any, pixels: torch.Tensor | None) -> Iterator[None]:
-    """Let the assistant see the video, through its own vision tower.
+def _own_video(assistant: Any, video: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Show the video to the assistant, through its own vision tower.
 
-    Left alone, transformers (5.23) assists without the video: it takes the assistant's prefill for a later step, where
-    video inputs are dropped, and what it dropped were the *target's* features, of another width. Acceptance then is
-    less than half.
+    By itself, transformers (5.23) assists without the video: it takes the assistant's prefill for a later step, and
+    drops the video inputs there. These are the *target's* features, of another width. The acceptance rate is then less
+    than half.
     """
-    if assistant is None or pixels is None:
+    if assistant is None or not video:
         yield
         return
 
@@ -153,9 +155,9 @@ def _own_video(assistant: Any, pixels: torch.Tensor | None) -> Iterator[None]:
     ) -> dict[str, Any]:  # transformers looks for the name "kwargs"
         if past_key_values is None or past_key_values.get_seq_length() == 0:
             is_first_iteration = True
-            # Encoded here, and not when the model is made ready, so that it counts as part of the prefill.
-            video = assistant.get_video_features(pixels.to(assistant.dtype), return_dict=True)
-            kwargs["mm_encoder_outputs"] = {"video": video}
+            # Encoded here, so that it counts as part of the prefill.
+            own = {name: _as_dtype(value, assistant.dtype) for name, value in video.items()}
+            kwargs["mm_encoder_outputs"] = {"video": video_features(assistant, own)}
         prepared: dict[str, Any] = type(assistant).prepare_inputs_for_generation(
             assistant, input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -167,3 +169,7 @@ def _own_video(assistant: Any, pixels: torch.Tensor | None) -> Iterator[None]:
         yield
     finally:
         del assistant.prepare_inputs_for_generation
+
+
+def _as_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.to(dtype) if value.is_floating_point() else value

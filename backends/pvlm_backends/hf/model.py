@@ -1,4 +1,4 @@
-"""Loading a model into transformers: one copy of its weights, progress by bytes, layers over several devices."""
+"""A model of transformers, loaded with one copy of its weights, progress by bytes, and layers on several devices."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from transformers.utils import logging
 
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions
 
-from ..loading import place_layers
+from ..placement import place_layers
 from ..weights import WeightFiles
 
 _LOADING = Lock()
-"""transformers patches torch while it loads: of two models at once (transport inproc) one may lose its tied weights."""
+"""transformers patches torch while it loads: two models at once (transport inproc) may lose their tied weights."""
 
 
 def load_model(
@@ -32,27 +32,29 @@ def load_model(
     dtype: torch.dtype,
     on_progress: Callable[[float], None] | None,
 ) -> Any:
-    """The model in evaluation mode, with all of its weights from the checkpoint.
+    """Load a model in evaluation mode, with all of its weights from the checkpoint.
 
-    Pickled and quantised weights, and models that bring code, are left to transformers: it maps whole files until the
-    last weight is converted, and tells nothing of its progress.
+    transformers itself reads pickled and quantised weights, and models that bring code. It maps whole files until the
+    last weight is converted, and reports no progress.
 
     Args:
-        settings: config.json.
-        devices: where the decoder's layers go, see `place_layers`.
+        folder: the checkpoint's folder.
+        settings: its config.json.
+        options: as the backend got them.
+        devices: those of the decoder's layers; see `place_layers`.
         dtype: of the weights.
-        on_progress: gets the fraction of the bytes that were read.
+        on_progress: called with the fraction of the bytes that were read.
 
     Raises:
         CheckpointError: the checkpoint is damaged, lacks weights, or transformers cannot load it.
-        BackendError: several devices, and accelerate is missing or cannot do it.
+        BackendError: there are several devices, and accelerate is missing or does not support them.
     """
     pickled = options.allow_pickle and not any(folder.glob("*.safetensors"))
     by_transformers = pickled or options.trust_remote_code or "quantization_config" in settings
     files = None if by_transformers else WeightFiles(folder, on_progress)
     spread = _to_be_spread(options, devices)
     with _LOADING, warnings.catch_warnings():
-        # image_newline, a parameter by itself, is no module, but has its place all the same.
+        # image_newline is a parameter and no module, but the map names its device too.
         warnings.filterwarnings("ignore", ".*device_map keys do not match any submodules")
         with_bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -77,20 +79,20 @@ def load_model(
             )
         except BackendError:
             raise
-        except Exception as error:  # whatever the loader meets: OSError, SafetensorError, RuntimeError, ValueError, ...
+        except Exception as error:  # OSError, SafetensorError, RuntimeError, ValueError, ...
             raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
         finally:
             if with_bar:
                 logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would go on with random weights in their place
+    if missing := sorted(report["missing_keys"]):  # transformers would use random weights in their place
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise CheckpointError(f"{folder} holds no weight {missing[0]!r}{others}")
     return model.eval() if spread else model.to(devices[0]).eval()
 
 
 def random_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A model in the shapes of config.json with the weights of a fresh one, drawn on the device."""
+    """Make a model by config.json, with random weights drawn on the device."""
     with _LOADING, device:
         config = AutoConfig.from_pretrained(folder)
         return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()  # type: ignore[no-untyped-call]
@@ -114,9 +116,10 @@ def _to_be_spread(options: LoadOptions, devices: Sequence[torch.device]) -> bool
 
 
 class _WeightOnDisk:
-    """Stands for a weight until transformers reads it, ``[...]``, as it does with a slice of a safetensors file.
+    """A weight that is read from disk when transformers indexes it with ``[...]``.
 
-    Such a slice keeps its whole file mapped, and mapped pages are a second copy in memory where the dtype changes.
+    It replaces a slice of a safetensors file. Such a slice keeps its whole file mapped, and mapped pages are a second
+    copy in memory if the dtype changes.
     """
 
     _reading = Lock()  # transformers reads in several threads
@@ -132,16 +135,16 @@ class _WeightOnDisk:
 
 
 def device_map(model: Any, devices: Sequence[torch.device]) -> dict[str, str]:
-    """accelerate's ``device_map``: where each module (and each lone parameter) of a model goes, by name.
+    """Return accelerate's ``device_map``: a device for each module, and each lone parameter, by name.
 
-    As in the raw-torch backend: what comes before the layers on the first device, the norm and the head behind them on
-    the last, unless the head shares the embeddings' weight.
+    As in the raw-torch backend, everything before the layers is on the first device. The norm and the head are on the
+    last one, unless the head shares the embeddings' weight.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     tied = model.config.tie_word_embeddings
     layers = [_numel(layer) for layer in decoder.layers]
-    behind = 0 if tied else _numel(head)
-    placed = place_layers(_numel(model) - sum(layers) - behind, layers, behind, devices)
+    after = 0 if tied else _numel(head)
+    placed = place_layers(_numel(model) - sum(layers) - after, layers, after, devices)
     last = {decoder.norm} if tied else {decoder.norm, head}
     found: dict[str, str] = {}
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,29 +17,34 @@ from ..session import AfterLayer, CachedSession
 
 
 class HuggingFaceSession(CachedSession):
-    """A cache of its own in a shared model; runs the vision tower when made.
+    """A cache of its own in a shared model; the constructor runs the vision tower.
 
-    Positions are always given, and the cache always is too: without positions transformers takes what its model
-    remembers of the prompt that ran last (``rope_deltas``), and without a cache it takes the gaps that pruning leaves
-    in the positions for borders between packed sequences.
+    Each pass gets positions and a cache. Without positions, transformers uses those of the last prompt
+    (``rope_deltas``). Without a cache, it takes gaps in the positions, which pruning leaves, for borders between packed
+    sequences.
+
+    Args:
+        model: transformers' model.
+        prompt: the prepared prompt.
+        video: the model's keyword arguments for the video, ``pixel_values_videos`` among them; empty without one.
+        capacity: answer tokens to make room for.
     """
 
-    def __init__(self, model: Any, prompt: PreparedPrompt, capacity: int) -> None:
+    def __init__(self, model: Any, prompt: PreparedPrompt, video: Mapping[str, torch.Tensor], capacity: int) -> None:
         vocab_size = model.get_output_embeddings().weight.shape[0]
         super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers)
         self._model = model
         self._device = model.device
-        self._embeddings: torch.Tensor | None = self._embed(prompt)
+        self._embeddings: torch.Tensor | None = self._embed(prompt, video)
         self._cache: DynamicCache | None = None
 
     @torch.no_grad()
-    def _embed(self, prompt: PreparedPrompt) -> torch.Tensor:
+    def _embed(self, prompt: PreparedPrompt, video: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``(1, P, hidden_size)``: the decoder's input."""
         embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
-        if prompt.pixels is not None:
-            pixels = torch.from_numpy(prompt.pixels).to(self._device, self._model.dtype)
+        if video:
             start, stop = prompt.placeholders
-            embeddings[start:stop] = _video_features(self._model, pixels)
+            embeddings[start:stop] = video_features(self._model, video).pooler_output[0]
         return embeddings[None]  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -83,7 +87,7 @@ class HuggingFaceSession(CachedSession):
         except BaseException:
             assert self._cache is not None  # the prefill made it
             layers: list[Any] = self._cache.layers
-            for layer in layers:  # those that have run have rows too many
+            for layer in layers:  # those that have run have too many rows
                 layer.crop(row - layer.get_seq_length())
             raise
 
@@ -94,26 +98,21 @@ class HuggingFaceSession(CachedSession):
 
     def _truncate(self, count: int) -> None:
         assert self._cache is not None  # a session with answer tokens has one
-        self._cache.crop(-count)  # negative: so many rows less
+        self._cache.crop(-count)  # negative: the number of rows to drop
 
     def _close(self) -> None:
         self._cache = self._embeddings = None
 
 
 def _position_ids(positions: torch.Tensor) -> torch.Tensor:
-    """``(axes, n)`` as transformers wants it for a batch of one: ``(1, n)``, or ``(3, 1, n)`` with three axes."""
+    """Turn ``(axes, n)`` into transformers' form for a batch of one: ``(1, n)``, or ``(3, 1, n)`` with three axes."""
     return positions if len(positions) == 1 else positions[:, None]
 
 
-def _video_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """``(placeholders, hidden_size)``: the vision tower's output for a prompt's pixels."""
-    if pixels.ndim == 4:  # frames, (T, 3, H, W)
-        return model.get_video_features(pixels[None]).pooler_output[0]  # type: ignore[no-any-return]
-    # Patches by time, row and column of the tokens, each a square of several: see `Qwen25VLProcessor.patches`.
-    time, height, width, patches, _ = pixels.shape
-    merge = math.isqrt(patches)
-    grid = torch.tensor([[time, height * merge, width * merge]], device=pixels.device)
-    return model.get_video_features(pixels.flatten(0, 3), video_grid_thw=grid).pooler_output[0]  # type: ignore[no-any-return]
+def video_features(model: Any, video: Mapping[str, torch.Tensor]) -> Any:
+    """Run the vision tower; the ``pooler_output`` of the result holds ``(placeholders, hidden_size)`` for one video."""
+    others = {name: value for name, value in video.items() if name != "pixel_values_videos"}
+    return model.get_video_features(video["pixel_values_videos"], return_dict=True, **others)
 
 
 @contextmanager

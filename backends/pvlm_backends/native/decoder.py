@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pvlm_protocols.backend import BackendError
 
+from ..checkpoint import WeightSource
+from ..families.config import DecoderConfig
 from ..raw.cache import KeyValueCache
-from ..raw.checkpoint import WeightSource
-from ..raw.config import TextConfig
 from ..raw.decoder import KEPT_WORKSPACES, Decoder
 from .blocks import Blocks
 from .library import CacheStructure, DecoderStructure, Layer, Matrix, kernels
@@ -30,7 +30,7 @@ class NativeDecoder(Decoder):
     """
 
     def __init__(
-        self, config: TextConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
+        self, config: DecoderConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
         if dtype != torch.float32 or [device.type for device in devices] != ["cpu"]:
             placed = ",".join(map(str, devices))

@@ -1,7 +1,8 @@
-"""What a checkpoint says about generation: its end tokens, and the logits processors it asks for."""
+"""A checkpoint's settings for generation: its end tokens and its logits processors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from pvlm_protocols.backend import CheckpointError
 
 from .files import read_optional_settings
 
-# Options of transformers' GenerationConfig that change which token is chosen, with every value that switches them off.
-# Temperature, top-k, top-p and min-p are not among them: the caller sets those.
+# Options of transformers' GenerationConfig that change which token is chosen, each with the values that disable it.
+# Temperature, top-k, top-p and min-p are left out: the caller sets them.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None, []),
     "begin_suppress_tokens": (None, []),
@@ -36,11 +37,15 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def end_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """Ids that end an answer: from generation_config.json, else from ``config`` (config.json) or its text part.
+def end_token_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ids that end an answer: from generation_config.json, else from config.json or its text part.
+
+    Args:
+        folder: the checkpoint's folder.
+        config: its config.json.
 
     Raises:
-        CheckpointError: no place names one, or what is named is not an id.
+        CheckpointError: none of the files names an id, or the named value is no id.
     """
     places = (
         read_optional_settings(folder, "generation_config.json") or {},
@@ -59,7 +64,7 @@ def end_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
 
 
 def ignored_generation_options(folder: Path) -> tuple[str, ...]:
-    """The logits processors that generation_config.json asks for, as ``name=value``, sorted by name."""
+    """Return the logits processors of generation_config.json as ``name=value``, sorted by name."""
     asked = read_optional_settings(folder, "generation_config.json") or {}
     return tuple(
         f"{name}={asked[name]!r}"

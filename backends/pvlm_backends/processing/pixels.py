@@ -1,4 +1,4 @@
-"""Frames to numbers: how a checkpoint wants them prepared, and what both families' processors do alike."""
+"""Frames to pixels: a checkpoint's settings for frames, and the filter that all families share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def frame_settings(folder: Path) -> dict[str, Any]:
-    """How the checkpoint wants frames prepared: its video settings, else its image settings. Raises CheckpointError."""
+    """Return the checkpoint's video settings, or else its image settings. Raises CheckpointError."""
     nested = read_optional_settings(folder, "processor_config.json") or {}
     settings = (
         read_optional_settings(folder, "video_preprocessor_config.json")
@@ -33,14 +33,14 @@ def frame_settings(folder: Path) -> dict[str, Any]:
 
 
 class FrameFilter:
-    """Resizes frames, and turns bytes into normalised numbers, as the settings say."""
+    """Resizes frames, and turns bytes into normalised numbers, by the checkpoint's settings."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._resample = Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC))
         self._levels = _normalized_levels(settings)
 
     def resize(self, frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-        """uint8 ``(T, H, W, 3)`` to ``(T, height, width, 3)`` by Pillow; frames of that size are not copied."""
+        """Resize uint8 ``(T, H, W, 3)`` to ``(T, height, width, 3)`` by Pillow; does not copy frames of that size."""
         if frames.shape[1:3] == (height, width):
             return frames
         resized = np.empty((len(frames), height, width, 3), np.uint8)
@@ -49,7 +49,7 @@ class FrameFilter:
         return resized
 
     def normalize(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 ``(T, H, W, 3)`` to float32 ``(T, 3, H, W)``."""
+        """Turn uint8 ``(T, H, W, 3)`` into float32 ``(T, 3, H, W)``."""
         return np.stack([levels[frames[..., channel]] for channel, levels in enumerate(self._levels)], axis=1)
 
 
@@ -60,10 +60,9 @@ def check_frames(frames: NDArray[np.uint8]) -> None:
 
 
 def _normalized_levels(settings: dict[str, Any]) -> NDArray[np.float32]:
-    """float32 ``(3, 256)``: what each of the 256 levels of each channel becomes.
+    """float32 ``(3, 256)``: the pixel value of each byte, by channel.
 
-    A byte has 256 values, so normalising is a table. The roundings are transformers': rescaling in float64, then
-    float32.
+    The roundings are transformers': it rescales in float64 and then uses float32.
     """
     levels = np.arange(256, dtype=np.float64)
     if settings.get("do_rescale", True):

@@ -1,9 +1,9 @@
-"""What the processors of all families do alike: text, end tokens, and a prompt around a video's placeholders."""
+"""The processor that all families share: text, end tokens, and a prompt around a video's placeholders."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,43 +18,41 @@ from .generation import end_token_ids, ignored_generation_options
 from .prompt import PreparedPrompt
 from .tokenizer import TextTokenizer
 
-# Letters that no template and no question holds: stands for the question while the template's own text is measured.
+# Takes the question's place while the template's own text is measured; no template and no question holds its letters.
 _SENTINEL = "\ue000question\ue001"
 
 
 @dataclass(frozen=True)
 class VideoPart:
-    """What stands in a prompt for a video.
-
-    ``pixels``: as the family's vision tower takes them. ``placeholders``: tokens that the tower's output replaces; the
-    first ``prunable`` of them are the video's, the rest structure. ``positions``: int64 ``(axes, placeholders)``,
-    counted from the position of the first. ``advance``: how far behind that the text goes on.
-    """
+    """The tokens that a video has in a prompt."""
 
     pixels: NDArray[np.float32]
+    """As the family's vision tower takes them."""
     placeholders: int
+    """Tokens that the tower's output replaces."""
     prunable: int
+    """The first so many placeholders are the video's own tokens; the rest are structure."""
     positions: NDArray[np.int64]
+    """``(axes, placeholders)``, counted from the position of the first one."""
     advance: int
+    """Position of the text after the video, counted in the same way."""
 
 
 class VideoProcessor(ABC):
-    """Text and frames of a checkpoint. A family says how frames are resized and what stands for them in a prompt.
+    """Text and frames of a checkpoint. A family defines how frames are resized and which tokens a video has.
 
     Args:
         folder: the checkpoint's folder.
         config: its config.json.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or asks for what is not supported.
+        CheckpointError: a file is missing or damaged, or has an unsupported value.
     """
 
-    model_type: ClassVar[str]
-    """As config.json names the family."""
     axes: ClassVar[int] = 1
     """Numbers in a token's position."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._folder = folder
         self._tokenizer = TextTokenizer(folder)
         self._template = ChatTemplate.from_folder(folder)
@@ -66,7 +64,7 @@ class VideoProcessor(ABC):
     @property
     @abstractmethod
     def frame_defaults(self) -> FrameDefaults:
-        """Which frames are taken when the caller does not say."""
+        """The frames that are taken by default."""
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -75,24 +73,24 @@ class VideoProcessor(ABC):
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Equal for two checkpoints whose tokenizers give every text without added tokens the same ids."""
+        """Equal for tokenizers that give the same ids to every text without added tokens."""
         return self._tokenizer.fingerprint
 
     @property
     def ignored_generation_options(self) -> tuple[str, ...]:
-        """``name=value`` of the logits processors that generation_config.json asks for and nobody applies."""
+        """``name=value`` of the logits processors in generation_config.json; pvlm applies none of them."""
         return self._ignored
 
     @abstractmethod
     def resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize uint8 ``(T, H, W, 3)`` to what the tower takes, with the checkpoint's filter. Raises PromptError."""
+        """Resize uint8 ``(T, H, W, 3)`` for the tower, by the checkpoint's filter. Raises PromptError."""
 
     @abstractmethod
     def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
-        """How the video tokens of resized frames lie: in time, rows and columns, time slowest."""
+        """Return the grid of the video tokens of resized frames: times, rows and columns, time slowest."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of answer tokens, special tokens left out; incomplete UTF-8 at the end reads as U+FFFD."""
+        """Return the text of answer tokens without special tokens; incomplete UTF-8 at the end reads as U+FFFD."""
         return self._tokenizer.decode(tokens)
 
     def tokens_as_text(self) -> Sequence[str]:
@@ -100,10 +98,11 @@ class VideoProcessor(ABC):
         return self._tokenizer.tokens_as_text
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
-        """Ids, pixels, positions and spans of a prompt: one user message of the video, if any, and the question.
+        """Build a prompt: one user message with the video, if any, and the question.
 
         Raises:
-            PromptError: the question is empty or holds special tokens, or the frames are not as `resize` leaves them.
+            PromptError: the question is empty or holds special tokens, or the frames are not as `resize` returns them.
+            CheckpointError: the chat template has no single place for the video, or changes the question.
         """
         question = self._checked_question(prompt.question)
         content = [] if prompt.frames is None else [{"type": "video"}]
@@ -129,22 +128,22 @@ class VideoProcessor(ABC):
         expanded = [*ids[:at], *[self.video_token_id] * video.placeholders, *ids[at + 1 :]]
         longer = video.placeholders - 1
         before = self._text_positions(0, at)
-        behind = self._text_positions(at + video.advance, len(ids) - at - 1)
+        after = self._text_positions(at + video.advance, len(ids) - at - 1)
         return PreparedPrompt(
             ids=np.array(expanded, np.int64),
             pixels=video.pixels,
             placeholders=(at, at + video.placeholders),
             video=(at, at + video.prunable),
             question=(asked[0] + longer, asked[1] + longer) if asked[0] > at else asked,
-            positions=np.concatenate([before, at + video.positions, behind], axis=1),
+            positions=np.concatenate([before, at + video.positions, after], axis=1),
         )
 
     @abstractmethod
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
-        """What stands for resized frames. Raises PromptError where they are not as `resize` leaves them."""
+        """Return the video's tokens. Raises PromptError if the frames are not as `resize` returns them."""
 
     def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
-        """``(axes, count)``: text has one position on all axes."""
+        """``(axes, count)``: a text token has the same position on all axes."""
         return np.tile(np.arange(first, first + count), (self.axes, 1))
 
     def _checked_question(self, question: str) -> str:
@@ -158,7 +157,7 @@ class VideoProcessor(ABC):
         return question
 
     def _question_in(self, text: str, content: list[dict[str, str]]) -> tuple[int, int]:
-        """Where the question stands in the rendered ``text``."""
+        """The question's place in the rendered ``text``: first character, and one more than the last."""
         around = self._template.render([*content, {"type": "text", "text": _SENTINEL}])
         before, found, after = around.partition(_SENTINEL)
         if not found or not (text.startswith(before) and text.endswith(after)):
@@ -172,8 +171,8 @@ class VideoProcessor(ABC):
         raise CheckpointError(f"{self._folder}: the video token's id {index} is no special token of tokenizer.json")
 
 
-def token_id(config: dict[str, Any], kind: str) -> int:
-    """The placeholder's id for ``kind`` ("image" or "video"), under the old key or the new. Raises CheckpointError."""
+def token_id(config: Mapping[str, Any], kind: str) -> int:
+    """Return the placeholder's id for ``kind`` ("image" or "video"), under either key. Raises CheckpointError."""
     for key in (f"{kind}_token_index", f"{kind}_token_id"):
         if isinstance(config.get(key), int):
             return int(config[key])

@@ -1,4 +1,4 @@
-"""A prompt as a model takes it, and how a cache's rows map to it."""
+"""A prompt as a model takes it, and the map from a cache's rows to its tokens."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pvlm_protocols.backend import PromptError
+
 if TYPE_CHECKING:
     import torch
 
 Span = tuple[int, int]
-"""First index, and the index behind the last."""
+"""First index, and one more than the last."""
 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """Ids, pixels and positions of one prompt.
-
-    ``ids``: int64 ``(P,)``, one id for each token of the unpruned prompt; those of ``placeholders`` are replaced by the
-    vision tower's output. ``pixels``: float32, normalised, as the family's vision tower takes them, or None for a
-    question about no video. ``video``: the prunable tokens among the placeholders. ``question``: the tokens of the
-    question's own text. ``positions``: int64 ``(axes, P)``: one axis, or time, height and width.
-    """
+    """Ids, pixels and positions of one prompt of P tokens."""
 
     ids: NDArray[np.int64]
+    """``(P,)``, one id for each token of the unpruned prompt."""
     pixels: NDArray[np.float32] | None
+    """Normalised, as the family's vision tower takes them; None for a question without a video."""
     placeholders: Span
+    """The tokens that the vision tower's output replaces."""
     video: Span
+    """The prunable tokens among the placeholders."""
     question: Span
+    """The tokens of the question's own text."""
     positions: NDArray[np.int64]
+    """``(axes, P)``: one axis, or time, row and column."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,14 +44,25 @@ class PreparedPrompt:
 
     @property
     def next_position(self) -> int:
-        """Where an answer to the unpruned prompt begins, on all axes."""
+        """The first position of an answer to the unpruned prompt, on all axes."""
         return int(self.positions.max()) + 1
 
-    def compacted(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """Positions ``(axes, kept)`` without the gaps that pruning leaves, and where the answer begins.
+    def check_positions(self, capacity: int, max_positions: int) -> None:
+        """Raise PromptError if the prompt and ``capacity`` answer tokens exceed the model's positions."""
+        # Positions with three axes count time: a long video of few tokens may reach further than its tokens do.
+        taken = max(len(self), self.next_position)
+        if taken + capacity > max_positions:
+            raise PromptError(
+                f"the prompt takes {taken} positions ({self.video_tokens} of its {len(self)} tokens are the video's) "
+                f"and {capacity} are reserved for the answer: {taken + capacity} exceed the model's {max_positions}; "
+                "use fewer frames or lower max_tokens"
+            )
 
-        A position that no kept token has on any axis, but a dropped one had, is closed up, alike on all axes: so text
-        stays at one position on all of them. With one axis this numbers the kept tokens from 0.
+    def compacted(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Return positions ``(axes, kept)`` without the gaps that pruning leaves, and the answer's first position.
+
+        A gap is a position that only dropped tokens have. All axes close the same gaps, so the axes of a text token
+        stay equal. With one axis this numbers the kept tokens from 0.
         """
         vacated = np.setdiff1d(self.positions, self.positions[:, kept])
         moved = self.positions[:, kept] - np.searchsorted(vacated, self.positions[:, kept])
@@ -57,11 +70,14 @@ class PreparedPrompt:
 
     @property
     def frames(self) -> int:
-        """Moments of the video, with equally many of the prunable tokens each; 1 where there are no pixels."""
+        """Moments of the video, each with the same number of prunable tokens; 1 without pixels."""
         return 1 if self.pixels is None else len(self.pixels)
 
     def kept_rows(self, keep: torch.Tensor) -> NDArray[np.int64]:
-        """Indices of the prompt's tokens that stay when only the video tokens of ``keep``, bool ``(m,)``, do.
+        """Return the indices of the prompt's tokens that stay after pruning.
+
+        Args:
+            keep: bool ``(m,)``, the video tokens to keep.
 
         Raises:
             ValueError: ``keep`` has another shape or dtype.

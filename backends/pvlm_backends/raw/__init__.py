@@ -1,4 +1,4 @@
-"""LLaVA-OneVision and Qwen2.5-VL in plain torch: few operations a token, static buffers, no framework in between."""
+"""The plug-in ``torch``: a Qwen2 decoder in plain torch, with few operations a token and static buffers."""
 
 from __future__ import annotations
 

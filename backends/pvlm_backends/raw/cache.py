@@ -7,7 +7,7 @@ from itertools import chain, groupby
 
 import torch
 
-from .config import TextConfig
+from ..families.config import DecoderConfig
 
 
 class KeyValueCache:
@@ -17,13 +17,13 @@ class KeyValueCache:
     It keeps no length: who writes rows knows how many count.
 
     Args:
-        config: the decoder's shapes.
+        config: the decoder's dimensions.
         rows: tokens to make room for.
         dtype: the decoder's.
         devices: of each layer; equal ones lie together.
     """
 
-    def __init__(self, config: TextConfig, rows: int, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
+    def __init__(self, config: DecoderConfig, rows: int, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
         shape = (2, 1, config.kv_heads, rows, config.head_dim)
         self._buffers = [
             torch.zeros((len(list(layers)), *shape), dtype=dtype, device=device) for device, layers in groupby(devices)

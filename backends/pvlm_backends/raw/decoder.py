@@ -6,7 +6,6 @@ projections, weights stored ``(in, out)``, residuals added by the matrix product
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ..loading import place_layers
+from ..checkpoint import WeightSource
+from ..families.config import DecoderConfig
+from ..norm import RMSNorm
+from ..placement import place_layers
 from .attention import AnswerAttention, Attention
 from .cache import KeyValueCache
-from .checkpoint import WeightSource
-from .config import TextConfig
 from .linear import Linear, linear
 
 KEPT_WORKSPACES = 64
@@ -36,30 +36,10 @@ class _Layer:
     down: Linear
 
 
-class RMSNorm:
-    """Root-mean-square normalisation of the last dimension, computed in float32."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        width = weight.shape[0]
-        self.weight, self._eps = weight, eps
-        # x / sqrt(mean(x^2) + eps) = x * sqrt(width) / hypot(|x|, sqrt(width * eps)): three cheap kernels, where
-        # torch's own function takes six on the CPU.
-        self._scaled_weight = weight.float() * math.sqrt(width)
-        self._floor = torch.full((1, 1), math.sqrt(width * eps), device=weight.device)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """``(n, width)`` to ``(n, width)``, same dtype."""
-        if hidden.is_cuda:
-            return F.rms_norm(hidden, self.weight.shape, self.weight, self._eps)
-        size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32).hypot_(self._floor)
-        normed = torch.div(hidden, size).mul_(self._scaled_weight)
-        return normed if normed.dtype == hidden.dtype else normed.to(hidden.dtype)
-
-
 class Workspace:
     """Buffers of a pass over n tokens, with the views that a layer needs."""
 
-    def __init__(self, config: TextConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = torch.empty(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device=device)
         by_head = self.qkv.view(tokens, heads + 2 * kv_heads, head_dim)
@@ -91,7 +71,7 @@ class Decoder:
     One pass runs at a time: passes of equal length share buffers.
 
     Args:
-        config: the shapes.
+        config: the dimensions.
         weights: where the weights come from.
         dtype: of activations and of the cache.
         devices: what the layers are spread over.
@@ -100,7 +80,7 @@ class Decoder:
 
     def __init__(
         self,
-        config: TextConfig,
+        config: DecoderConfig,
         weights: WeightSource,
         dtype: torch.dtype,
         devices: Sequence[torch.device],
@@ -127,8 +107,7 @@ class Decoder:
         self._norm = RMSNorm(norm, config.rms_norm_eps)
         halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         self._frequencies = (1.0 / config.rope_theta**halves).to(self.device)
-        sections = torch.tensor(config.rope_sections)
-        self._axis = torch.arange(len(sections)).repeat_interleave(sections).to(self.device)
+        self._axes = torch.tensor(config.rope_axes, device=self.device)
         self._workspaces: dict[tuple[int, torch.device], Workspace] = {}
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -137,7 +116,7 @@ class Decoder:
 
     def rotations(self, positions: Tensor) -> Tensor:
         """complex64 ``(n, 1, head_dim / 2)``: the rotary embedding of int64 ``(axes, n)`` positions."""
-        angles = positions.float()[self._axis].t() * self._frequencies
+        angles = positions.float()[self._axes].t() * self._frequencies
         return torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def forward(
@@ -276,7 +255,7 @@ class Decoder:
 
 
 def _place_layers(
-    config: TextConfig, weights: WeightSource, devices: Sequence[torch.device]
+    config: DecoderConfig, weights: WeightSource, devices: Sequence[torch.device]
 ) -> tuple[torch.device, ...]:
     layers = [weights.numel(f"language_model.layers.{index}.") for index in range(config.layers)]
     head = weights.numel("lm_head.")

@@ -10,7 +10,7 @@ A graph replays the same kernels on the same memory, so nothing in it may depend
 - A pass is padded to the next size that is captured. What padding writes lies behind the length and is overwritten
   before it is read.
 
-A step of a draft window is a graph too: see `drafting`.
+A step of a draft window is a graph too: see `draft`.
 
 Without CUDA the same passes run uncaptured, which is how they are tested: nothing here has been run on a GPU.
 """

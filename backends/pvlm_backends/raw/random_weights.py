@@ -1,37 +1,34 @@
-"""Weights of a checkpoint that has none: drawn on the device, in the shapes that config.json gives."""
+"""Random weights for a model that is only timed, drawn on the device."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from .checkpoint import WeightSource
-from .config import ModelConfig
+from ..checkpoint import WeightSource
+from ..families.config import DecoderConfig
 
 _DEVIATION = 0.02
-"""Of the normal distribution, as transformers initialises these models."""
+"""Standard deviation; transformers initialises these models with it."""
 
 
 class RandomWeights(WeightSource):
     """Normally distributed matrices, biases of zero and norms of one.
 
     Args:
-        folder: of config.json, for messages.
-        config: what is in it.
+        config: the decoder's dimensions.
         dtype: of the weights.
         device: where they are drawn, unless another device is given.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(folder, dtype, device)
-        self._config = config.text
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(dtype, device)
+        self._config = config
 
     def __contains__(self, name: str) -> bool:
         return name != "lm_head.weight" or not self._config.tied_head
 
     def numel(self, prefix: str = "") -> int:
-        """See `WeightSource.numel`. Of the decoder alone: the vision tower is not counted."""
+        """See `WeightSource.numel`. Counts the decoder alone, without the vision tower."""
         config = self._config
         width, head = config.hidden_size, config.vocab_size * config.hidden_size
         projected = (config.heads + 2 * config.kv_heads) * config.head_dim

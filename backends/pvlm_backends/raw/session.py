@@ -15,7 +15,7 @@ from ..session import AfterLayer, CachedSession, progress
 from .attention import PromptAttention
 from .cache import KeyValueCache
 from .decoder import Decoder
-from .drafting import CapturedDrafting
+from .draft import CapturedDrafting
 from .graphs import CapturedPasses
 
 _Result = TypeVar("_Result")

@@ -14,7 +14,7 @@ from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, M
 if TYPE_CHECKING:  # importing a plug-in must be cheap: heavy packages are imported where they are needed
     import torch
 
-    from pvlm_backends.processing import LlavaOnevisionProcessor
+    from pvlm_backends.families.llava_onevision import LlavaOnevisionProcessor
 
     from .model import NgramModel
 
@@ -137,7 +137,7 @@ class NgramSession:
 
 def load_processor(model: NgramModel) -> LlavaOnevisionProcessor:
     """Text and frames as the target has them. Raises CheckpointError."""
-    from pvlm_backends.processing import load_processor
+    from pvlm_backends.families import load_processor
 
     processor = load_processor(str(tokenizer_folder(model.tokenizer)))
     if processor.tokenizer_fingerprint != model.tokenizer_fingerprint:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pvlm_backends.processing import load_processor
+from pvlm_backends.families import load_processor
 from pvlm_protocols.backend import CheckpointError
 
 from .backend import tokenizer_folder

@@ -1,4 +1,4 @@
-"""The SigLIP vision tower, the projector and the pooling: frames to tokens."""
+"""LLaVA-OneVision's frames to tokens: the SigLIP tower, the projector and the pooling."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from pvlm_protocols.backend import CheckpointError
 
-from .checkpoint import WeightSource
+from ...checkpoint import WeightSource
 from .config import SiglipConfig
 
 _FRAMES_AT_ONCE = 16
-"""Bounds the activations: at 729 patches of 1152 a frame's widest layer takes 12 MB in float32."""
+"""A bound for the activations: with 729 patches of 1152, a frame's widest layer takes 12 MB in float32."""
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -36,7 +36,7 @@ class _Layer:
 
 
 class SiglipTower:
-    """SigLIP, up to the deepest layer that feeds the projector. Raises CheckpointError for bad weights."""
+    """SigLIP up to the deepest layer that feeds the projector. Raises CheckpointError for bad weights."""
 
     def __init__(self, config: SiglipConfig, weights: WeightSource) -> None:
         self.config = config
@@ -49,7 +49,7 @@ class SiglipTower:
         self._layers = [self._load_layer(weights, index) for index in range(max(config.feature_layers))]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(T, 3, H, W)`` to ``(T, patches, hidden_size * feature layers)``."""
+        """Encode ``(T, 3, H, W)`` to ``(T, patches, hidden_size * feature layers)``."""
         hidden = F.conv2d(pixels, self._patch, self._patch_bias, stride=self.config.patch_size)
         states = [hidden.flatten(2).transpose(1, 2) + self._positions]
         for layer in self._layers:
@@ -87,8 +87,8 @@ class SiglipTower:
         )
 
 
-class SiglipEncoder:
-    """Tower, projector, pooling and the newline: what stands in LLaVA-OneVision's prompt for a video."""
+class LlavaOnevisionTower:
+    """SigLIP, projector, pooling and newline: the video's tokens. Raises CheckpointError for bad weights."""
 
     def __init__(self, config: SiglipConfig, out_size: int, weights: WeightSource) -> None:
         self._tower = SiglipTower(config, weights)
@@ -105,7 +105,7 @@ class SiglipEncoder:
         self._newline = weights.take("image_newline", width)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """``(T, 3, H, W)``, normalised, to ``(T * tokens per frame + 1, hidden_size)``."""
+        """Encode normalised ``(T, 3, H, W)`` to ``(T * tokens per frame + 1, hidden_size)``."""
         frames = [self._encode_frames(part) for part in torch.split(pixels, _FRAMES_AT_ONCE)]
         return torch.cat([*frames, self._newline[None]])
 

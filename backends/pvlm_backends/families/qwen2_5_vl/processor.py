@@ -1,13 +1,13 @@
-"""Qwen2.5-VL: frames of any shape to patches, and three-axis positions that know the time.
+"""Frames of any size to patches, and positions with three axes, as Qwen2.5-VL wants them.
 
-Follows transformers' ``Qwen2_5_VLProcessor`` and ``get_rope_index``, and its Pillow image processor number for number
-(its video processor resizes by torchvision, which rounds differently).
+The numbers are those of transformers' ``Qwen2_5_VLProcessor``, ``get_rope_index`` and Pillow image processor. Its video
+processor resizes by torchvision, which rounds differently.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, PromptError
 
-from .pixels import FrameFilter, check_frames, frame_settings
-from .processor import VideoPart, VideoProcessor
+from ...processing import VideoPart, VideoProcessor
+from ...processing.pixels import FrameFilter, check_frames, frame_settings
 
 _LARGEST_ASPECT = 200
 
@@ -30,18 +30,17 @@ _MOST_FRAMES = 768
 _TOKENS_PER_SECOND = 4
 
 _SHARE_OF_TOKENS = 0.9
-"""Of ``max_video_tokens``: the rest is left to the text."""
+"""The video's share of ``max_video_tokens``; the text has the rest."""
 _FRAMES_A_SECOND = 2.0
-"""The rate that the family was trained for; also that of frames that come without times."""
+"""The rate that the family was trained for; also the rate of frames without times."""
 
 
 class Qwen25VLProcessor(VideoProcessor):
     """Text and frames of a Qwen2.5-VL checkpoint; see `VideoProcessor`."""
 
-    model_type = "qwen2_5_vl"
     axes = 3
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         super().__init__(folder, config)
         vision = config.get("vision_config") or {}
         settings = frame_settings(folder)
@@ -62,19 +61,20 @@ class Qwen25VLProcessor(VideoProcessor):
 
     @property
     def frame_defaults(self) -> FrameDefaults:
-        """Two frames a second, from 4 to 768 of them, or what the checkpoint says."""
+        """Two frames a second, at least 4 and at most 768, or what the checkpoint says."""
         return self._frame_defaults
 
     def resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize uint8 ``(T, H, W, 3)``, keeping the shape as nearly as whole tokens allow. Raises PromptError."""
+        """Resize uint8 ``(T, H, W, 3)``, keeping the aspect as nearly as whole tokens allow. Raises PromptError."""
         check_frames(frames)
         return self._filter.resize(frames, *self.frame_size(*frames.shape[:3]))
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """Height and width to resize to: multiples of a token's side, within the checkpoint's numbers of pixels.
+        """Return the height and width to resize to, in pixels.
 
-        The most pixels of a frame are also an even share of what ``max_video_tokens`` leave to the whole video, as in
-        the model's own ``qwen-vl-utils``, unless the checkpoint says ``"cap_pixels_per_frame": false``.
+        Both are multiples of a token's side, and their product lies within the checkpoint's bounds. A frame also gets
+        no more than an even share of ``max_video_tokens``, as in the model's own ``qwen-vl-utils``, unless the
+        checkpoint says ``"cap_pixels_per_frame": false``.
 
         Raises:
             PromptError: one side is more than 200 times the other.
@@ -103,22 +103,26 @@ class Qwen25VLProcessor(VideoProcessor):
         return rounded
 
     def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
-        """``(T / 2, H / 28, W / 28)`` for the usual patches, the first rounded up."""
+        """For the usual patches ``(T / 2, H / 28, W / 28)``, the first rounded up."""
         side = self.patch_size * self.merge_size
         return math.ceil(len(frames) / self.temporal_patch_size), frames.shape[1] // side, frames.shape[2] // side
 
     def patches(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Resized frames, uint8 ``(T, H, W, 3)``, to patches, grouped by the token that they become.
+        """Cut resized frames, uint8 ``(T, H, W, 3)``, into patches, grouped by the token that they become.
 
-        Returns float32 ``(t, h, w, patches of a token, numbers of a patch)``: ``t`` is T halved, rounded up (the last
-        frame is repeated), ``h`` and ``w`` count tokens. Flattened but for the last dimension it is transformers'
-        ``pixel_values_videos``. Raises PromptError for frames that are not as `resize` leaves them.
+        Returns:
+            float32 ``(t, h, w, patches of a token, numbers of a patch)``. ``t`` is T halved and rounded up; an odd last
+            frame is repeated. ``h`` and ``w`` count tokens. Flattened except for the last dimension, this is
+            transformers' ``pixel_values_videos``.
+
+        Raises:
+            PromptError: the frames are not as `resize` returns them.
         """
         side, depth, merge = self.patch_size * self.merge_size, self.temporal_patch_size, self.merge_size
         check_frames(frames)
         if frames.shape[1] % side or frames.shape[2] % side:
             raise PromptError(
-                f"frames must have sides that are multiples of {side}, as `resize` leaves them, not {frames.shape}"
+                f"frames must have sides that are multiples of {side}, as `resize` returns them, not {frames.shape}"
             )
         if missing := -len(frames) % depth:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
@@ -132,23 +136,22 @@ class Qwen25VLProcessor(VideoProcessor):
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         pixels = self.patches(frames)
         time, height, width = pixels.shape[:3]
-        interval = self._tokens_per_second * self.temporal_patch_size / self._sampled_rate(len(frames), timestamps_s)
-        # In float32, and cut off only after the product, as transformers does it.
+        interval = self._tokens_per_second * self.temporal_patch_size / self._frame_rate(len(frames), timestamps_s)
+        # In float32, and truncated only after the product, as transformers does it.
         times = (np.arange(time, dtype=np.float32) * np.float32(interval)).astype(np.int64)
         grid = np.meshgrid(times, np.arange(height), np.arange(width), indexing="ij")
         positions = np.stack([axis.ravel() for axis in grid])
         count = time * height * width
         return VideoPart(pixels, count, count, positions, max(height, width))
 
-    def _sampled_rate(self, frames: int, timestamps_s: Sequence[float]) -> float:
-        """Frames a second; without times, the checkpoint's."""
+    def _frame_rate(self, frames: int, timestamps_s: Sequence[float]) -> float:
+        """Frames a second; the checkpoint's rate if there are no times."""
         if timestamps_s and len(timestamps_s) != frames:
             raise PromptError(f"there are {frames} frames, but {len(timestamps_s)} timestamps")
         span = timestamps_s[-1] - timestamps_s[0] if timestamps_s else 0.0
         if span <= 0:
             return self._rate
-        # To three digits: positions are cut off, not rounded, and must not hang on whether the frame nearest to a
-        # time came a few milliseconds before or after it.
+        # Three digits: positions are truncated, so a few milliseconds in a frame's time could change them.
         return float(f"{(frames - 1) / span:.3g}")
 
     def _defaults(self, settings: dict[str, Any]) -> FrameDefaults:
@@ -161,7 +164,7 @@ class Qwen25VLProcessor(VideoProcessor):
             multiple=self.temporal_patch_size,
         )
 
-    def _check_patches(self, vision: dict[str, Any], settings: dict[str, Any]) -> None:
+    def _check_patches(self, vision: Mapping[str, Any], settings: dict[str, Any]) -> None:
         for name, key, ours in (
             ("patch_size", "patch_size", self.patch_size),
             ("temporal_patch_size", "temporal_patch_size", self.temporal_patch_size),

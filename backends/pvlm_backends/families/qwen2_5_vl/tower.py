@@ -1,7 +1,7 @@
-"""Qwen2.5-VL's vision tower: patches of frames of any shape to tokens, attending within windows in most layers.
+"""Qwen2.5-VL's patches to tokens: the vision tower, which attends within windows in most layers, and the merger.
 
-Patches stay in the order of the tokens that they become. A window is a square of tokens, so it is cut out of that order
-as it stands; windows at the right and lower edge are smaller, which makes at most four sizes, each run as one batch.
+Patches stay in the order of the tokens that they become. A window is a square of tokens, and is a plain slice of that
+order. Windows at the right and lower edge are smaller. So there are at most four sizes, and each runs as one batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .checkpoint import WeightSource
+from ...checkpoint import WeightSource
+from ...norm import RMSNorm
 from .config import QwenVisionConfig
-from .decoder import RMSNorm
 
 _PATCHES_AT_ONCE = 16384
-"""Bounds the activations: no attention crosses two frame pairs, so a video runs in parts."""
+"""A bound for the activations: no attention crosses two frame pairs, so a video can run in parts."""
 _NORM_EPS = 1e-6
 
 
@@ -33,7 +33,7 @@ class _Layer:
 
 
 class QwenVisionTower:
-    """Tower and merger: what stands in the prompt for a video. Raises CheckpointError for bad weights."""
+    """Tower and merger: the video's tokens. Raises CheckpointError for bad weights."""
 
     def __init__(self, config: QwenVisionConfig, out_size: int, weights: WeightSource) -> None:
         self.config = config
@@ -49,7 +49,7 @@ class QwenVisionTower:
         self._frequencies = 1.0 / config.rope_theta**exponents
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """``(t, h, w, patches of a token, numbers of a patch)`` to ``(t * h * w, out_size)``; h and w count tokens."""
+        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(t * h * w, out_size)``."""
         _, height, width, patches, _ = pixels.shape
         rotation = self._rotation(height, width)
         pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
@@ -117,7 +117,7 @@ class QwenVisionTower:
 
 
 def _stretches(length: int, window: int) -> Iterator[tuple[slice, int]]:
-    """The stretch of whole windows, and the shorter window behind it, each if there is one."""
+    """The stretch of whole windows, then the shorter window after it, each if there is one."""
     whole = length - length % window
     if whole:
         yield slice(0, whole), window

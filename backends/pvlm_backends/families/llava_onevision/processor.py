@@ -1,12 +1,12 @@
-"""LLaVA-OneVision: frames to pixels, a question and frames to a prompt.
+"""Frames to pixels, and a question with frames to a prompt, as LLaVA-OneVision wants them.
 
-Follows transformers' ``LlavaOnevisionProcessor`` and its Pillow image processor number for number.
+The numbers are those of transformers' ``LlavaOnevisionProcessor`` and its Pillow image processor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, PromptError
 
-from .pixels import FrameFilter, check_frames, frame_settings
-from .processor import VideoPart, VideoProcessor
+from ...processing import VideoPart, VideoProcessor
+from ...processing.pixels import FrameFilter, check_frames, frame_settings
 
 _UNIFORM_FRAMES = 32
 _CONSECUTIVE_FRAMES = 128
@@ -25,9 +25,7 @@ _CONSECUTIVE_FRAMES = 128
 class LlavaOnevisionProcessor(VideoProcessor):
     """Text and frames of a LLaVA-OneVision checkpoint; see `VideoProcessor`."""
 
-    model_type = "llava_onevision"
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         super().__init__(folder, config)
         vision = config.get("vision_config") or {}
         self._image_size: int = vision.get("image_size", 384)
@@ -41,11 +39,11 @@ class LlavaOnevisionProcessor(VideoProcessor):
 
     @property
     def frame_defaults(self) -> FrameDefaults:
-        """Consecutive frames where the checkpoint says ``"do_sample_frames": false``, else 32 uniform ones."""
+        """32 uniform frames; consecutive ones if the checkpoint says ``"do_sample_frames": false``."""
         return self._frame_defaults
 
     def resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize uint8 ``(T, H, W, 3)`` to the tower's size with the checkpoint's own filter. Raises PromptError."""
+        """Resize uint8 ``(T, H, W, 3)`` to the tower's size by the checkpoint's filter. Raises PromptError."""
         check_frames(frames)
         return self._filter.resize(frames, self._image_size, self._image_size)
 
@@ -54,11 +52,11 @@ class LlavaOnevisionProcessor(VideoProcessor):
         return len(frames), self._side, self._side
 
     def normalize(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Resized frames, uint8 ``(T, H, W, 3)``, to pixels, float32 ``(T, 3, H, W)``. Raises PromptError."""
+        """Turn resized frames, uint8 ``(T, H, W, 3)``, into float32 ``(T, 3, H, W)``. Raises PromptError."""
         side = self._image_size
         if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) == 0 or frames.shape[1:] != (side, side, 3):
             raise PromptError(
-                f"frames must be uint8 (T, {side}, {side}, 3), T >= 1, as `resize` leaves them, "
+                f"frames must be uint8 (T, {side}, {side}, 3), T >= 1, as `resize` returns them, "
                 f"not {frames.dtype} {frames.shape}"
             )
         return self._filter.normalize(frames)
@@ -66,7 +64,7 @@ class LlavaOnevisionProcessor(VideoProcessor):
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         pixels = self.normalize(frames)
         count = len(frames) * self.tokens_per_frame
-        # One more for the newline behind the video.
+        # One more for the newline after the video.
         return VideoPart(pixels, count + 1, count, np.arange(count + 1)[None], count + 1)
 
     def _check_size(self, settings: dict[str, Any]) -> None:
