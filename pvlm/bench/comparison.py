@@ -16,7 +16,7 @@ from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
 from pvlm.results import AnswerStats, median_or_none, ratio_or_none
 from pvlm.speculation.estimates import PassTimeEstimate
-from pvlm.speculation.theory import MeasuredCurve, best_vanilla_window, parallel_speedup
+from pvlm.speculation.theory import MeasuredCurve, best_parallel_speedup, best_vanilla_window
 
 GAMMA_MAX = 16
 
@@ -245,7 +245,7 @@ def _predicted(
     curve = MeasuredCurve(target_ms)
     if _takes_turns(contender):
         return best_vanilla_window(beta, curve, draft_ms, GAMMA_MAX).speedup
-    return _theorem_7(beta, curve, draft_ms)
+    return best_parallel_speedup(beta, curve, draft_ms, GAMMA_MAX)
 
 
 def _predicted_busy(
@@ -264,14 +264,8 @@ def _predicted_busy(
     if not passes.measured:
         return None
     busy = passes.curve()
-    return _theorem_7(beta, busy, draft_ms) * MeasuredCurve(target_ms)(1) / busy(1)
+    return best_parallel_speedup(beta, busy, draft_ms, GAMMA_MAX) * MeasuredCurve(target_ms)(1) / busy(1)
 
 
 def _takes_turns(contender: Contender) -> bool:
     return contender.options["method"] == "sd" or contender.options.get("parallel_decode") is False
-
-
-def _theorem_7(beta: float, curve: MeasuredCurve, draft_ms: float) -> float:
-    return max(
-        parallel_speedup(gamma, k, beta, curve, draft_ms) for gamma in range(1, GAMMA_MAX + 1) for k in range(gamma + 1)
-    )

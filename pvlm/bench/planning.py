@@ -23,7 +23,7 @@ from pvlm.speculation.theory import (
     best_window,
     loop_speedup,
     parallel_speedup,
-    vanilla_speedup,
+    vanilla_loop_speedup,
 )
 from pvlm_protocols.limits import MAX_WINDOW
 
@@ -99,13 +99,11 @@ def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int) -> RatioPlan
         highest = max(by_k)
         # Of equal ones the first, whatever rounding says.
         k = next(k for k, speedup in enumerate(by_k) if speedup >= highest * (1 - 1e-12))
-        pass_ms = target_ms(gamma + 1)
         windows.append(
             PlannedWindow(
                 gamma=gamma,
                 k=k,
-                # A round takes gamma T_q + T_p(gamma + 1); theorem 4 counts it in passes of that length.
-                vanilla=vanilla_speedup(gamma, beta, pass_ms / draft_ms) * target_ms(1) / pass_ms,
+                vanilla=vanilla_loop_speedup(gamma, beta, target_ms, draft_ms),
                 parallel=by_k[k],
                 theorem_7=parallel_speedup(gamma, k, beta, target_ms, draft_ms),
             )
