@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from pvlm.bench.methods import Clip, Contender, Measurement, OpenContenders
-from pvlm.bench.padding import padded_layers
 from pvlm.bench.planning import time_passes
 from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
@@ -36,9 +35,8 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     ``predicted``: the speed-up by theorem 7 (`parallel` methods) or 4 (sd, specvlm, parallel-no-pd), at the best window
     for the measured acceptance, T_q beside a target at work, and T_p(n): ``target_ms``, in the row of ``ar``.
     ``predicted_busy``: theorem 7 with the times that the method's own passes took, beside a draft at work.
-    ``coordination_share``: the part of decoding that draft and target lost to each other between passes, of which
-    theory knows nothing. ``padded_layers``: how many of the target's ``target_layers`` only cost time
-    (`pvlm.bench.padding`).
+    ``coordination_share``: the share of decoding that draft and target lost between passes, which the theorems do not
+    include. ``note``: the caller's remark about the run.
     """
 
     method: str
@@ -66,7 +64,7 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     clips: int
     rounds: int
     target_layers: int
-    padded_layers: int
+    note: str
     target_ms: dict[int, float] | None
 
     @property
@@ -104,11 +102,13 @@ async def measure_methods(
     *,
     rounds: int = 5,
     max_tokens: int = 256,
+    note: str = "",
     on_turn: Callable[[float], None] = lambda fraction: None,
 ) -> list[MethodRow]:
     """Answer the clips' questions greedily by every method, ``rounds`` times after a round that does not count.
 
-    ``chosen``: see `pvlm.bench.methods.contenders`. ``on_turn`` gets the fraction that is done, 0 to 1.
+    ``chosen``: see `pvlm.bench.methods.contenders`. ``note``: a remark that every row carries. ``on_turn`` gets the
+    finished fraction, 0 to 1.
 
     Raises OptionError for less than one round, two tokens or one clip, and what `Engine.answer` raises.
     """
@@ -133,8 +133,7 @@ async def measure_methods(
                 for name, of_clips in measured.items():
                     records[name].rounds.append(of_clips)
         layers = opened.pair.models["target"].layers
-    padding = padded_layers(config.checkpoint("target") or "")
-    return _rows(records, passes.points() if drafting else None, layers, padding)
+    return _rows(records, passes.points() if drafting else None, layers, note)
 
 
 def check_extent(rounds: int, max_tokens: int) -> None:
@@ -156,9 +155,7 @@ def _stats_of(opened: OpenContenders, clip: Clip) -> Callable[..., Any]:
 # ---- rows ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    records: dict[str, _Record], target_ms: dict[int, float] | None, layers: int, padding: int
-) -> list[MethodRow]:
+def _rows(records: dict[str, _Record], target_ms: dict[int, float] | None, layers: int, note: str) -> list[MethodRow]:
     plain, everywhere = records["ar"], records.get("ar-all-cores")
     rows = []
     for name, record in records.items():
@@ -199,7 +196,7 @@ def _rows(
                 clips=len(record.rounds[0]),
                 rounds=len(record.rounds),
                 target_layers=layers,
-                padded_layers=padding,
+                note=note,
                 target_ms=target_ms if name == "ar" else None,
             )
         )

@@ -10,7 +10,6 @@ import msgspec
 
 from pvlm.bench.comparison import Quartiles, check_extent, quartiles, turns
 from pvlm.bench.methods import Clip, Measurement, OpenContenders, contenders, read_clip
-from pvlm.bench.padding import padded_layers
 from pvlm.config import EngineConfig
 from pvlm.errors import ModelError, OptionError
 from pvlm.results import ratio_or_none
@@ -29,7 +28,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     and by plain decoding; reading the video is left out. ``target_pass_ms``: T_p(1), of plain decoding;
     ``draft_token_ms``: T_q, beside a target at work. Speed-ups of parallel decoding: of decoding, and ``end_to_end_*``
     with the prefill. ``peak_rss_mb``, ``ar_peak_rss_mb``: the most memory resident while answering, for draft and
-    target together and for the target that decodes alone. ``padded_layers``: see `pvlm.bench.padding`.
+    target together, and for the target that decodes alone. ``note``: the caller's remark about the run.
     """
 
     frames: int
@@ -52,7 +51,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     same_tokens: bool
     rounds: int
-    padded_layers: int
+    note: str
 
     @property
     def c(self) -> float:
@@ -68,6 +67,7 @@ async def measure_scaling(
     frames: Sequence[int] = FRAMES,
     rounds: int = 5,
     max_tokens: int = 64,
+    note: str = "",
     on_turn: Callable[[float], None] = lambda fraction: None,
 ) -> list[ScalingRow]:
     """Answer a question about so many frames of a video by parallel and by plain decoding, in turns, ``rounds`` times
@@ -96,11 +96,10 @@ async def measure_scaling(
                         measured[count][contender.name].append(measurement)
                     done += 1
                     on_turn(done / turns_in_all)
-    padding = padded_layers(config.checkpoint("target") or "")
-    return [_row(clip, measured[count], padding) for count, clip in clips.items()]
+    return [_row(clip, measured[count], note) for count, clip in clips.items()]
 
 
-def _row(clip: Clip, measured: dict[str, list[Measurement]], padding: int) -> ScalingRow:
+def _row(clip: Clip, measured: dict[str, list[Measurement]], note: str) -> ScalingRow:
     plain, everywhere, parallel = (measured[name] for name in METHODS)
     decode = [own.decode_s / ours.decode_s for own, ours in zip(plain, parallel, strict=True)]
     total = [own.total_s / ours.total_s for own, ours in zip(plain, parallel, strict=True)]
@@ -127,7 +126,7 @@ def _row(clip: Clip, measured: dict[str, list[Measurement]], padding: int) -> Sc
         tokens=len(plain[0].tokens),
         same_tokens=all(m.tokens == plain[0].tokens for m in (*plain, *everywhere, *parallel)),
         rounds=len(plain),
-        padded_layers=padding,
+        note=note,
     )
 
 
