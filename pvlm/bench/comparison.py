@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median, quantiles
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
 
 from pvlm.bench.methods import Clip, Contender, Measurement, OpenContenders
 from pvlm.bench.planning import time_passes
+from pvlm.bench.rows import Quartiles, pooled_acceptance, quartiles
 from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
-from pvlm.results import AnswerStats, median_or_none, ratio_or_none
+from pvlm.results import AnswerStats, median_or_none
 from pvlm.speculation.estimates import PassTimeEstimate
 from pvlm.speculation.theory import MeasuredCurve, best_parallel_speedup, best_vanilla_window
 
 GAMMA_MAX = 16
-
-Quartiles = tuple[float, float]
 
 
 class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,8 +159,7 @@ def _rows(records: dict[str, _Record], target_ms: dict[int, float] | None, layer
     rows = []
     for name, record in records.items():
         answers = record.all
-        accepted, rejected = sum(m.accepted for m in answers), sum(m.rejected for m in answers)
-        beta = ratio_or_none(accepted, accepted + rejected)
+        beta, mean_length = pooled_acceptance(answers)
         draft_ms = median_or_none([m.draft_token_ms for m in answers if m.draft_token_ms is not None])
         windows = [size for m in answers for size in m.windows]
         ratios = _ratios(plain, record, _decode_s)
@@ -182,7 +180,7 @@ def _rows(records: dict[str, _Record], target_ms: dict[int, float] | None, layer
                 time_to_first_token_s=median(record.per_round(lambda m: m.first_token_s)),
                 prefill_s=median(record.per_round(lambda m: m.prefill_s)),
                 decode_s=median(record.per_round(_decode_s)),
-                mean_accepted_length=ratio_or_none(accepted, rejected),
+                mean_accepted_length=mean_length,
                 acceptance_rate=beta,
                 window=fmean(windows) if windows else None,
                 same_tokens=same_tokens(plain.rounds, record.rounds),
@@ -224,13 +222,6 @@ def _ratios(base: _Record, record: _Record, seconds: Callable[[Measurement], flo
     """The base's time over the method's, for each round."""
     pairs = zip(base.per_round(seconds), record.per_round(seconds), strict=True)
     return [base_s / own_s for base_s, own_s in pairs]
-
-
-def quartiles(values: Sequence[float]) -> Quartiles:
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = quantiles(values, n=4, method="inclusive")
-    return first, third
 
 
 def _predicted(
