@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median, quantiles
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
 
 from pvlm.bench.methods import Clip, Contender, Measurement, OpenContenders
-from pvlm.bench.padding import padded_layers
 from pvlm.bench.planning import time_passes
+from pvlm.bench.rows import Quartiles, pooled_acceptance, quartiles
 from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
-from pvlm.results import AnswerStats, median_or_none, ratio_or_none
+from pvlm.results import AnswerStats, median_or_none
 from pvlm.speculation.estimates import PassTimeEstimate
-from pvlm.speculation.theory import MeasuredCurve, best_vanilla_window, parallel_speedup
+from pvlm.speculation.theory import MeasuredCurve, best_parallel_speedup, best_vanilla_window
 
 GAMMA_MAX = 16
-
-Quartiles = tuple[float, float]
 
 
 class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +34,8 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     ``predicted``: the speed-up by theorem 7 (`parallel` methods) or 4 (sd, specvlm, parallel-no-pd), at the best window
     for the measured acceptance, T_q beside a target at work, and T_p(n): ``target_ms``, in the row of ``ar``.
     ``predicted_busy``: theorem 7 with the times that the method's own passes took, beside a draft at work.
-    ``coordination_share``: the part of decoding that draft and target lost to each other between passes, of which
-    theory knows nothing. ``padded_layers``: how many of the target's ``target_layers`` only cost time
-    (`pvlm.bench.padding`).
+    ``coordination_share``: the share of decoding that draft and target lost between passes, which the theorems do not
+    include. ``note``: the caller's remark about the run.
     """
 
     method: str
@@ -66,7 +63,7 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     clips: int
     rounds: int
     target_layers: int
-    padded_layers: int
+    note: str
     target_ms: dict[int, float] | None
 
     @property
@@ -104,11 +101,13 @@ async def measure_methods(
     *,
     rounds: int = 5,
     max_tokens: int = 256,
+    note: str = "",
     on_turn: Callable[[float], None] = lambda fraction: None,
 ) -> list[MethodRow]:
     """Answer the clips' questions greedily by every method, ``rounds`` times after a round that does not count.
 
-    ``chosen``: see `pvlm.bench.methods.contenders`. ``on_turn`` gets the fraction that is done, 0 to 1.
+    ``chosen``: see `pvlm.bench.methods.contenders`. ``note``: a remark that every row carries. ``on_turn`` gets the
+    finished fraction, 0 to 1.
 
     Raises OptionError for less than one round, two tokens or one clip, and what `Engine.answer` raises.
     """
@@ -133,8 +132,7 @@ async def measure_methods(
                 for name, of_clips in measured.items():
                     records[name].rounds.append(of_clips)
         layers = opened.pair.models["target"].layers
-    padding = padded_layers(config.checkpoint("target") or "")
-    return _rows(records, passes.points() if drafting else None, layers, padding)
+    return _rows(records, passes.points() if drafting else None, layers, note)
 
 
 def check_extent(rounds: int, max_tokens: int) -> None:
@@ -156,15 +154,12 @@ def _stats_of(opened: OpenContenders, clip: Clip) -> Callable[..., Any]:
 # ---- rows ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    records: dict[str, _Record], target_ms: dict[int, float] | None, layers: int, padding: int
-) -> list[MethodRow]:
+def _rows(records: dict[str, _Record], target_ms: dict[int, float] | None, layers: int, note: str) -> list[MethodRow]:
     plain, everywhere = records["ar"], records.get("ar-all-cores")
     rows = []
     for name, record in records.items():
         answers = record.all
-        accepted, rejected = sum(m.accepted for m in answers), sum(m.rejected for m in answers)
-        beta = ratio_or_none(accepted, accepted + rejected)
+        beta, mean_length = pooled_acceptance(answers)
         draft_ms = median_or_none([m.draft_token_ms for m in answers if m.draft_token_ms is not None])
         windows = [size for m in answers for size in m.windows]
         ratios = _ratios(plain, record, _decode_s)
@@ -185,7 +180,7 @@ def _rows(
                 time_to_first_token_s=median(record.per_round(lambda m: m.first_token_s)),
                 prefill_s=median(record.per_round(lambda m: m.prefill_s)),
                 decode_s=median(record.per_round(_decode_s)),
-                mean_accepted_length=ratio_or_none(accepted, rejected),
+                mean_accepted_length=mean_length,
                 acceptance_rate=beta,
                 window=fmean(windows) if windows else None,
                 same_tokens=same_tokens(plain.rounds, record.rounds),
@@ -199,7 +194,7 @@ def _rows(
                 clips=len(record.rounds[0]),
                 rounds=len(record.rounds),
                 target_layers=layers,
-                padded_layers=padding,
+                note=note,
                 target_ms=target_ms if name == "ar" else None,
             )
         )
@@ -229,13 +224,6 @@ def _ratios(base: _Record, record: _Record, seconds: Callable[[Measurement], flo
     return [base_s / own_s for base_s, own_s in pairs]
 
 
-def quartiles(values: Sequence[float]) -> Quartiles:
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = quantiles(values, n=4, method="inclusive")
-    return first, third
-
-
 def _predicted(
     contender: Contender, beta: float | None, draft_ms: float | None, target_ms: dict[int, float] | None
 ) -> float | None:
@@ -245,7 +233,7 @@ def _predicted(
     curve = MeasuredCurve(target_ms)
     if _takes_turns(contender):
         return best_vanilla_window(beta, curve, draft_ms, GAMMA_MAX).speedup
-    return _theorem_7(beta, curve, draft_ms)
+    return best_parallel_speedup(beta, curve, draft_ms, GAMMA_MAX)
 
 
 def _predicted_busy(
@@ -264,14 +252,8 @@ def _predicted_busy(
     if not passes.measured:
         return None
     busy = passes.curve()
-    return _theorem_7(beta, busy, draft_ms) * MeasuredCurve(target_ms)(1) / busy(1)
+    return best_parallel_speedup(beta, busy, draft_ms, GAMMA_MAX) * MeasuredCurve(target_ms)(1) / busy(1)
 
 
 def _takes_turns(contender: Contender) -> bool:
     return contender.options["method"] == "sd" or contender.options.get("parallel_decode") is False
-
-
-def _theorem_7(beta: float, curve: MeasuredCurve, draft_ms: float) -> float:
-    return max(
-        parallel_speedup(gamma, k, beta, curve, draft_ms) for gamma in range(1, GAMMA_MAX + 1) for k in range(gamma + 1)
-    )

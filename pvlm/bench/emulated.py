@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from pvlm.bench.pairs import VANILLA_WINDOW, Pair, Trial
+from pvlm.bench.rows import same_named
 from pvlm.config import Transport
 from pvlm.engine import Engine
 from pvlm.errors import OptionError
@@ -167,29 +168,24 @@ def _rows(
     for trial in trials:
         answer = answers[trial]
         stats = answer.stats
-        yield EmulatedRow(
-            pair=pair.name,
-            method=trial.label,
-            prune_ratio=trial.prune_ratio,
-            speedup=plain.stats.decode_s / stats.decode_s,
-            predicted=trial.predicted,
-            paper=trial.paper,
-            fitted=trial.fitted,
-            given_accepted_length=trial.accepted_length,
-            mean_accepted_length=stats.mean_accepted_length,
-            acceptance_rate=stats.acceptance_rate,
-            window=mode(stats.windows) if stats.windows else None,
-            coordination_ms_p50=_percentile(stats, 50),
-            coordination_ms_p99=_percentile(stats, 99),
-            target_pass_ms=stats.target_pass_ms,
-            draft_token_ms=stats.draft_token_ms,
-            target_passes=stats.target_passes,
-            decode_s=stats.decode_s,
-            same_tokens=answer.tokens == plain.tokens,
-            tokens=len(answer.tokens),
-            time_scale=time_scale,
-            transport=transport,
+        figures = (
+            same_named(EmulatedRow, stats)
+            | same_named(EmulatedRow, trial)
+            | {
+                "pair": pair.name,
+                "method": trial.label,
+                "speedup": plain.stats.decode_s / stats.decode_s,
+                "given_accepted_length": trial.accepted_length,
+                "window": mode(stats.windows) if stats.windows else None,
+                "coordination_ms_p50": _percentile(stats, 50),
+                "coordination_ms_p99": _percentile(stats, 99),
+                "same_tokens": answer.tokens == plain.tokens,
+                "tokens": len(answer.tokens),
+                "time_scale": time_scale,
+                "transport": transport,
+            }
         )
+        yield EmulatedRow(**figures)
 
 
 def _percentile(stats: AnswerStats, percent: int) -> float | None:

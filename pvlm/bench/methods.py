@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pvlm.bench.memory import peak_mb, reset_peak
 from pvlm.bench.peers import Loop, PeerModels, PeerProcess, check_transformers
+from pvlm.bench.rows import same_named
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine
 from pvlm.errors import ConfigError, ModelError, OptionError
@@ -149,8 +150,8 @@ class Measurement:
     first_token_s: float
     peak_mb: float
     windows: tuple[int, ...] = ()
-    accepted: int = 0
-    rejected: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     target_pass_ms: float | None = None
     target_passes_ms: tuple[tuple[int, float], ...] = ()
     draft_token_ms: float | None = None
@@ -252,31 +253,13 @@ class OpenContenders:
 def _of_engine(answer: Answer, memory_mb: float) -> Measurement:
     stats = answer.stats
     return Measurement(
+        **same_named(Measurement, stats),
         tokens=answer.tokens,
-        prefill_s=stats.prefill_s,
-        decode_s=stats.decode_s,
         first_token_s=stats.time_to_first_token_s - stats.video_s,
         peak_mb=memory_mb,
-        windows=stats.windows,
-        accepted=stats.accepted_tokens,
-        rejected=stats.rejected_tokens,
-        target_pass_ms=stats.target_pass_ms,
-        target_passes_ms=stats.target_passes_ms,
-        draft_token_ms=stats.draft_token_ms,
         coordination_s=sum(stats.coordination_ms) / 1000,
-        prompt_tokens=stats.prompt_tokens,
-        video_tokens=stats.video_tokens,
     )
 
 
 def _of_peer(answer: GeneratedAnswer, memory_mb: float) -> Measurement:
-    return Measurement(
-        tokens=answer.tokens,
-        prefill_s=answer.prefill_s,
-        decode_s=answer.decode_s,
-        first_token_s=answer.first_token_s,
-        peak_mb=memory_mb,
-        windows=answer.windows,
-        accepted=answer.accepted_tokens,
-        rejected=answer.rejected_tokens,
-    )
+    return Measurement(**same_named(Measurement, answer), peak_mb=memory_mb)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pvlm.config import Method
-from pvlm.speculation.theory import acceptance_from_length, parallel_speedup, vanilla_speedup
+from pvlm.speculation.theory import acceptance_from_length, best_parallel_speedup, vanilla_speedup
 
 VANILLA_WINDOW = 5
 """Window of draft-then-verify: what the paper used for SpecVLM."""
@@ -79,11 +79,7 @@ class Pair:
     def theorem_7(self) -> float:
         """Theorem 7: the best speed-up of parallel decoding over gamma and k, at `PRUNE_RATIO`."""
         beta = acceptance_from_length(self.accepted_length)
-        return max(
-            parallel_speedup(gamma, k, beta, self.target_ms, self.draft_ms[PRUNE_RATIO])
-            for gamma in range(1, GAMMA_MAX + 1)
-            for k in range(gamma + 1)
-        )
+        return best_parallel_speedup(beta, self.target_ms, self.draft_ms[PRUNE_RATIO], GAMMA_MAX)
 
 
 @dataclass(frozen=True)

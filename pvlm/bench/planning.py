@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pvlm.bench.rows import measured, pooled_acceptance
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine, OnProgress
 from pvlm.errors import ModelError, OptionError
-from pvlm.results import AnswerStats, ratio_or_none
+from pvlm.results import AnswerStats
 from pvlm.speculation.estimates import PassTimeEstimate
 from pvlm.speculation.theory import (
     MeasuredCurve,
@@ -23,7 +24,7 @@ from pvlm.speculation.theory import (
     best_window,
     loop_speedup,
     parallel_speedup,
-    vanilla_speedup,
+    vanilla_loop_speedup,
 )
 from pvlm_protocols.limits import MAX_WINDOW
 
@@ -99,13 +100,11 @@ def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int) -> RatioPlan
         highest = max(by_k)
         # Of equal ones the first, whatever rounding says.
         k = next(k for k, speedup in enumerate(by_k) if speedup >= highest * (1 - 1e-12))
-        pass_ms = target_ms(gamma + 1)
         windows.append(
             PlannedWindow(
                 gamma=gamma,
                 k=k,
-                # A round takes gamma T_q + T_p(gamma + 1); theorem 4 counts it in passes of that length.
-                vanilla=vanilla_speedup(gamma, beta, pass_ms / draft_ms) * target_ms(1) / pass_ms,
+                vanilla=vanilla_loop_speedup(gamma, beta, target_ms, draft_ms),
                 parallel=by_k[k],
                 theorem_7=parallel_speedup(gamma, k, beta, target_ms, draft_ms),
             )
@@ -194,8 +193,8 @@ async def measure(
             await time_passes(passes, stats_of)
     return PairFigures(
         target_ms=passes.points(),
-        draft_ms={ratio: median(_measured(s.draft_token_ms) for s in answers) for ratio, answers in parallel.items()},
-        acceptance={ratio: _pooled_acceptance(answers) for ratio, answers in parallel.items()},
+        draft_ms={ratio: median(measured(s.draft_token_ms) for s in answers) for ratio, answers in parallel.items()},
+        acceptance={ratio: measured(pooled_acceptance(answers).rate) for ratio, answers in parallel.items()},
     )
 
 
@@ -208,15 +207,4 @@ async def time_passes(passes: PassTimeEstimate, stats_of: Callable[..., Awaitabl
     for n in PASS_SIZES:
         how: dict[str, Any] = {"method": "ar"} if n == 1 else {"method": "sd", "window": n - 1}
         stats = await stats_of(**how, max_tokens=TIMED_TOKENS, ignore_eos=True)
-        passes.observe(n, _measured(stats.target_pass_ms))
-
-
-def _pooled_acceptance(answers: Sequence[AnswerStats]) -> float:
-    accepted, rejected = sum(s.accepted_tokens for s in answers), sum(s.rejected_tokens for s in answers)
-    return _measured(ratio_or_none(accepted, accepted + rejected))
-
-
-def _measured(value: float | None) -> float:
-    if value is None:
-        raise ModelError("the answer was too short to measure anything: ask for a longer one")
-    return value
+        passes.observe(n, measured(stats.target_pass_ms))

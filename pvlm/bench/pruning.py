@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pvlm.bench.rows import pooled_acceptance
 from pvlm.config import EngineConfig, answer_options
 from pvlm.coordination.events import Command, Event
 from pvlm.engine import Engine
-from pvlm.results import Answer, ratio_or_none
+from pvlm.results import Answer
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.pruning import load_pruner
 from pvlm.telemetry.recorder import Recorded
@@ -135,15 +136,15 @@ def _row(
     prune: str, ratio: float, positions: str, answers: Sequence[tuple[Answer, NDArray[np.float64]]], same: bool
 ) -> PruningRow:
     stats = [answer.stats for answer, _ in answers]
-    accepted, rejected = sum(s.accepted_tokens for s in stats), sum(s.rejected_tokens for s in stats)
+    acceptance = pooled_acceptance(stats)
     return PruningRow(
         prune=prune,
         ratio=ratio,
         positions=positions,
         clips=len(answers),
         tokens=sum(s.new_tokens for s in stats),
-        acceptance_rate=ratio_or_none(accepted, accepted + rejected),
-        mean_accepted_length=ratio_or_none(accepted, rejected),
+        acceptance_rate=acceptance.rate,
+        mean_accepted_length=acceptance.mean_length,
         kept=sum(s.kept_video_tokens / s.video_tokens for s in stats) / len(stats),
         kept_by_part=tuple(np.mean([parts for _, parts in answers], axis=0).tolist()),
         same_tokens=same,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pvlm.bench.comparison import Quartiles, check_extent, quartiles, turns
+from pvlm.bench.comparison import check_extent, turns
 from pvlm.bench.methods import Clip, Measurement, OpenContenders, contenders, read_clip
-from pvlm.bench.padding import padded_layers
+from pvlm.bench.rows import Quartiles, measured, pooled_acceptance, quartiles
 from pvlm.config import EngineConfig
-from pvlm.errors import ModelError, OptionError
-from pvlm.results import ratio_or_none
+from pvlm.errors import OptionError
+from pvlm.results import median_or_none
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
@@ -29,7 +29,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     and by plain decoding; reading the video is left out. ``target_pass_ms``: T_p(1), of plain decoding;
     ``draft_token_ms``: T_q, beside a target at work. Speed-ups of parallel decoding: of decoding, and ``end_to_end_*``
     with the prefill. ``peak_rss_mb``, ``ar_peak_rss_mb``: the most memory resident while answering, for draft and
-    target together and for the target that decodes alone. ``padded_layers``: see `pvlm.bench.padding`.
+    target together, and for the target that decodes alone. ``note``: the caller's remark about the run.
     """
 
     frames: int
@@ -52,7 +52,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     same_tokens: bool
     rounds: int
-    padded_layers: int
+    note: str
 
     @property
     def c(self) -> float:
@@ -68,6 +68,7 @@ async def measure_scaling(
     frames: Sequence[int] = FRAMES,
     rounds: int = 5,
     max_tokens: int = 64,
+    note: str = "",
     on_turn: Callable[[float], None] = lambda fraction: None,
 ) -> list[ScalingRow]:
     """Answer a question about so many frames of a video by parallel and by plain decoding, in turns, ``rounds`` times
@@ -83,7 +84,7 @@ async def measure_scaling(
         raise OptionError(f"{', '.join(map(str, frames)) or 'no'} frames: each number must be at least 1")
     clips = {count: await read_clip(config, video, question, count, repeat=True) for count in sorted(set(frames))}
     chosen = contenders(METHODS)
-    measured: dict[int, dict[str, list[Measurement]]] = {
+    by_count: dict[int, dict[str, list[Measurement]]] = {
         count: {contender.name: [] for contender in chosen} for count in clips
     }
     done, turns_in_all = 0, (rounds + 1) * len(clips) * len(chosen)
@@ -93,19 +94,17 @@ async def measure_scaling(
                 for contender in turns(chosen, number):
                     measurement = await opened.answer(contender, clip)
                     if number > 0:
-                        measured[count][contender.name].append(measurement)
+                        by_count[count][contender.name].append(measurement)
                     done += 1
                     on_turn(done / turns_in_all)
-    padding = padded_layers(config.checkpoint("target") or "")
-    return [_row(clip, measured[count], padding) for count, clip in clips.items()]
+    return [_row(clip, by_count[count], note) for count, clip in clips.items()]
 
 
-def _row(clip: Clip, measured: dict[str, list[Measurement]], padding: int) -> ScalingRow:
-    plain, everywhere, parallel = (measured[name] for name in METHODS)
+def _row(clip: Clip, by_method: dict[str, list[Measurement]], note: str) -> ScalingRow:
+    plain, everywhere, parallel = (by_method[name] for name in METHODS)
     decode = [own.decode_s / ours.decode_s for own, ours in zip(plain, parallel, strict=True)]
     total = [own.total_s / ours.total_s for own, ours in zip(plain, parallel, strict=True)]
     total_everywhere = [own.total_s / ours.total_s for own, ours in zip(everywhere, parallel, strict=True)]
-    accepted, rejected = sum(m.accepted for m in parallel), sum(m.rejected for m in parallel)
     return ScalingRow(
         frames=len(clip.frames),
         prompt_tokens=plain[0].prompt_tokens,
@@ -121,18 +120,15 @@ def _row(clip: Clip, measured: dict[str, list[Measurement]], padding: int) -> Sc
         end_to_end_vs_ar_quartiles=quartiles(total),
         end_to_end_vs_ar_all_cores=median(total_everywhere),
         end_to_end_vs_ar_all_cores_quartiles=quartiles(total_everywhere),
-        acceptance_rate=ratio_or_none(accepted, accepted + rejected),
+        acceptance_rate=pooled_acceptance(parallel).rate,
         peak_rss_mb=max(m.peak_mb for m in parallel),
         ar_peak_rss_mb=max(m.peak_mb for m in plain),
         tokens=len(plain[0].tokens),
         same_tokens=all(m.tokens == plain[0].tokens for m in (*plain, *everywhere, *parallel)),
         rounds=len(plain),
-        padded_layers=padding,
+        note=note,
     )
 
 
 def _median_ms(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    if not known:
-        raise ModelError("the answers were too short to measure anything: ask for longer ones")
-    return median(known)
+    return measured(median_or_none([value for value in values if value is not None]))

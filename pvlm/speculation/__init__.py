@@ -1,4 +1,5 @@
-"""How tokens are drawn, verified and pruned, and how wide a window should be: pure functions, without I/O.
+"""Pure functions without I/O: drawing, verifying and pruning tokens, and choosing a window.
 
-`settings`, `masks`, `theory`, `estimates` and `windows` do not import torch: the engine's process uses them.
+`agreement`, `estimates`, `gaps`, `masks`, `settings`, `theorems`, `theory` and `windows` do not import torch: the
+engine's process uses them.
 """

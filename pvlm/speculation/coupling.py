@@ -1,8 +1,8 @@
-"""Couplings: how a drafted token and the target's own draw are tied to each other.
+"""Couplings: how a drafted token depends on the target's own draw.
 
-All three leave the target's distribution unchanged. They differ in what decides a token: `GreedyCoupling` the largest
-logit, `GumbelCoupling` noise that both sides share, `SpeculativeCoupling` an accept-or-replace draw (the most accepted
-of the three).
+All three leave the target's distribution unchanged. They decide a token differently: `GreedyCoupling` by the largest
+logit, `GumbelCoupling` by noise that both sides share, `SpeculativeCoupling` by an accept-or-replace draw.
+`SpeculativeCoupling` accepts the most tokens.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pvlm.speculation.agreement import agreement
 from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, propose
 from pvlm.speculation.randomness import Purpose, uniform
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
 from pvlm.speculation.settings import DistributionSettings
-from pvlm.speculation.verification import accepted_count, gumbel_choices, residual_draw, speculative_accept
+from pvlm.speculation.verification import gumbel_choices, residual_draw, speculative_accept
 from pvlm_protocols.messages import Sampling
 
 
 class Drafted(NamedTuple):
-    """A drafted token, and the proposal it was drawn from (None: its coupling needs none)."""
+    """A drafted token, and its proposal (None: the coupling needs none)."""
 
     token: int
     proposal: Proposal | None
 
 
 class Judgement(NamedTuple):
-    """``token``: the drafted one if it was ``accepted``, else the target's own in its place."""
+    """``token``: the drafted token if ``accepted``, else the target's own token."""
 
     accepted: bool
     token: int
 
 
 class WindowJudgement(NamedTuple):
-    """``accepted``: drafted tokens that hold; ``correction``: the token after them, None if all of them hold."""
+    """``accepted``: number of accepted tokens; ``correction``: the token after them, None if all were accepted."""
 
     accepted: int
     correction: int | None
@@ -46,9 +47,9 @@ class WindowJudgement(NamedTuple):
 class Coupling(Protocol):
     """One answer's rule for drawing and verifying.
 
-    Logits are float ``(V,)`` or ``(n, V)`` on any device. ``position`` is the answer index of the token that is
-    decided, and ``epoch`` the drafting epoch; together they key the random draws. **Each position is drawn once**: for
-    a token that is committed, call none of these again, and never look at p(x) before you decide whether to verify.
+    Logits are float ``(V,)`` or ``(n, V)`` on any device. ``position`` is the answer index of the decided token, and
+    ``epoch`` the drafting epoch; together they key the random draws. **Each position is drawn once**: do not call these
+    methods again for a committed token, and decide whether to verify before you look at p(x).
     """
 
     def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
@@ -56,7 +57,7 @@ class Coupling(Protocol):
         ...
 
     def judge(self, logits: Tensor, token: int, proposal: Proposal | None, *, position: int, epoch: int) -> Judgement:
-        """Target side: accept or correct one drafted token. Raises InvalidProposal if it cannot have been drawn."""
+        """Target side: accept or correct one drafted token. Raises InvalidProposal if ``proposal`` excludes it."""
         ...
 
     def judge_window(
@@ -64,17 +65,17 @@ class Coupling(Protocol):
     ) -> WindowJudgement:
         """`judge` along a window: row i of ``logits`` decides ``tokens[i]`` at position ``start + i``.
 
-        Further rows, such as the one behind the last token, are not looked at. Nothing behind a rejection is drawn.
+        Further rows, such as the one after the last token, are ignored. Nothing is drawn after a rejection.
         """
         ...
 
     def choose(self, logits: Tensor, *, position: int, epoch: int) -> int:
-        """Target side: draw a token alone."""
+        """Target side: draw a token without a drafted one."""
         ...
 
 
 def coupling_for(sampling: Sampling, *, session: int) -> Coupling:
-    """The coupling that ``sampling`` names. Raises ValueError for ``auto``, which `resolve_coupling` resolves first."""
+    """The coupling named in ``sampling``. Raises ValueError for ``auto``: call `resolve_coupling` first."""
     match sampling.coupling:
         case "greedy":
             return GreedyCoupling(sampling.vocab_limit)
@@ -88,7 +89,7 @@ def coupling_for(sampling: Sampling, *, session: int) -> Coupling:
 
 @dataclass(frozen=True)
 class GreedyCoupling:
-    """A token is accepted when it has the target's largest logit; of equal ones the lowest id."""
+    """Accept a token if it has the target's largest logit; of equal ones the lowest id counts."""
 
     vocab_limit: int
 
@@ -124,7 +125,7 @@ class GreedyCoupling:
 
 @dataclass(frozen=True)
 class GumbelCoupling:
-    """Both sides add the same noise and take the argmax; a token is accepted when they agree.
+    """Both sides add the same noise and take the argmax; a token is accepted if both choose it.
 
     The noise depends on (seed, position, id) alone, so the answer does not depend on windows, timing, epochs or
     sessions.
@@ -133,11 +134,10 @@ class GumbelCoupling:
     settings: DistributionSettings
     vocab_limit: int
     seed: int
-    draft_ids: int = PROPOSAL_SIZE
 
     def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
         scores = filtered_scores(logits.unsqueeze(0), self.settings, self.vocab_limit)[0]
-        best = scores.topk(min(self.draft_ids, len(scores)))
+        best = scores.topk(min(PROPOSAL_SIZE, len(scores)))
         return Drafted(gumbel_choices(best.values.unsqueeze(0), self.seed, [position], best.indices)[0], None)
 
     def judge(
@@ -175,19 +175,18 @@ class GumbelCoupling:
 class SpeculativeCoupling:
     """Accept x with ``min(1, p(x)/q(x))``, else draw from ``norm(max(0, p - q))`` (Leviathan et al., 2211.17192).
 
-    Draft and target draw from separate streams: were their draws correlated, the answer's distribution would change.
+    Draft and target draw from separate streams, because correlated draws would change the answer's distribution.
     """
 
     settings: DistributionSettings
     vocab_limit: int
     seed: int
     session: int
-    proposal_size: int = PROPOSAL_SIZE
 
     def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
         probs = processed(logits.unsqueeze(0), self.settings, self.vocab_limit)[0]
         u = uniform(self.seed, "draft", "propose", self.session, epoch, position)
-        return Drafted(*propose(probs, u, self.proposal_size))
+        return Drafted(*propose(probs, u))
 
     def judge(self, logits: Tensor, token: int, proposal: Proposal | None, *, position: int, epoch: int) -> Judgement:
         accepted, correction = self.judge_window(logits.unsqueeze(0), [token], [proposal], start=position, epoch=epoch)
@@ -200,7 +199,7 @@ class SpeculativeCoupling:
             return _NOTHING_TESTED
         checked = [check_proposal(q, token, self.vocab_limit) for q, token in zip(proposals, tokens, strict=True)]
         rows = processed(logits[: len(tokens)], self.settings, self.vocab_limit)
-        # Only these few numbers leave the device, and the one row that is drawn from after a rejection.
+        # Only these few numbers leave the device, and one row after a rejection.
         drafted = torch.tensor(tokens, device=rows.device).unsqueeze(1)
         p = (rows.gather(1, drafted)[:, 0].double() / rows.sum(dim=1, dtype=torch.float64)).tolist()
         for index, (token, q) in enumerate(zip(tokens, checked, strict=True)):
@@ -222,5 +221,5 @@ _NOTHING_TESTED = WindowJudgement(0, None)
 
 
 def _compare(choices: Sequence[int], tokens: Sequence[int]) -> WindowJudgement:
-    accepted = accepted_count(choices, tokens)
+    accepted = agreement(choices, tokens)
     return WindowJudgement(accepted, choices[accepted] if accepted < len(tokens) else None)

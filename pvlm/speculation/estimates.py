@@ -9,15 +9,17 @@ from collections import deque
 from pvlm.speculation.theory import MeasuredCurve
 
 HISTORY = 15
-"""Measurements that a running median looks back on."""
-
+"""Number of measurements in a running median."""
 
 FEW = 3
-"""Measurements below which a median says little."""
+"""With fewer measurements a median is unreliable."""
+
+PRIOR, PRIOR_WEIGHT = 0.8, 4.0
+"""Acceptance rate before the first tested token, and how many tokens it counts as."""
 
 
 class RunningMedian:
-    """The median of the last `HISTORY` measurements: one slow pass among them changes nothing."""
+    """The median of the last `HISTORY` measurements, which one slow pass hardly changes."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque()
@@ -48,7 +50,7 @@ class RunningMedian:
 
 
 class PassTimeEstimate:
-    """T_p(n): a running median for each n that was seen, made non-decreasing in n."""
+    """T_p(n): a running median for each measured n, made non-decreasing in n."""
 
     def __init__(self) -> None:
         self._medians: dict[int, RunningMedian] = {}
@@ -64,7 +66,7 @@ class PassTimeEstimate:
         return bool(self._medians)
 
     def median(self, n_tokens: int) -> float:
-        """The running median at one n in ms. Raises KeyError for an n that was never seen."""
+        """The running median at one n in ms. Raises KeyError for an n without a measurement."""
         return self._medians[n_tokens].value
 
     def medians(self) -> dict[int, float]:
@@ -72,12 +74,11 @@ class PassTimeEstimate:
         return {n: median.value for n, median in self._medians.items()}
 
     def points(self) -> dict[int, float]:
-        """n -> ms, non-decreasing: weighted isotonic regression, so a slow outlier at a rare n yields to its
-        neighbours.
+        """n -> ms, non-decreasing: weighted isotonic regression, so that the neighbours of a rare n correct an outlier.
 
-        Pool-adjacent-violators: medians that fall are replaced by their mean, weighted by how often each n was seen.
-        Until an n was seen `FEW` times its fastest pass stands for it: a slow one must not keep it from being tried
-        again.
+        Pool-adjacent-violators: falling medians are replaced by their mean, weighted by the number of measurements. An
+        n with fewer than `FEW` measurements counts with its fastest pass, because one slow pass must not keep a policy
+        from trying that n again.
         """
         blocks: list[tuple[float, int, list[int]]] = []
         for n, median in sorted(self._medians.items()):
@@ -98,20 +99,19 @@ class PassTimeEstimate:
 class AcceptanceEstimate:
     """beta, the acceptance rate of *tested* tokens, with exponential forgetting.
 
-    A token's weight halves every ``half_life`` tested tokens, so 64 tokens after a change of beta 1/9 of the estimate
-    is still the old one; its standard error is then at most 0.07. The prior, ``prior_weight`` tokens at rate ``prior``,
-    is forgotten likewise.
+    A token's weight halves every ``half_life`` tested tokens. So 64 tokens after a change of beta the old beta still
+    makes 1/9 of the estimate; the standard error is then at most 0.07. The prior is forgotten in the same way.
     """
 
-    def __init__(self, prior: float = 0.8, prior_weight: float = 4.0, half_life: float = 20.0) -> None:
+    def __init__(self, half_life: float = 20.0) -> None:
         self._decay = 0.5 ** (1 / half_life)
-        self._accepted = prior * prior_weight
-        self._rejected = (1 - prior) * prior_weight
+        self._accepted = PRIOR * PRIOR_WEIGHT
+        self._rejected = (1 - PRIOR) * PRIOR_WEIGHT
 
     def observe(self, accepted: int, rejected: int) -> None:
-        """``accepted`` tokens were tested and held, then ``rejected`` (0 or 1 in a verdict) did not.
+        """``accepted`` tested tokens were accepted, then ``rejected`` (0 or 1 in a verdict) were not.
 
-        Tokens behind a rejection were never tested and must not be counted: they would pull beta down.
+        Tokens after a rejection were never tested. Counting them would bias beta downwards.
         """
         if accepted < 0 or rejected < 0:
             raise ValueError(f"{accepted} accepted and {rejected} rejected tokens")
@@ -127,8 +127,10 @@ class AcceptanceEstimate:
 
 
 class Estimates:
-    """T_p(n), T_q, beta, the lag (how long after a rejection the draft starts anew) and the coordination (what a pass
-    over a window costs on top), as measured. Times in ms.
+    """Measured T_p(n), T_q, beta, lag and coordination. Times in ms.
+
+    The lag lasts from a rejection to the start of the draft's new window. The coordination is the extra time of a pass
+    over a window.
     """
 
     def __init__(self) -> None:
@@ -157,12 +159,12 @@ class Estimates:
 
     @property
     def coordination_ms(self) -> float:
-        """0 before it was measured."""
+        """0 before the first measurement."""
         return self.coordination.value if self.coordination.count else 0.0
 
     @property
     def lag_ms(self) -> float:
-        """0 before it was measured."""
+        """0 before the first measurement."""
         return self.lag.value if self.lag.count else 0.0
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -170,7 +172,7 @@ class Estimates:
 
 
 def _checked_ms(ms: float) -> float:
-    """A clock may be too coarse to see a short pass: 0 reads as a nanosecond."""
+    """Return ``ms``, and a nanosecond for 0: a clock may be too coarse for a short pass."""
     if not 0 <= ms < math.inf:
         raise ValueError(f"a duration of {ms} ms")
     return max(ms, 1e-6)

@@ -1,8 +1,8 @@
-"""Accepting and correcting drafted tokens. Pure functions; `coupling` puts them behind one interface.
+"""Accepting and correcting drafted tokens. Pure functions; `coupling` gives them one interface.
 
 Speculative sampling follows Leviathan et al., *Fast Inference from Transformers via Speculative Decoding* (2211.17192),
-Algorithm 1: a token x drawn from q is kept with probability ``min(1, p(x)/q(x))``, else replaced by a draw from
-``norm(max(0, p - q))``, and what comes out is distributed as p, whatever q is.
+algorithm 1. A token x drawn from q is kept with probability ``min(1, p(x)/q(x))``, else replaced by a draw from
+``norm(max(0, p - q))``. The result is distributed as p for every q.
 """
 
 from __future__ import annotations
@@ -19,21 +19,13 @@ from pvlm.speculation.randomness import gumbel_noise
 from pvlm.speculation.sampling import draw
 
 
-def accepted_count(choices: Sequence[int], drafted: Sequence[int]) -> int:
-    """How many drafted tokens equal the target's own choices, counted up to the first that does not."""
-    for index, (choice, token) in enumerate(zip(choices, drafted, strict=False)):
-        if choice != token:
-            return index
-    return min(len(choices), len(drafted))
-
-
 def gumbel_choices(scores: Tensor, seed: int, positions: Sequence[int], ids: Tensor | None = None) -> list[int]:
     """Draw one token for each row by the Gumbel-max trick: ``argmax(score + noise)``, in float64.
 
-    ``scores``: `filtered_scores`, ``(n, V)``, row i decides answer index ``positions[i]``. A constant that is added to
-    a row changes nothing, so log-probabilities serve as well. Filtered ids (-inf) are never chosen. ``ids``: int64
-    ``(V,)``, what the columns stand for (None: 0 to V - 1). The draft passes its best ids only, and gets the full
-    choice whenever that is among them.
+    ``scores``: `filtered_scores`, ``(n, V)``; row i decides answer index ``positions[i]``. A constant added to a row
+    changes nothing, so log-probabilities are valid scores too. Filtered ids (-inf) are never chosen. ``ids``: int64
+    ``(V,)``, the ids of the columns (None: 0 to V - 1). The draft passes its best ids only. If the full choice is among
+    them, the draft makes the same choice.
     """
     columns = torch.arange(scores.shape[-1], device=scores.device) if ids is None else ids
     best: list[int] = (gumbel_noise(seed, positions, columns) + scores).argmax(dim=-1).tolist()
@@ -41,7 +33,7 @@ def gumbel_choices(scores: Tensor, seed: int, positions: Sequence[int], ids: Ten
 
 
 def speculative_accept(p: float, q: float, u: float) -> bool:
-    """Whether a token of probability ``q`` > 0 at the draft and ``p`` at the target is kept, at ``u`` in (0, 1).
+    """Whether to keep a token of probability ``q`` > 0 at the draft and ``p`` at the target, for ``u`` in (0, 1).
 
     ``u < min(1, p / q)``, without the division.
     """
@@ -51,8 +43,8 @@ def speculative_accept(p: float, q: float, u: float) -> bool:
 def residual_draw(p: NDArray[np.float64], proposal: Proposal, u: float) -> int:
     """The token that replaces a rejected one: the draw at ``u`` from ``norm(max(0, p - q))``.
 
-    ``p``: float64 ``(V,)``, summing to 1. Where no residual mass is left (p = q, and a rejection has probability zero)
-    the draw is from p.
+    ``p``: float64 ``(V,)``, with sum 1. If p = q, no residual mass is left and a rejection has probability zero; the
+    draw is then from p.
     """
     residual = p.copy()
     residual[proposal.ids] -= proposal.distribution()

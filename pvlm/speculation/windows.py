@@ -12,20 +12,20 @@ START_GAMMA = 4
 """Window before both models have been timed."""
 
 WORTHWHILE = 1.02
-"""Predicted speed-up from which on drafting is worth its while. (Plain speculative decoding always drafts.)"""
+"""Smallest predicted speed-up at which drafting pays. (Plain speculative decoding always drafts.)"""
 
 AHEAD_GAIN = 1.005
 """Predicted gain from which on a message for a window's first token is worth its while."""
 
 _TIMING_CHANGE = 0.05
-"""Relative change of a time that makes earlier choices void."""
+"""Relative change of a time that makes earlier choices invalid."""
 
 _PASSES_BETWEEN = 8
-"""Passes after which times are looked at again. On a busy machine they move with every pass, and to choose anew takes a
-core from the models."""
+"""Passes between two looks at the times. On a busy machine they change with every pass, and a new choice takes CPU time
+from the models."""
 
 _STEPS_PER_OCTAVE = 8
-"""Grid of beta: 1 - beta in steps of 9%, so that a choice is made once for each step and then looked up."""
+"""Grid of beta: 1 - beta in steps of 9%. A choice is computed once for each step and then looked up."""
 
 
 class WindowChoice(NamedTuple):
@@ -48,9 +48,9 @@ class WindowChoice(NamedTuple):
 
 
 class WindowPolicy(Protocol):
-    """Learns from what happened in a session and says how wide the next window should be.
+    """Learns from one session, and chooses its next window.
 
-    ``patient``: the target waits for the draft's first window, however long that takes.
+    ``patient``: the target waits for the draft's first window without a limit.
     """
 
     patient: bool
@@ -60,27 +60,26 @@ class WindowPolicy(Protocol):
         ...
 
     def observe_draft(self, ms_per_token: float) -> None:
-        """The draft took this long for each token of a window."""
+        """The draft took this time for each token of a window."""
         ...
 
     def observe_lag(self, ms: float) -> None:
-        """After a rejection it took this long until the draft began its new window."""
+        """This time passed between a rejection and the start of the draft's new window."""
         ...
 
     def observe_coordination(self, ms: float) -> None:
-        """Before the pass over a window the target lost this time, beyond waiting for the drafting."""
+        """The target lost this time before the pass over a window, beyond the draft's computing time."""
         ...
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
-        """Drafted tokens that were tested, in this order; none that stood behind a rejection."""
+        """These drafted tokens were tested, in this order. Tokens after a rejection are not tested."""
         ...
 
     def choice(self) -> WindowChoice: ...
 
 
 class FixedWindow:
-    """Always ``n`` tokens. With ``wait`` the target waits at most ``patience_ms`` for them (by default as long as it
-    takes)."""
+    """Always ``n`` tokens. After a rejection the target waits at most ``patience_ms`` for ``wait`` drafted tokens."""
 
     patient = True
 
@@ -109,27 +108,20 @@ class FixedWindow:
 
 
 class AutoWindow:
-    """The window that `best_window` finds for the running estimates, anew when they have moved materially.
+    """The best window for the running estimates, computed again when they have changed materially.
 
-    ``gamma_max``: the largest window. ``wait_max``: the most tokens to wait for (None: as many as the window has; 0:
-    never wait). ``vanilla``: draft and target take turns (plain speculative decoding), so `best_vanilla_window`
-    chooses.
+    ``gamma_max``: the largest window. ``vanilla``: draft and target take turns (plain speculative decoding), so
+    `best_vanilla_window` chooses instead of `LoopTimes.best`.
     """
 
     patient = False
 
-    def __init__(
-        self,
-        gamma_max: int = 16,
-        *,
-        wait_max: int | None = None,
-        vanilla: bool = False,
-    ) -> None:
+    def __init__(self, gamma_max: int = 16, *, vanilla: bool = False) -> None:
         if gamma_max < 1:
             raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
         self.estimates = Estimates()
         self._gamma_max = gamma_max
-        self._grid = window_grid(gamma_max, wait_max)
+        self._grid = window_grid(gamma_max)
         self._vanilla = vanilla
         self._moved = True
         self._passes = 0
@@ -165,7 +157,7 @@ class AutoWindow:
         self.estimates.observe_tested(accepted, rejected)
 
     def choice(self) -> WindowChoice:
-        """Looked up by beta, and computed once for each step of beta's grid, until a time has moved materially."""
+        """Look the choice up by beta. A materially changed time or a new step of beta's grid computes it again."""
         if not self.estimates.timed:
             return WindowChoice(min(START_GAMMA, self._gamma_max))
         if self._moved and self._passes >= self._look_again:
@@ -175,7 +167,7 @@ class AutoWindow:
             self._draft_ms = self.estimates.draft.value
             self._lag_ms = self.estimates.lag_ms
             curve = self.estimates.passes.curve()
-            # A pass over one token is a step alone, which waits for nobody.
+            # A pass over one token waits for no window, so it has no coordination.
             extra_ms = self.estimates.coordination_ms
             self._pass_ms = tuple(curve(n) + (extra_ms if n > 1 else 0.0) for n in range(1, self._gamma_max + 2))
             self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms)
@@ -204,5 +196,5 @@ class AutoWindow:
 
 
 def _differ(ms: float, known: float) -> bool:
-    """Whether a time has moved by more than `_TIMING_CHANGE`."""
+    """Whether a time has changed by more than `_TIMING_CHANGE`."""
     return abs(ms - known) > _TIMING_CHANGE * known

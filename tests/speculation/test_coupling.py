@@ -1,4 +1,4 @@
-"""The three couplings behind one interface: the same answers however a session is cut into windows."""
+"""The three couplings: the answer does not depend on how a session is cut into windows."""
 
 from __future__ import annotations
 

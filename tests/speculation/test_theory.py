@@ -15,28 +15,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlm.speculation import theory
-from pvlm.speculation.theory import (
-    MeasuredCurve,
-    acceptance_from_length,
+from pvlm.speculation.theorems import (
     accepted_length,
-    best_vanilla_window,
-    best_window,
-    cycle_ms,
-    geometric_sum,
-    loop_speedup,
-    parallel_speedup,
+    ideal_speedup,
     parallel_speedup_barrier,
     parallel_speedup_free,
     parallel_speedup_ideal,
-    vanilla_speedup,
     vanilla_speedup_ideal,
+)
+from pvlm.speculation.theory import (
+    LoopTimes,
+    MeasuredCurve,
+    acceptance_from_length,
+    best_parallel_speedup,
+    best_vanilla_window,
+    best_window,
+    geometric_sum,
+    loop_speedup,
+    parallel_speedup,
+    vanilla_loop_speedup,
+    vanilla_speedup,
 )
 
 
 def simulated_vanilla(gamma: int, beta: float, target: Callable[[int], float], draft_ms: float, seed: int) -> float:
     """Speed-up of plain speculative decoding over 10,000 rounds: gamma tokens are written, then a pass takes them in
-    behind the last committed one.
+    after the last committed one.
     """
     chance = random.Random(seed)
     tokens, now = 0, 0.0
@@ -181,7 +185,7 @@ def test_the_loop_is_what_the_formula_says(curve: Callable[[int], float], whole:
 def test_a_draft_that_starts_late(whole: bool) -> None:
     for c, lag_ms, (gamma, k) in product((2.0, 9.0), (0.5, 3.0, 12.0), ((1, 0), (5, 3), (9, 2))):
         simulated = SimulatedLoop(gamma, k, 0.8, rising, 10.0 / c, whole, seed=6, lag_ms=lag_ms).run(4000)
-        predicted = loop_speedup(gamma, k, 0.8, rising, 10.0 / c, whole_windows=whole, lag_ms=lag_ms)
+        predicted = LoopTimes([gamma], [k], rising, 10.0 / c, lag_ms).best(0.8, whole_windows=whole).speedup
         assert simulated == pytest.approx(predicted, rel=0.02)
 
 
@@ -221,7 +225,7 @@ def test_the_simulation_tells_the_forms_apart() -> None:
 
 
 def test_points_of_the_paper() -> None:
-    """Speed-ups that theorems 6 and 7 predict from M and c; what the paper measured stands behind."""
+    """Speed-ups that theorems 6 and 7 predict from M and c; what the paper measured is in the comments."""
     assert acceptance_from_length(6.8) == pytest.approx(0.872, abs=5e-4)
     assert accepted_length(acceptance_from_length(4.3)) == pytest.approx(4.3)
     # 7B & 72B: 3.36
@@ -256,7 +260,6 @@ def test_limits(gamma: int, c: float) -> None:
     assert parallel_speedup_ideal(gamma, c) == min(gamma, c)
     assert parallel_speedup(gamma, 1, 1, c, 1.0) == pytest.approx(min(gamma, c))
     assert loop_speedup(gamma, 1, 1, c, 1.0) == pytest.approx(min(gamma, c))
-    assert cycle_ms(gamma, 0, 1, c, 1.0) == math.inf
     # Nothing accepted: one token a round.
     assert vanilla_speedup(gamma, 0, c) == pytest.approx(1 / (gamma / c + 1))
     assert parallel_speedup_free(gamma, 0, c) == pytest.approx(1 / max(1, gamma / c))
@@ -276,8 +279,8 @@ def test_limits(gamma: int, c: float) -> None:
 
 
 def test_ideal_forms() -> None:
-    assert theory.ideal_speedup(0.9, 5.0) == pytest.approx(4.5)
-    assert theory.ideal_speedup(1.5, 5.0) == 5.0
+    assert ideal_speedup(0.9, 5.0) == pytest.approx(4.5)
+    assert ideal_speedup(1.5, 5.0) == 5.0
     assert vanilla_speedup_ideal(5, 5.0) == pytest.approx(2.5)
 
 
@@ -297,7 +300,8 @@ def test_how_the_forms_are_ordered(gamma: int, beta: float, c: float, data: st.D
         assert loop == pytest.approx(parallel_speedup(gamma, k, beta, c, 1.0), rel=1e-9)
     assert loop_speedup(gamma, k, beta, c, 1.0, whole_windows=True) <= loop * (1 + 1e-9)
     if beta < 1:
-        assert c / (1 - beta) / cycle_ms(gamma, k, beta, c, 1.0) == pytest.approx(loop, rel=1e-6)
+        cycle_ms = float(LoopTimes([gamma], [k], c, 1.0).cycle_ms(beta, whole_windows=False)[0, 0])
+        assert c / (1 - beta) / cycle_ms == pytest.approx(loop, rel=1e-6)
 
 
 @given(beta=betas, c=ratios, limit=st.integers(1, 12), slope=st.floats(0, 2), whole=st.booleans())
@@ -319,9 +323,16 @@ def test_the_best_vanilla_window() -> None:
     best = best_vanilla_window(0.8, 10.0, 1.0, 16)
     assert best.speedup == pytest.approx(max(vanilla_speedup(gamma, 0.8, 10.0) for gamma in range(1, 17)))
     assert best.speedup == pytest.approx(vanilla_speedup(best.gamma, 0.8, 10.0))
+    assert best.speedup == vanilla_loop_speedup(best.gamma, 0.8, 10.0, 1.0)
     steep = best_vanilla_window(0.8, lambda n: 10.0 * n, 1.0, 16)
     assert steep.gamma == 1
     assert steep.speedup < 1
+
+
+def test_the_best_by_theorem_7() -> None:
+    """Of the pair 7B & 72B; a larger limit than the best window changes nothing."""
+    found = [best_parallel_speedup(0.872, 9.0, 1.0, limit) for limit in (8, 9, 16)]
+    assert found[0] < found[1] == found[2] == parallel_speedup(9, 3, 0.872, 9.0, 1.0)
 
 
 def test_equal_windows_give_the_smallest() -> None:

@@ -20,7 +20,6 @@ from pvlm.speculation.proposals import Proposal, draw_from_proposal, make_propos
 from pvlm.speculation.randomness import uniform
 from pvlm.speculation.sampling import draw, normalised
 from pvlm.speculation.verification import (
-    accepted_count,
     gumbel_choices,
     residual_draw,
     speculative_accept,
@@ -165,13 +164,6 @@ def test_equal_distributions_always_agree(q_weights: list[float], u: float) -> N
         assert speculative_accept(p[token], proposal.probability(token), u)
     # A rejection has probability zero here; were there one, there is no residual, and p serves.
     assert p[residual_draw(p, proposal, u)] > 0
-
-
-@given(choices=st.lists(st.integers(0, 2), max_size=8), drafted=st.lists(st.integers(0, 2), max_size=8))
-def test_accepted_count_is_the_common_prefix(choices: list[int], drafted: list[int]) -> None:
-    count = accepted_count(choices, drafted)
-    assert choices[:count] == drafted[:count]
-    assert count == min(len(choices), len(drafted)) or choices[count] != drafted[count]
 
 
 # ---- Gumbel -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pvlm.cli.bench import adaptive, device, emulated, methods, padding, passes, pruning, scaling, sessions
+from pvlm.cli.bench import adaptive, device, emulated, methods, passes, pruning, scaling, sessions
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,5 +15,5 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     methods.add_options(bench)
     what = bench.add_subparsers(dest="what", metavar="WHAT", title="other measurements")
-    for measurement in (scaling, passes, device, pruning, emulated, adaptive, sessions, padding):
+    for measurement in (scaling, passes, device, pruning, emulated, adaptive, sessions):
         measurement.add_parser(what)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from rich.table import Table
 
-from pvlm.bench.padding import PADDING
 from pvlm.cli.console import write_json
 
 ALL = "all"
@@ -51,16 +50,8 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def add_padding_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--pad-layers", type=int, default=0, metavar="K",
-        help=f"append K decoder layers to the target whose output projections are zero: {PADDING}",
-    )  # fmt: skip
-
-
-def padding_note(layers: int) -> str:
-    """What is to be said wherever figures of a padded target appear; empty if it is not padded."""
-    return f"{layers} layers of zero output were appended to the target: {PADDING}" if layers else ""
+def add_note_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--note", default="", metavar="TEXT", help="a remark to show with the figures")
 
 
 def write_rows(file: str | None, rows: Sequence[msgspec.Struct]) -> None:

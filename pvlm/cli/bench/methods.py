@@ -15,14 +15,12 @@ from rich.table import Table
 
 from pvlm.bench.comparison import MethodRow, measure_methods
 from pvlm.bench.methods import CONTENDERS, contenders, read_clip
-from pvlm.bench.padding import padded
 from pvlm.cli.bench.common import (
     add_choice,
     add_json_option,
-    add_padding_option,
+    add_note_option,
     chosen,
     new_table,
-    padding_note,
     write_rows,
 )
 from pvlm.cli.console import ProgressDisplay, quiet_logs
@@ -48,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", type=int, metavar="N", help="frames to look at (default: as the target says)")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of each answer (default: 256)")
-    add_padding_option(parser)
+    add_note_option(parser)
     add_json_option(parser)
     add_plot_option(parser, "the speed-ups")
     add_engine_options(parser)
@@ -63,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
 
     async def measure(videos: Sequence[Path | str]) -> list[MethodRow]:
-        with padded(engine_config(engine_settings(options)), options.pad_layers) as config, ProgressDisplay() as shown:
+        config = engine_config(engine_settings(options))
+        with ProgressDisplay() as shown:
             clips = [await read_clip(config, video, options.question, options.frames) for video in videos]
             return await measure_methods(
                 config,
@@ -71,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
                 methods,
                 rounds=options.rounds,
                 max_tokens=options.max_tokens,
+                note=options.note,
                 on_turn=lambda fraction: shown.update("measure", fraction),
             )
 
@@ -152,7 +152,7 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
     if (curve := by_name["ar"].target_ms) is not None:
         listed = ", ".join(f"{n}: {ms:.2f}" for n, ms in sorted(curve.items()))
         lines.append(f"T_p(n), the target's time for a pass over n tokens while the draft rests, ms: {listed}")
-    if note := padding_note(rows[0].padded_layers):
+    if note := rows[0].note:
         lines.append(note)
     lines.append(
         "decoding: over plain decoding (ar); all cores: over plain decoding on all cores; end to end: with the prefill"
@@ -215,7 +215,7 @@ def draw(rows: Sequence[MethodRow]) -> Figure:
         plain_panel(panel, "x")
     speed.invert_yaxis()
     figure.legend(loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)
-    if note := padding_note(rows[0].padded_layers):
+    if note := rows[0].note:
         figure.supxlabel(note, fontsize="small", color=INK)
     return figure
 

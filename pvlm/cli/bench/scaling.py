@@ -11,9 +11,8 @@ import anyio
 from rich.console import Console
 from rich.table import Table
 
-from pvlm.bench.padding import padded
 from pvlm.bench.scaling import FRAMES, ScalingRow, measure_scaling
-from pvlm.cli.bench.common import add_json_option, add_padding_option, new_table, padding_note, write_rows
+from pvlm.cli.bench.common import add_json_option, add_note_option, new_table, write_rows
 from pvlm.cli.console import ProgressDisplay, quiet_logs
 from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
 from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
@@ -38,7 +37,7 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )  # fmt: skip
     scaling.add_argument("--rounds", type=int, default=5, metavar="N", help="medians of N rounds (default: 5)")
     scaling.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: 64)")
-    add_padding_option(scaling)
+    add_note_option(scaling)
     add_json_option(scaling)
     add_plot_option(scaling, "all of it over the number of frames")
     add_engine_options(scaling)
@@ -52,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
 
     async def measure(video: str) -> list[ScalingRow]:
-        with padded(engine_config(engine_settings(options)), options.pad_layers) as config, ProgressDisplay() as shown:
+        config = engine_config(engine_settings(options))
+        with ProgressDisplay() as shown:
             return await measure_scaling(
                 config,
                 video,
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
                 frames=options.frames,
                 rounds=options.rounds,
                 max_tokens=options.max_tokens,
+                note=options.note,
                 on_turn=lambda fraction: shown.update("measure", fraction),
             )
 
@@ -96,7 +97,7 @@ def _table(rows: Sequence[ScalingRow]) -> Table:
 
 
 def _notes(rows: Sequence[ScalingRow]) -> list[str]:
-    note = padding_note(rows[0].padded_layers)
+    note = rows[0].note
     return [
         "decoding, end to end: parallel decoding's speed-up over plain decoding on the target's cores",
         "T_p: a pass of plain decoding; T_q: a draft token beside a target at work; β: accepted of tested tokens",
@@ -152,7 +153,7 @@ def draw(rows: Sequence[ScalingRow]) -> Figure:
         panel.set_ylim(bottom=0)
     labels = [
         f"frames ({rows[0].video_tokens // rows[0].frames} video tokens each)",
-        padding_note(rows[0].padded_layers),
+        rows[0].note,
     ]
     figure.supxlabel("\n".join(label for label in labels if label), fontsize="small", color=INK)
     return figure

@@ -1,9 +1,9 @@
-"""A deeper model's cost, the same output: checkpoints with appended layers that change nothing.
+"""Checkpoints with appended layers that change nothing: a deeper model's cost, the same output.
 
-A decoder layer adds the outputs of two projections (``o_proj`` behind attention, ``down_proj`` behind the MLP) to its
-input. With both zero it computes all that a layer computes, and hands its input on. So a padded target answers token
-for token as the original does, and takes as long as a model of its depth: a dial for c = T_p / T_q on a machine where
-a real pair with that ratio does not fit.
+A decoder layer adds the outputs of two projections (``o_proj`` after attention, ``down_proj`` after the MLP) to its
+input. If both are zero, the layer does all its computations and returns its input. So a padded target gives the same
+tokens as the original, and takes as long as a model of its depth: a dial for c = T_p / T_q on a machine that is too
+small for a real pair with that ratio.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from pvlm.config import EngineConfig
 from pvlm.errors import ModelError, OptionError
+from pvlm.speculation.pruning import default_early_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PADDING = "a deeper model's cost, the same output"
-"""What a padded target is, in words."""
+"""Description of a padded target, for users."""
 
 UNPADDED_LAYERS = "pvlm_unpadded_layers"
-"""Key of config.json in which a padded checkpoint says what it is."""
+"""Key of a padded checkpoint's config.json: the number of layers before padding."""
 
 _ZEROED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 _DECODER_LAYER = re.compile(r"^(?P<prefix>.*language_model\.(?:.*\.)?layers\.)(?P<index>\d+)\.(?P<name>.+)$")
@@ -43,8 +41,8 @@ def pad_layers(source: str | Path, folder: str | Path, layers: int) -> Path:
     The appended layers are copies of the original ones, in turn, with zero output projections; transformers loads the
     result too. Returns ``folder``.
 
-    Raises OptionError for less than one layer, and ModelError where ``source`` is no directory with the safetensors of
-    a decoder, or ``folder`` cannot be written.
+    Raises OptionError for less than one layer, and ModelError if ``source`` is not a directory with a decoder's
+    safetensors, or if writing ``folder`` fails.
     """
     source, folder = Path(source), Path(folder)
     if layers < 1:
@@ -55,7 +53,7 @@ def pad_layers(source: str | Path, folder: str | Path, layers: int) -> Path:
     text = settings.get("text_config", settings)
     unpadded = text.get("num_hidden_layers")
     if not isinstance(unpadded, int):
-        raise ModelError(f"cannot pad '{source}': its config.json names no num_hidden_layers of a decoder")
+        raise ModelError(f"cannot pad '{source}': its config.json has no num_hidden_layers of a decoder")
     try:
         shutil.copytree(source, folder)
         places = _places(folder)
@@ -70,40 +68,23 @@ def pad_layers(source: str | Path, folder: str | Path, layers: int) -> Path:
     return folder
 
 
-def padded_layers(model: str | Path) -> int:
-    """How many layers of a checkpoint were appended by `pad_layers`; 0 for what is no directory."""
-    if not (Path(model) / "config.json").is_file():
-        return 0
-    settings = _settings(Path(model))
-    layers: int = settings.get("text_config", settings).get("num_hidden_layers", 0)
-    return layers - int(settings.get(UNPADDED_LAYERS, layers))
-
-
 @contextmanager
-def padded(config: EngineConfig, layers: int) -> Iterator[EngineConfig]:
-    """The configuration with a target that is padded by so many layers, in a folder that goes when the block ends.
+def padded_arguments(target: str, draft: str, layers: int, early_layer: int | None = None) -> Iterator[list[str]]:
+    """Arguments of ``pvlm bench`` for a target with so many more layers, in a folder that is removed after the block.
 
-    The layer that pruning looks at is chosen by the unpadded depth (of a target that was padded before, too), unless
-    the configuration names one. 0 layers: nothing is appended. Raises as `pad_layers`.
+    Pruning looks at ``early_layer`` (None: the layer for the unpadded depth, also of a target that was padded before).
+    Raises as `pad_layers`.
     """
-    target = config.checkpoint("target")
-    assert target is not None
-    if layers == 0:
-        yield _by_unpadded_depth(config, target)
-        return
-    draft = config.checkpoint("draft")
     with TemporaryDirectory(prefix="pvlm-padded-") as folder:
-        deeper = str(pad_layers(target, Path(folder) / Path(target).name, layers))
-        yield _by_unpadded_depth(msgspec.structs.replace(config, target=deeper, draft=draft), deeper)
-
-
-def _by_unpadded_depth(config: EngineConfig, target: str) -> EngineConfig:
-    if config.early_layer or not padded_layers(target):
-        return config
-    from pvlm.speculation.pruning import default_early_layer
-
-    unpadded = _settings(Path(target))[UNPADDED_LAYERS]
-    return msgspec.structs.replace(config, early_layer=default_early_layer(unpadded))
+        deeper = pad_layers(target, Path(folder) / Path(target).name, layers)
+        settings = _settings(deeper)
+        unpadded = settings[UNPADDED_LAYERS]
+        appended = settings.get("text_config", settings)["num_hidden_layers"] - unpadded
+        yield [
+            *("--target", str(deeper), "--draft", draft),
+            *("--early-layer", str(early_layer or default_early_layer(unpadded))),
+            *("--note", f"{appended} layers of zero output were appended to the target: {PADDING}"),
+        ]
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -115,7 +96,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """Weight -> file, for all weights. A single file gets another name: beside an index it would be taken for all."""
+    """Weight -> file, for all weights. A single file is renamed, because a loader would prefer it to the index."""
     from safetensors import safe_open
 
     single = folder / "model.safetensors"
@@ -126,7 +107,7 @@ def _places(folder: Path) -> dict[str, str]:
     if (folder / _INDEX).is_file():
         places: dict[str, str] = json.loads((folder / _INDEX).read_bytes())["weight_map"]
         return places
-    raise ModelError(f"cannot pad '{folder}': it holds no weights as safetensors")
+    raise ModelError(f"cannot pad '{folder}': it has no weights as safetensors")
 
 
 def _write_padding(folder: Path, places: dict[str, str], unpadded: int, layers: int) -> None:
@@ -150,7 +131,7 @@ def _write_padding(folder: Path, places: dict[str, str], unpadded: int, layers: 
 
 
 def _decoder_weights(folder: Path, places: dict[str, str]) -> Iterator[tuple[str, int, str, Tensor]]:
-    """Prefix, layer, name and value of every weight of the decoder's layers."""
+    """Yield prefix, layer, name and value of every weight of the decoder's layers."""
     from safetensors import safe_open
 
     by_file: dict[str, list[str]] = defaultdict(list)

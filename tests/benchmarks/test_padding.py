@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pvlm import EngineConfig, ModelError, OptionError
-from pvlm.bench.padding import pad_layers, padded, padded_layers
-from pvlm.cli import main
+from benchmarks.__main__ import main
+from benchmarks.padding import UNPADDED_LAYERS, pad_layers, padded_arguments
+from pvlm import ModelError, OptionError
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Prompt
@@ -29,8 +29,14 @@ def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pad_layers(BUNDLED / "target", tmp_path_factory.mktemp("padded") / "target", 7)
 
 
+def depth(folder: Path) -> tuple[int, int]:
+    """Layers of a padded checkpoint, and of the original."""
+    settings = json.loads((folder / "config.json").read_text())
+    return settings["text_config"]["num_hidden_layers"], settings[UNPADDED_LAYERS]
+
+
 def logits(backend: type[Backend], folder: Path, frames: np.ndarray | None = FRAMES) -> torch.Tensor:
-    """``(1 + 4, vocabulary)``: behind the prompt, and behind each token of an answer in one pass."""
+    """``(1 + 4, vocabulary)``: after the prompt, and after each token of an answer in one pass."""
     model = backend.load(LoadOptions(str(folder), dtype="float32"))
     session = model.open(Prompt("What happens?", frames), 8)
     rows = torch.cat([session.prefill()[None], session.extend(ANSWER)])
@@ -53,9 +59,7 @@ def test_a_padded_target_is_deeper(deeper: Path) -> None:
     assert original.layers == 6
     vision_and_embeddings = original.parameters - 6 * (model.info.parameters - original.parameters) // 7
     assert 0 < vision_and_embeddings < original.parameters / 4
-    assert padded_layers(deeper) == 7
-    assert padded_layers(BUNDLED / "target") == 0
-    assert padded_layers("somebody/model-on-a-hub") == 0
+    assert depth(deeper) == (13, 6)
 
 
 def test_padding_that_is_not_zero_would_be_noticed(deeper: Path, tmp_path: Path) -> None:
@@ -73,25 +77,28 @@ def test_sharded_and_untied_checkpoints(tmp_path: Path) -> None:
     twice = pad_layers(pad_layers(sharded, tmp_path / "once", 2), tmp_path / "twice", 1)
     frames = np.random.default_rng(0).integers(0, 256, (2, 70, 70, 3), dtype=np.uint8)
     assert torch.equal(logits(TorchBackend, twice, frames), logits(TorchBackend, sharded, frames))
-    assert padded_layers(twice) == 3
+    layers, unpadded = depth(twice)
+    assert layers - unpadded == 3
 
 
-def test_a_padded_configuration(tmp_path: Path) -> None:
+def test_arguments_for_a_padded_target() -> None:
     """The target is another, the draft is the same, and pruning looks where it looks in the unpadded target."""
-    with padded(EngineConfig(), 20) as config:
-        folder = Path(config.target)
-        assert json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"] == 26
-        assert config.draft_model == str(BUNDLED / "draft")
-        assert config.early_layer == 2  # 26 layers would say 7
-        with padded(config, 0) as same:
-            assert same == config
-        with padded(EngineConfig(target=config.target, draft=None), 0) as recognised:
-            assert recognised.early_layer == 2
+    bundled = str(BUNDLED / "target")
+    with padded_arguments(bundled, "draft", 20) as arguments:
+        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        folder = Path(given.pop("--target"))
+        assert depth(folder) == (26, 6)
+        assert given == {
+            "--draft": "draft",
+            "--early-layer": "2",  # 26 layers would give 7
+            "--note": "20 layers of zero output were appended to the target: a deeper model's cost, the same output",
+        }
+        with padded_arguments(str(folder), "draft", 1) as again:
+            assert again[5] == "2"
+            assert again[7].startswith("21 layers of zero output")
     assert not folder.exists()
-    with padded(EngineConfig(early_layer=4), 1) as config:
-        assert config.early_layer == 4
-    with padded(EngineConfig(), 0) as config:
-        assert config == EngineConfig()
+    with padded_arguments(bundled, "draft", 1, early_layer=4) as arguments:
+        assert arguments[5] == "4"
 
 
 def test_what_cannot_be_padded(tmp_path: Path) -> None:
@@ -107,9 +114,35 @@ def test_what_cannot_be_padded(tmp_path: Path) -> None:
         pad_layers(tmp_path / "empty", tmp_path / "out", 1)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "pad", str(tmp_path / "deeper"), "--layers", "1"]) == 0
+def test_pad_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pad", str(tmp_path / "deeper"), "--layers", "1"]) == 0
     assert "a deeper model's cost, the same output" in capsys.readouterr().out
-    assert padded_layers(tmp_path / "deeper") == 1
-    assert main(["bench", "pad", str(tmp_path / "deeper"), "--layers", "1"]) == 1
+    assert depth(tmp_path / "deeper") == (7, 6)
+    assert main(["pad", str(tmp_path / "deeper"), "--layers", "1"]) == 1
     assert "deeper" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["pad", str(tmp_path / "other"), "--layers", "1", "--rounds", "3"])
+    assert "unknown arguments: --rounds 3" in capsys.readouterr().err
+
+
+def test_bench_runs_with_a_padded_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real models; the table and every row say what was padded."""
+    rows_file = tmp_path / "rows.json"
+    command = ["bench", "--pad-layers", "1", "--videos", str(BUNDLED / "clips" / "one-scene.mp4"), "--rounds", "1"]
+    command += ["--max-tokens", "8", "--methods", "parallel", "--transport", "inproc", "--json", str(rows_file)]
+    assert main(command) == 0
+    rows = json.loads(rows_file.read_text())
+    assert [(row["method"], row["target_layers"], row["same_tokens"]) for row in rows] == [
+        ("ar", 7, True),
+        ("parallel", 7, True),
+    ]
+    note = "1 layers of zero output were appended to the target: a deeper model's cost, the same output"
+    assert {row["note"] for row in rows} == {note}
+    assert note in capsys.readouterr().out
+
+
+def test_bad_padding_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--pad-layers", "-2", "--methods", "ar"]) == 1
+    error = capsys.readouterr().err
+    assert "-2 layers" in error
+    assert error.count("\n") == 1
