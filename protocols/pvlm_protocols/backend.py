@@ -142,13 +142,19 @@ class Processor(Protocol):
     """Text and frames of one checkpoint, without its weights. Cheap to load; used in the engine's process."""
 
     @property
-    def frame_defaults(self) -> FrameDefaults: ...
+    def frame_defaults(self) -> FrameDefaults:
+        """Frames to take when the caller does not choose any."""
+        ...
 
     @property
-    def end_token_ids(self) -> tuple[int, ...]: ...
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        ...
 
     @property
-    def tokenizer_fingerprint(self) -> str: ...
+    def tokenizer_fingerprint(self) -> str:
+        """Equal fingerprints mean that the same ids stand for the same text (`ModelInfo`)."""
+        ...
 
     @property
     def ignored_generation_options(self) -> tuple[str, ...]:
@@ -238,7 +244,9 @@ class Backend(Protocol):
     """A loaded model."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """Facts about the model that the runtime needs."""
+        ...
 
     def open(self, prompt: Prompt, capacity: int) -> Session:
         """Build the prompt, run the vision tower, and reserve room for ``capacity`` answer tokens.

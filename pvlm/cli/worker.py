@@ -19,7 +19,7 @@ draft_listen (or target_listen) and run there, for instance:
     pvlm worker --role draft --model CHECKPOINT --connect tcp://HOST:5555 --keys DIR
 
 It loads the model, connects, and serves until it is interrupted; a connection that is lost is tried again. Off the
-loopback interface both sides need keys: `pvlm keys new DIR` makes them. See docs/remote.md.
+loopback interface both sides need keys: `pvlm keys new DIR` makes them. See docs/how-to/remote.md.
 """
 
 
