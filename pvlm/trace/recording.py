@@ -1,4 +1,4 @@
-"""Recording one answer, and writing what was recorded."""
+"""The record of one answer, and its files."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_the_tree_has_what_is_allowed(kind: str) -> None:
         if found.get(path, 0) != listed.get(path, 0)
     }
     assert not different, (
-        "mend new cases (`python -m tests.style.count PATH` shows phrases); lower the numbers in tests/style/allowed.toml"
+        "mend new cases (`python -m tests.style.count PATH` shows them); lower the numbers in tests/style/allowed.toml"
     )
 
 
