@@ -2,10 +2,11 @@
 # make test       set up and run the tests
 # make setup      set up alone: .venv/bin/pvlm is the command
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
-# make pruning    the table and picture of docs/pruning.md (about 14 minutes on two idle cores)
-# make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/operations.md)
-# make chaos      faults, damaged videos and fuzzing (about 10 minutes; see docs/robustness.md)
+# make pruning    the table and picture of docs/evidence/pruning.md (about 14 minutes on two idle cores)
+# make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/evidence/robustness.md)
+# make chaos      faults, damaged videos and fuzzing (about 10 minutes; see docs/evidence/robustness.md)
 # make lint       style and types
+# make docs       the site, in build/site; a dead link or an undocumented public name fails it
 # make clean      remove what set-up made
 #
 # PYTHON=python3.12            another interpreter
@@ -19,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup accuracy pruning soak chaos lint clean
+.PHONY: demo test setup accuracy pruning soak chaos lint docs clean
 
 demo: setup
 	@$(BIN)/pvlm demo
@@ -35,7 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing torch (once; this may take some minutes) ..."
 	@$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "installing pvlm and what it needs ..."
-	@$(INSTALL) --editable '.[hf,plot,recipes,test,lint]'
+	@$(INSTALL) --editable '.[hf,plot,recipes,test,lint,docs]'
 	@touch $@
 
 accuracy: setup
@@ -63,6 +64,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV)

@@ -200,7 +200,7 @@ class CancelWhenCallerLeaves:
 
         async def receive_body() -> Message:
             if body_read.is_set():
-                await anyio.sleep_forever()  # what comes behind the body is `wait_until_gone`'s
+                await anyio.sleep_forever()  # what follows the body is for `wait_until_gone`
             message = await receive()
             if not message.get("more_body"):
                 body_read.set()

@@ -241,6 +241,7 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
+        """``stop`` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
 

@@ -91,6 +91,7 @@ class Engine:
 
     @property
     def state(self) -> EngineState:
+        """Whether the engine is unopened, open or closed."""
         return self._state
 
     @property

@@ -1,1 +1,1 @@
-"""What the actors of pvlm say to each other, and what a model plug-in implements."""
+"""The messages between the actors of pvlm, and the interface of a model plug-in."""

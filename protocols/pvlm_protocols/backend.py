@@ -44,7 +44,7 @@ class PromptError(BackendError):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the runtime must know about a loaded model."""
+    """Facts about a loaded model that the runtime needs."""
 
     name: Name
     family: Name
@@ -52,8 +52,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Width of a logits row; ids at or above the tokenizer's size are padding."""
     end_token_ids: Annotated[tuple[Count, ...], Meta(max_length=MAX_END_TOKENS)]
     tokenizer_fingerprint: Name
-    """Equal fingerprints mean: the same ids stand for the same text. Added tokens, such as a placeholder for a video,
-    may differ: no text holds them."""
+    """Equal fingerprints mean that the same ids stand for the same text. Added tokens, such as a placeholder for a
+    video, may differ, because no text contains them."""
     layers: Count
     hidden_size: Count
     max_positions: Count
@@ -64,22 +64,22 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a model is to be loaded.
+    """Options for loading a model.
 
-    ``threads`` is the number of intra-op CPU threads (None: leave the process's setting alone).
-    ``extra`` holds options that only one plug-in knows; an unknown key is an error.
+    ``threads``: number of intra-op CPU threads (None: keep the process's setting).
+    ``extra``: options of one plug-in; an unknown key is an error.
     """
 
     model: str
     role: Role = "target"
     device: str = "cpu"
-    """Several, separated by commas, share out the layers: ``"cuda:0,cuda:1"``."""
+    """Several, separated by commas, split the layers: ``"cuda:0,cuda:1"``."""
     dtype: str = "auto"
     """``auto``: float32 on the CPU, the checkpoint's own dtype elsewhere."""
     threads: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    """Permit weights that are not safetensors."""
+    """Allow weights that are not safetensors."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -104,12 +104,12 @@ class EarlyStates:
     ``(n, d)``, the tokens of the question's text. ``first`` is the decoder's input (layer 0), ``last`` the
     output of layer ``layer``. The dtype is the model's, the device that of its input.
 
-    ``attention``, if it was asked for: float32 ``(m,)``, the mean probability with which layer ``layer`` attends from a
+    ``attention``, if requested: float32 ``(m,)``, the mean probability with which layer ``layer`` attends from a
     question token to each video token: softmax over all rows that the question token sees, then the mean over heads and
     question tokens (0 without question tokens).
 
-    ``frames``: the video tokens are so many runs of equal length, one moment of the video after another; 1 if the
-    backend does not say.
+    ``frames``: number of runs of equal length that the video tokens consist of, one moment of the video after another;
+    1 if the backend does not report it.
     """
 
     layer: int
@@ -122,12 +122,11 @@ class EarlyStates:
 
 
 class FrameDefaults(msgspec.Struct, frozen=True):
-    """Which frames a checkpoint wants when the caller does not say.
+    """A checkpoint's choice of frames, for callers without one.
 
-    ``consecutive``: every frame up to ``num_frames`` (a longer video falls back to uniform sampling);
-    otherwise ``num_frames`` frames, uniformly. With ``fps``, where the frames have times: so many a second, but no
-    fewer than ``min_frames``, no more than ``num_frames``, and a multiple of ``multiple``; where they have none, as
-    ``consecutive``.
+    ``consecutive``: every frame up to ``num_frames`` (a longer video is sampled uniformly); otherwise ``num_frames``
+    frames, uniformly. ``fps``: frames a second, from ``min_frames`` to ``num_frames`` and a multiple of ``multiple``;
+    for frames without times, as ``consecutive``.
     """
 
     num_frames: int = 32
@@ -139,37 +138,43 @@ class FrameDefaults(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Processor(Protocol):
-    """Text and frames of one checkpoint, without its weights. Cheap to load; used in the engine's process."""
+    """The half of a checkpoint for text and frames, without weights. Cheap to load; used in the engine's process."""
 
     @property
-    def frame_defaults(self) -> FrameDefaults: ...
+    def frame_defaults(self) -> FrameDefaults:
+        """Frames to take when the caller does not choose any."""
+        ...
 
     @property
-    def end_token_ids(self) -> tuple[int, ...]: ...
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        ...
 
     @property
-    def tokenizer_fingerprint(self) -> str: ...
+    def tokenizer_fingerprint(self) -> str:
+        """Equal fingerprints mean that the same ids stand for the same text (`ModelInfo`)."""
+        ...
 
     @property
     def ignored_generation_options(self) -> tuple[str, ...]:
-        """Logits processors that the checkpoint's generation config asks for and that pvlm does not apply."""
+        """Logits processors in the checkpoint's generation config that pvlm does not apply."""
         ...
 
     def resize(self, frames: np.ndarray) -> np.ndarray:
-        """Resize uint8 ``(T, H, W, 3)`` to what the vision tower takes: uint8 ``(T, H', W', 3)``."""
+        """Resize uint8 ``(T, H, W, 3)`` for the vision tower: uint8 ``(T, H', W', 3)``."""
         ...
 
     def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
-        """Where the video tokens of ``frames`` lie, given as `resize` leaves them: ``(t, h, w)``. The
-        ``m = t * h * w`` prunable tokens stand in this order: times, in each of them rows, in each of these columns.
+        """Grid ``(t, h, w)`` of the video tokens of resized ``frames``. The ``m = t * h * w`` prunable tokens are
+        ordered by time, then row, then column.
 
-        ``t`` is T where every frame has tokens of its own, and less where neighbours share them. It is for pictures
-        alone: nothing else depends on it.
+        ``t`` is T where every frame has tokens of its own, and less where neighbours share them. Only the pictures of
+        a trace use it.
         """
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of answer tokens, special tokens left out. Incomplete UTF-8 at the end reads as U+FFFD."""
+        """Text of answer tokens without special tokens. Incomplete UTF-8 at the end becomes U+FFFD."""
         ...
 
     def tokens_as_text(self) -> Sequence[str]:
@@ -178,21 +183,21 @@ class Processor(Protocol):
 
 
 class Session(Protocol):
-    """One prompt in one model: its cache, and the positions that belong to it."""
+    """One prompt in one model: its cache and its positions."""
 
     @property
     def video_tokens(self) -> int:
-        """m: prunable video tokens of the prompt (the newline token is not one of them)."""
+        """m: number of prunable video tokens of the prompt, without the newline token."""
         ...
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the unpruned prompt, video included."""
+        """Number of tokens of the unpruned prompt, video included."""
         ...
 
     @property
     def length(self) -> int:
-        """Answer tokens in the cache."""
+        """Number of answer tokens in the cache."""
         ...
 
     def prefill(
@@ -208,10 +213,9 @@ class Session(Protocol):
         """Run the prompt; return the last position's logits, float32 ``(vocab_size,)``.
 
         ``keep``: bool ``(m,)``, the video tokens to keep (None: all). Kept tokens stay at their original positions
-        unless ``compact_positions``. ``on_early_layer`` is called once, when layers 1 to ``early_layer`` have run
-        over the whole prompt and before later layers start; with ``early_attention`` its states hold the attention of
-        that layer too. ``on_progress`` is called at least once a layer; what it raises ends the prefill and passes
-        through.
+        unless ``compact_positions``. ``on_early_layer`` is called once, after layers 1 to ``early_layer`` have run over
+        the whole prompt and before later layers start; with ``early_attention`` its states also have the attention of
+        that layer. ``on_progress`` is called at least once a layer; its exceptions end the prefill and propagate.
         """
         ...
 
@@ -220,13 +224,13 @@ class Session(Protocol):
         ``tokens[i]``.
 
         The result may be a buffer that this session's next call overwrites. ``on_progress`` is called between layers
-        where that can be done (never where a pass is one native call); what it raises ends the pass, passes through,
-        and leaves `length` as it was. Raises PromptError if the cache is full.
+        where the backend can do so (never where a pass is one native call); its exceptions end the pass, propagate, and
+        leave `length` unchanged. Raises PromptError if the cache is full.
         """
         ...
 
     def truncate(self, length: int) -> None:
-        """Keep the first ``length`` answer tokens (the whole of rollback). Raises ValueError beyond ``self.length``."""
+        """Keep the first ``length`` answer tokens: a whole rollback. Raises ValueError beyond ``self.length``."""
         ...
 
     def close(self) -> None:
@@ -238,7 +242,9 @@ class Backend(Protocol):
     """A loaded model."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """Facts about the model that the runtime needs."""
+        ...
 
     def open(self, prompt: Prompt, capacity: int) -> Session:
         """Build the prompt, run the vision tower, and reserve room for ``capacity`` answer tokens.
@@ -253,7 +259,7 @@ class Backend(Protocol):
 
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
-        """Load the text and frame half of a checkpoint. Raises CheckpointError."""
+        """Load the half of a checkpoint for text and frames. Raises CheckpointError."""
         ...
 
     @classmethod
@@ -264,20 +270,18 @@ class Backend(Protocol):
 
 @runtime_checkable
 class PassCost(Protocol):
-    """What a backend may offer beside `Backend`, so that `pvlm bench passes` can say how near to the limit it comes."""
+    """Optional for a backend: the cost of a pass, which `pvlm bench passes` compares with the machine's limits."""
 
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
-        """The least that the decoder does for ``tokens`` tokens where its cache then holds ``rows``: bytes of weights
-        and cache to read, and operations (a multiplication and an addition count two).
+        """Minimal cost of ``tokens`` tokens with ``rows`` rows in the cache afterwards: bytes of weights and cache to
+        read, and operations (a multiplication and an addition count two).
         """
         ...
 
 
 @runtime_checkable
 class GreedyDrafting(Protocol):
-    """What a session may offer beside `Session`: a draft's greedy tokens one after the other, without the runtime
-    between a token and the pass over it.
-    """
+    """Optional for a session: greedy drafting, in which the backend feeds each token to the next pass by itself."""
 
     def draft(
         self,
@@ -287,12 +291,12 @@ class GreedyDrafting(Protocol):
         vocab_limit: int,
         on_progress: Callable[[], None] | None = None,
     ) -> Iterator[int]:
-        """Append n >= 1 answer tokens, and yield up to ``count`` >= 1 tokens: each the id below ``vocab_limit`` with
-        the largest logit behind those before it.
+        """Append n >= 1 answer tokens, and yield up to ``count`` >= 1 tokens: each is the id below ``vocab_limit`` with
+        the largest logit after the tokens before it.
 
-        A token is yielded when it is known, and appended when the next one is asked for: meanwhile `length` covers what
-        was before it. A backend may compute the next token already. Whoever does not want it leaves the iterator, and
-        any other call to the session does so too. ``on_progress`` as in `Session.extend`. The first token raises
-        PromptError if the cache has no room for n + ``count`` - 1 tokens.
+        A token is yielded as soon as it is known, and appended when the caller asks for the next one. Until then
+        `length` covers the tokens before it. A backend may already compute the next token. The caller may leave the
+        iterator, and any other call to the session ends it. ``on_progress`` as in `Session.extend`. The first token
+        raises PromptError if the cache has no room for n + ``count`` - 1 tokens.
         """
         ...

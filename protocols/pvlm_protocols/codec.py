@@ -4,8 +4,8 @@ Frame 0 is ``b"PVLM"``, one byte of protocol version, and the msgpack map. An ar
 where]``, where ``where`` is its bytes, or the number of the frame that holds them if it is larger than
 `INLINE_BYTES`. Nothing is pickled.
 
-Decoding is strict: whatever is beyond the bounds of its type (`pvlm_protocols.messages`), and an array that is not what
-its field holds, is no message.
+Decoding is strict: a value beyond the bounds of its type (`pvlm_protocols.messages`), or an array of the wrong dtype or
+shape for its field, makes a message invalid.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class ProtocolError(ValueError):
-    """Bytes that are no message of this protocol version, or exceed its limits."""
+    """Bytes that form no valid message of this protocol version, or exceed its limits."""
 
 
 def encode(message: Message) -> list[Buffer]:
@@ -114,7 +114,7 @@ def _array(value: Any, frames: Sequence[Buffer]) -> np.ndarray:
 
 
 def _check_arrays(message: Message) -> None:
-    """Raise ProtocolError where an array is not what its field holds."""
+    """Raise ProtocolError for an array of the wrong dtype or shape for its field."""
     match message:
         case Open(video=VideoFrames(pixels=pixels, timestamps_s=times)):
             fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.size > 0

@@ -1,36 +1,36 @@
-"""The most of everything that pvlm takes in.
+"""The limits of everything that pvlm accepts.
 
-What a caller gives is checked against these before anything is done, with an error that says what was exceeded. The
-codec refuses messages beyond them: what is well-formed but absurd never reaches an actor or a coordinator. The limits
-of a message's bytes are in `pvlm_protocols.codec`: an `Open` with the most of everything, but for its pixels, fits in.
+A caller's input is checked first, with an error that names the exceeded limit. The codec refuses messages beyond the
+limits: a well-formed but absurd message never reaches an actor or a coordinator. `pvlm_protocols.codec` has the limits
+of a message's bytes. An `Open` with every field at its limit, without its pixels, fits in.
 """
 
 from __future__ import annotations
 
 MAX_QUESTION_CHARACTERS = 16_384
-"""Of a question; how many tokens it may have is the model's to say (`PromptError`)."""
+"""Of a question; the model limits its number of tokens (`PromptError`)."""
 MAX_ANSWER_TOKENS = 131_072
 """Of one answer."""
 MAX_VIDEO_FRAMES = 16_384
-"""Frames that are taken of one video."""
+"""Frames of one video that a model sees."""
 MAX_FRAME_SIDE = 16_384
 """Pixels along either side of a frame."""
 MAX_VIDEO_TOKENS = 2**22
 """Of one prompt."""
 MAX_WINDOW = 64
-"""Tokens of a window; one that is longer than any sensible c = T_p / T_q only delays rejections."""
+"""Tokens of a window; a window longer than any sensible c = T_p / T_q only delays rejections."""
 MAX_LEAD = 16
 """Windows that the draft may be ahead."""
 MAX_PROPOSAL = 1024
-"""Ids that a drafted token's proposal lists."""
+"""Ids in the proposal of a drafted token."""
 MAX_STOP_TOKENS = 128
-"""Ids that a caller may let end an answer, beside the model's own."""
+"""A caller's ids that end an answer, besides the model's own."""
 MAX_END_TOKENS = 256
 """Ids that end an answer."""
 MAX_STOPPED = 64
-"""Windows written in vain of which the next one tells."""
+"""Stopped windows that the next window reports."""
 MAX_ID = 2**31 - 1
-"""The largest token id, and the largest of whatever else is counted."""
+"""The largest token id, and the largest count of anything else."""
 MAX_MILLISECONDS = 1e9
 """Of a duration; eleven days."""
 

@@ -1,12 +1,12 @@
-"""The messages that actors exchange, grouped by who receives them.
+"""The messages that actors exchange, grouped by receiver.
 
-Every struct is tagged, frozen, and travels as a map: a few bytes more than an array, but a reordered or
+Every struct is tagged, frozen, and travels as a map. A map takes a few bytes more than an array, but a reordered or
 renamed field cannot decode silently wrong. `tests/protocols` pins the encoded bytes.
 
-Positions count answer tokens: position 0 is the first token of the answer. Times are of the monotonic clock of the host
-that tells of them; the engine puts those of other hosts on its own.
+Positions count answer tokens: position 0 is the first token of the answer. Times are in seconds of the sender's
+monotonic clock; the engine converts those of other hosts to its own.
 
-The bounds of numbers, and the lengths of texts and tuples, are part of the types: what is beyond them does not decode.
+The bounds of numbers, texts and tuples are part of the types: a value beyond them does not decode.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pvlm_protocols.limits import (
 )
 
 Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Names something: a session, an epoch, a seed."""
+"""Number of a session or an epoch; a seed."""
 Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
-"""Of an answer token, or how many of them there are."""
+"""Position of an answer token, or a number of answer tokens."""
 Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
@@ -64,10 +64,10 @@ class SessionMessage(Message, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are chosen and where the answer ends.
+    """The choice of tokens, and the end of the answer.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``vocab_limit``: ids at or above it
-    do not exist for both models. ``coupling`` is resolved (never ``auto``) before it travels.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``vocab_limit``: both models have
+    the ids below it. ``coupling`` is resolved (never ``auto``) before it travels.
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
@@ -82,9 +82,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruning(msgspec.Struct, frozen=True, kw_only=True):
-    """Which video tokens the draft may see.
+    """The choice of video tokens for the draft.
 
-    ``ratio`` is the share that is dropped; ``early_layer`` 0 lets the target choose by its depth.
+    ``ratio``: the dropped share; ``early_layer`` 0: the target chooses by its depth.
     """
 
     method: Name = "uv"
@@ -121,8 +121,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
-    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
+    """Work that a rollback stopped before its window was sent: ``tokens`` drafted tokens, the first at position
+    ``start`` (0: in the middle of the first token). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
     """
 
     epoch: Serial
@@ -143,8 +143,8 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
-    """Start a session. To go on with one that a lost actor had: ``committed``, the answer tokens that are settled
-    already, and ``epoch``, above all earlier ones.
+    """Start a session. To continue the session of a lost actor: ``committed``, its committed answer tokens, and
+    ``epoch``, above all earlier ones.
     """
 
     question: Annotated[str, Meta(max_length=MAX_QUESTION_CHARACTERS)]
@@ -179,10 +179,9 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: when
-    the first was begun and the last was there, in seconds of the monotonic clock of the draft's host. Travels from the
-    draft to the coordinator and on to the target. ``stopped``: what the draft has written in vain since the last
-    window.
+    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: the
+    start of the first and the end of the last, in seconds of the monotonic clock of the draft's host. Travels from the
+    draft to the coordinator and on to the target. ``stopped``: work that rollbacks have stopped since the last window.
     """
 
     epoch: Serial
@@ -198,14 +197,14 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
 
 class Step(SessionMessage, frozen=True, kw_only=True):
-    """Decode up to ``count`` further tokens alone whenever no window is at hand (-1: all that remain; 0: none)."""
+    """Decode up to ``count`` further tokens alone whenever there is no window (-1: all remaining ones; 0: none)."""
 
     epoch: Serial
     count: Annotated[int, Meta(ge=-1, le=MAX_ANSWER_TOKENS)]
 
 
 class Rollback(SessionMessage, frozen=True, kw_only=True):
-    """Keep ``keep`` answer tokens, append ``tokens``, and draft on from there in the new ``epoch``."""
+    """Keep ``keep`` answer tokens, append ``tokens``, and continue to draft from there in the new ``epoch``."""
 
     epoch: Serial
     keep: Position
@@ -228,6 +227,8 @@ class SetWindow(SessionMessage, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
+    """Ask for a `Pong` with the same ``nonce``."""
+
     nonce: Serial
 
 
@@ -255,8 +256,8 @@ class Loading(Message, frozen=True, kw_only=True):
 
 
 class Opened(SessionMessage, frozen=True, kw_only=True):
-    """The prompt is built, and the vision tower has run. ``ended_s``: when, in seconds of the monotonic clock of the
-    actor's host.
+    """The prompt is built, and the vision tower has run. ``ended_s``: the time, in seconds of the monotonic clock of
+    the actor's host.
     """
 
     role: Role
@@ -267,6 +268,8 @@ class Opened(SessionMessage, frozen=True, kw_only=True):
 
 
 class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
+    """Finished fraction of the prefill, 0 to 1."""
+
     role: Role
     fraction: Share
 
@@ -281,13 +284,12 @@ class PrefillDone(SessionMessage, frozen=True, kw_only=True):
 
 
 class Verdict(SessionMessage, frozen=True, kw_only=True):
-    """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
+    """Tokens that the target has settled: ``tokens`` follow the ``start`` tokens that were committed before.
 
-    The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target
-    turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
-    the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
-    one), ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer
-    ends here, if it does.
+    The first ``accepted`` of them are the draft's; a token after them is the target's own. ``rejected``: the target
+    rejected a drafted token, and dropped its remaining tokens of ``epoch``. ``window``: drafted tokens in the pass (0:
+    a solo step). ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one). ``ended_s``: its
+    end, in seconds of the monotonic clock of the target's host. ``finish``: the reason if the answer ends here.
     """
 
     epoch: Serial
@@ -303,11 +305,13 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
 
 
 class Closed(SessionMessage, frozen=True, kw_only=True):
+    """The session is freed."""
+
     role: Role
 
 
 class Failed(SessionMessage, frozen=True, kw_only=True):
-    """A session failed at an actor, which lives on."""
+    """A session failed at an actor; the actor continues."""
 
     role: Role
     error: Name
@@ -316,7 +320,7 @@ class Failed(SessionMessage, frozen=True, kw_only=True):
 
 
 class Dying(Message, frozen=True, kw_only=True):
-    """The whole actor is going down."""
+    """The actor ends."""
 
     role: Role
     error: Name
@@ -325,8 +329,8 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many messages
-    it has dropped; ``at_s``: when it was said, in seconds of the monotonic clock of the actor's host.
+    """``progress`` counts layers and units of work; ``sessions``: number of open sessions; ``dropped``: number of
+    dropped messages; ``at_s``: time of sending, in seconds of the monotonic clock of the actor's host.
     """
 
     nonce: Serial

@@ -1,4 +1,4 @@
-"""The command ``pvlm``. Every command is a module with `add_parser` and `run`."""
+"""The command ``pvlm``. Each command is a module with `add_parser` and `run`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from pvlm.errors import PvlmError
 INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Exit status: 0; 1 after an error, told in one line; 2 after misuse; 130 after Ctrl-C."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line, with all commands."""
     parser = argparse.ArgumentParser(
-        prog="pvlm", description="Answers questions about videos: a draft model writes ahead, the target model decides."
+        prog="pvlm",
+        description="Answer questions about videos. A draft model proposes tokens, and the target model decides.",
     )
     parser.add_argument("--version", action="version", version=f"pvlm {pvlm.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (demo, answer, plan, bench, doctor, worker, keys):
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Exit status: 0; 1 after an error, printed in one line; 2 after misuse; 130 after Ctrl-C."""
+    options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
         return status

@@ -19,13 +19,13 @@ from pvlm.trace import Trace, make_directory
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("answer", help="answer a question about a video")
     parser.add_argument("video", metavar="VIDEO", help="path of a video")
-    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     parser.add_argument("--json", action="store_true", help="print one object: text, tokens, finish_reason, stats")
     parser.add_argument(
         "--trace", metavar="DIR",
-        help="write pictures of the answer to a directory: timeline.html, timeline.json (Perfetto) and frames.png",
+        help="write pictures of the answer to DIR: timeline.html, timeline.json (for Perfetto) and frames.png",
     )  # fmt: skip
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the log, and where an error came from")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the log, and the traceback of an error")
     add_engine_options(parser)
     add_answer_options(parser)
     parser.set_defaults(run=run)
@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> int:
     quiet_logs(options.verbose)
     trace = None
     if options.trace is not None:
-        make_directory(options.trace)  # before any model is loaded
+        make_directory(options.trace)  # fails before any model is loaded
         trace = Trace()
     try:
         answer = anyio.run(_answer, options, trace)
-    finally:  # an answer that has failed may need a look most
+    finally:  # the trace of a failed answer is the most useful one
         if trace is not None and trace.recorded:
             print(f"trace: {', '.join(map(str, trace.write(options.trace)))}", file=sys.stderr)
     if options.json:

@@ -1,4 +1,4 @@
-"""What the commands show on a terminal: progress, and the table of an answer's figures."""
+"""Output of the commands on a terminal: progress, and the table of an answer's figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROLES: tuple[Role, ...] = ("target", "draft")
 
 
 def quiet_logs(verbose: bool) -> None:
-    """Show the library's log on standard error: warnings, or with ``verbose`` everything."""
+    """Show the library's log on standard error: errors, or everything with ``verbose``."""
     level = logging.DEBUG if verbose else logging.ERROR
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -35,7 +35,7 @@ def quiet_logs(verbose: bool) -> None:
 
 
 class ProgressDisplay:
-    """Bars for loading and long prefills, on standard error, and only if that is a terminal."""
+    """Progress bars of loading and long prefills, on standard error if it is a terminal."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -69,14 +69,14 @@ class ProgressDisplay:
 
 
 def tell_of_remote_workers(config: EngineConfig) -> None:
-    """Say on standard error what is waited for, and how it is run."""
+    """Print on standard error which workers the engine waits for, and the command that starts each."""
     for role in ROLES:
         if config.listen(role) is not None:
-            print(f"the {role} is waited for; run on its host: {worker_command(role, config)}", file=sys.stderr)
+            print(f"waiting for the {role}; run on its host: {worker_command(role, config)}", file=sys.stderr)
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Raises OptionError if it cannot be written."""
+    """Write a file. Raises OptionError if that fails."""
     try:
         Path(path).write_bytes(content)
     except OSError as error:
@@ -84,7 +84,7 @@ def write_file(path: str, content: bytes) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Indented, with a line's end. Raises OptionError if it cannot be written."""
+    """Write indented JSON that ends with a newline. Raises OptionError if that fails."""
     write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 

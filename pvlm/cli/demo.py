@@ -1,4 +1,4 @@
-"""``pvlm demo``: one question about a bundled clip, and the figures that go with the answer."""
+"""``pvlm demo``: one question about a bundled clip, its answer, and measured speed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pvlm.results import Answer, median_or_none
 
 
 class BundledClip(msgspec.Struct, frozen=True):
-    """A clip that comes with pvlm: its file beside ``clips.json``, a question, and the true answer."""
+    """A bundled clip: its file beside ``clips.json``, a question, and the true answer."""
 
     file: str
     question: str
@@ -31,25 +31,26 @@ class BundledClip(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers of one way of decoding, in the order in which they were measured."""
+    """Answers of one way of decoding, in the order of measurement."""
 
     name: str
     answers: list[Answer]
 
     @property
     def decode_s(self) -> float:
+        """Median time of decoding, in seconds."""
         return median(answer.stats.decode_s for answer in self.answers)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("demo", help="answer a question about a bundled clip, and show how fast and why")
+    parser = commands.add_parser("demo", help="answer a question about a bundled clip, and measure the speed")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measure each method N times (default: 5)")
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
 
 def bundled_clips() -> list[BundledClip]:
-    """The clips that come with pvlm; the first is the demo's."""
+    """The bundled clips; the demo uses the first."""
     return msgspec.json.decode(
         (files("pvlm") / "bundled" / "clips" / "clips.json").read_bytes(), type=list[BundledClip]
     )
@@ -84,8 +85,8 @@ async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Pat
             for _ in range(max(1, options.rounds)):
                 alone.answers.append(await engine.answer(path, clip.question))
     answer = chunks.answer
-    truth = "the true answer" if answer.text == clip.answer else f"the true answer would be: {clip.answer}"
-    console.print(f"That is {truth}.\n")
+    true = answer.text == clip.answer
+    console.print(("This is the true answer." if true else f"The true answer is: {clip.answer}") + "\n")
     if "d" in answer.stats.origins:
         console.print(
             Text("Who wrote it: ") + Text("drafted and accepted", "green") + ", " + Text("the target's own", "bold red")
@@ -98,7 +99,7 @@ async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Pat
 
 
 def _who_wrote(answer: Answer) -> Text:
-    """One cell for each token, a row for each 60: what the draft had right, and where the target stepped in."""
+    """One cell for each token, 60 in a row: accepted tokens of the draft, and the target's own."""
     text = Text()
     for index, origin in enumerate(answer.stats.origins):
         text.append("■" if origin == "d" else "▲", "green" if origin == "d" else "bold red")
@@ -108,7 +109,7 @@ def _who_wrote(answer: Answer) -> Text:
 
 
 def _speeds(measured: list[Measured]) -> Table:
-    """Medians side by side; the ratios are against the first row."""
+    """Medians side by side; ratios compare with the first row."""
     table = Table(
         title=f"Measured in this run (medians of {len(measured[0].answers)})",
         title_justify="left",

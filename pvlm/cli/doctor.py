@@ -1,4 +1,4 @@
-"""``pvlm doctor``: is everything there?"""
+"""``pvlm doctor``: checks the installation."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ DESCRIPTION = """\
 Make a directory with the keys of one side, an engine or a worker:
 
     DIR/NAME.key          the public key: copy it into DIR/authorized of the other side
-    DIR/NAME.key_secret   the secret key, which stays where it is
-    DIR/authorized/       public keys of the other side: of all workers that an engine lets in, of a worker's one engine
+    DIR/NAME.key_secret   the secret key: keep it here
+    DIR/authorized/       public keys of the other side: all accepted workers of an engine, or a worker's one engine
 """
 
 
@@ -24,8 +24,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "new", help="make a directory with a new pair of keys", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    new.add_argument("directory", metavar="DIR", type=Path)
-    new.add_argument("--name", help="by which the other side's log calls this one (default: the host's name)")
+    new.add_argument("directory", metavar="DIR", type=Path, help="directory to make")
+    new.add_argument("--name", help="name of this side in the other side's log (default: the host's name)")
     new.set_defaults(run=run)
 
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
     name = options.name or socket.gethostname().partition(".")[0]
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"'{name}' is no name for a key: letters, digits, - and _ (--name NAME)")
+        raise ConfigError(f"'{name}' is an invalid key name: use letters, digits, - and _ (--name NAME)")
     public = new_keys(options.directory, name)
     print(f"the public key is {public}: copy it into {AUTHORIZED}/ of the other side's keys")
     print(f"the other side's public key goes into {options.directory / AUTHORIZED}")

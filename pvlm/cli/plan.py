@@ -1,4 +1,4 @@
-"""``pvlm plan``: the speed-ups and windows that theory predicts, as a table and as a picture."""
+"""``pvlm plan``: predicted speed-ups and windows, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "plan",
         help="predict the speed-up for every window, from times and acceptance",
-        description="Predicts the speed-up over plain decoding for every window, from figures that are given "
-        "(--target-ms, --draft-ms, and --acceptance or --accepted-length) or measured (--measure).",
+        description="Predict the speed-up over plain decoding for every window. The figures are given (--target-ms, "
+        "--draft-ms, and --acceptance or --accepted-length) or measured (--measure).",
     )
     given = parser.add_argument_group("figures by hand")
     given.add_argument("--target-ms", nargs="+", metavar="MS", help="T_p in ms, or T_p(n) as 1=420 10=431")
@@ -57,17 +57,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--acceptance", nargs="+", metavar="B", help="acceptance rate (beta) of tested tokens, or by prune ratio"
     )
     given.add_argument(
-        "--accepted-length", nargs="+", metavar="M", help="instead: accepted tokens a rejection, M = beta/(1-beta)"
+        "--accepted-length",
+        nargs="+",
+        metavar="M",
+        help="instead of --acceptance: accepted tokens a rejection, M = beta/(1-beta)",
     )
     measured = parser.add_argument_group("measured figures")
     measured.add_argument(
         "--measure", nargs="*", metavar=("VIDEO", "QUESTION"),
-        help="measure the pair on a video (default: a bundled clip); --method, --window and --prune-ratio do not count",
+        help="measure the pair on a video (default: a bundled clip); ignores --method, --window and --prune-ratio",
     )  # fmt: skip
     measured.add_argument(
         "--ratios", nargs="+", type=float, metavar="R", help="prune ratios to measure (default: 0 0.5 0.9)"
     )
-    measured.add_argument("--rounds", type=int, default=1, metavar="N", help="measure N times (default: 1)")
+    measured.add_argument(
+        "--rounds", type=int, default=1, metavar="N", help="repeat the measurement N times (default: 1)"
+    )
     parser.add_argument("--gamma-max", type=int, default=16, metavar="N", help="largest window (default: 16)")
     parser.add_argument("--json", metavar="FILE", help="write figures and predictions to a file")
     add_plot_option(parser, "the speed-up over the window")
@@ -84,14 +89,14 @@ def run(options: argparse.Namespace) -> int:
     if options.measure is None:
         figures, source = _given_figures(options), "given"
     elif by_hand:
-        raise OptionError(f"--measure measures what {by_hand[0]} gives: use one of them")
+        raise OptionError(f"--measure and {by_hand[0]} exclude each other: use one of them")
     else:
         figures, source = anyio.run(_measured_figures, options), "measured"
     plans = plan(figures, options.gamma_max)
     for line in _report(figures, plans, source):
         console.print(line)
     if len(plans) > 1 and source == "given" and len(options.acceptance or options.accepted_length) == 1:
-        console.print("One acceptance rate was given; it is taken for every prune ratio.")
+        console.print("The one given acceptance rate counts for every prune ratio.")
     if options.json:
         written = {"source": source, "target_ms": figures.target_ms, "ratios": plans}
         write_json(options.json, written)
@@ -106,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
 def _given_figures(options: argparse.Namespace) -> PairFigures:
     for name in ("target_ms", "draft_ms"):
         if not getattr(options, name):
-            raise OptionError(f"{BY_HAND[name]} is missing: give the pair's figures, or let --measure take them")
+            raise OptionError(f"{BY_HAND[name]} is missing: give the pair's figures, or use --measure")
     if bool(options.acceptance) == bool(options.accepted_length):
         raise OptionError("give one of --acceptance and --accepted-length")
     curve = _pairs(options.target_ms, "--target-ms", "1")
@@ -126,7 +131,7 @@ def _given_figures(options: argparse.Namespace) -> PairFigures:
 
 
 def _pairs(texts: Sequence[str], flag: str, default: str) -> dict[float, float]:
-    """``KEY=VALUE`` arguments; a value alone belongs to the key ``default``. Raises OptionError."""
+    """Parse ``KEY=VALUE`` arguments; a value alone has the key ``default``. Raises OptionError."""
     pairs: dict[float, float] = {}
     for text in texts:
         key, _, value = text.rpartition("=")
@@ -165,7 +170,7 @@ async def _measured_figures(options: argparse.Namespace) -> PairFigures:
 
 
 def _report(figures: PairFigures, plans: Sequence[RatioPlan], source: str) -> list[Any]:
-    """What is printed: the target's times, a table for each prune ratio, and the best windows."""
+    """The printed report: the target's times, a table for each prune ratio, and the best windows."""
     curve = ", ".join(f"{ms:.4g} ms over {n}" for n, ms in sorted(figures.target_ms.items()))
     if len(figures.target_ms) == 1:
         curve = f"{figures.target_ms[1]:.4g} ms, however many tokens it takes in"
@@ -184,7 +189,7 @@ def _report(figures: PairFigures, plans: Sequence[RatioPlan], source: str) -> li
             f"{ratio_plan.vanilla_speedup:.2f}×."
         )
         if ratio_plan.gamma == len(ratio_plan.windows):
-            lines.append("  That is the largest window that was looked at: a larger --gamma-max may find a better one.")
+            lines.append("  This is the largest window in the search: a larger --gamma-max may find a better one.")
         if ratio_plan.speedup < 1:
             lines.append("  No window pays here: plain decoding is faster.")
     return lines
@@ -212,7 +217,7 @@ def _table(ratio_plan: RatioPlan) -> Table:
 
 
 def draw(plans: Sequence[RatioPlan]) -> Figure:
-    """Speed-up over the window, a panel for each prune ratio: parallel against vanilla, the best window marked."""
+    """Speed-up over the window, a panel for each prune ratio: parallel and vanilla, the best window marked."""
     columns = min(len(plans), PANELS_A_ROW)
     rows = -(-len(plans) // columns)
     figure = new_figure(max(5.4, 3.3 * columns), 0.6 + 3.3 * rows)
@@ -260,7 +265,7 @@ def _mark(
     above: int,
     weight: Literal["normal", "bold"] = "normal",
 ) -> None:
-    """A point, and a text so many printer's points above it, which stays inside the panel."""
+    """A point, and a text ``above`` printer's points above it, inside the panel."""
     low, high = panel.get_xlim()
     place = (gamma - low) / (high - low)
     side: Literal["left", "center", "right"] = "left" if place < 0.2 else "right" if place > 0.8 else "center"

@@ -1,4 +1,4 @@
-"""What the pictures of all commands have in common."""
+"""Common parts of all pictures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def check_plot(path: str | None) -> None:
-    """Before anything is measured. Raises OptionError for a picture that could not be drawn."""
+    """Check a picture's path before any measurement. Raises OptionError for an impossible picture."""
     if path is None:
         return
     if Path(path).suffix.lower() != ".png":
-        raise OptionError(f"--plot draws a PNG: '{path}' must end in .png")
+        raise OptionError(f"--plot writes a PNG file: '{path}' must end in .png")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -34,14 +34,14 @@ def check_plot(path: str | None) -> None:
 
 
 def save_plot(path: str, figure: Figure) -> None:
-    """Raises OptionError if it cannot be written."""
+    """Write a picture. Raises OptionError if that fails."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=160)
     write_file(path, picture.getvalue())
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white figure, in inches, whose panels make room for their labels."""
+    """An empty white figure; sizes in inches. Its panels leave room for their labels."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -50,7 +50,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def plain_panel(panel: Axes, values_along: Literal["x", "y"] = "y") -> None:
-    """Pale lines across the values, and no frame but the base line."""
+    """Draw pale lines across the values, and no frame but the base line."""
     panel.grid(axis=values_along, color=PALE, linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "left" if values_along == "y" else "bottom"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""``pvlm worker``: the process that hosts one model. Engines start it on their own host; people do on others."""
+"""``pvlm worker``: the process of one model. An engine starts it on its own host, a person on other hosts."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ from pvlm.config import BUNDLED, bundled
 from pvlm.workers.process import WorkerSpec, run_worker
 
 DESCRIPTION = """\
-Host one model. An engine starts its workers on its own host by itself. For one on another host, open the engine with
-draft_listen (or target_listen) and run there, for instance:
+Run one model for an engine on another host. (An engine starts the workers on its own host by itself.) Open the engine
+with draft_listen or target_listen, and run on the other host, for instance:
 
     pvlm worker --role draft --model CHECKPOINT --connect tcp://HOST:5555 --keys DIR
 
-It loads the model, connects, and serves until it is interrupted; a connection that is lost is tried again. Off the
-loopback interface both sides need keys: `pvlm keys new DIR` makes them. See docs/remote.md.
+The worker loads the model, connects, and serves until it is interrupted. It reconnects after a lost connection. Off
+the loopback interface both sides need keys: `pvlm keys new DIR` makes them. See docs/how-to/remote.md.
 """
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "worker",
-        help="host one model, for an engine on another host",
+        help="run one model for an engine on another host",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--role", choices=["target", "draft"], required=True)
+    parser.add_argument("--role", choices=["target", "draft"], required=True, help="what the model is for")
     parser.add_argument(
-        "--model", default=BUNDLED, help="checkpoint directory on this host, or hub name (default: the bundled one)"
+        "--model", default=BUNDLED, help="a directory on this host, or a hub name (default: the bundled model)"
     )
     parser.add_argument("--backend", default="torch", help="plug-in that runs the model (default: torch)")
+    parser.add_argument("--connect", required=True, metavar="ENDPOINT", help="address of the engine: tcp://HOST:PORT")
     parser.add_argument(
-        "--connect", required=True, metavar="ENDPOINT", help="where the engine listens: tcp://HOST:PORT"
+        "--keys",
+        metavar="DIR",
+        help="keys of this worker (`pvlm keys new DIR`), with the engine's key in DIR/authorized",
     )
     parser.add_argument(
-        "--keys", metavar="DIR", help="keys of this worker (`pvlm keys new DIR`), with the engine's in DIR/authorized"
+        "--device", default="cpu", help="for instance cuda:0; cuda:0,cuda:1 split the layers (default: cpu)"
     )
-    parser.add_argument("--device", default="cpu", help="for instance cuda:0; cuda:0,cuda:1 share its layers")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 or auto (default)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument(
-        "--affinity", type=_cores, default=(), metavar="CORES", help="cores to stay on, comma-separated"
+        "--affinity", type=_cores, default=(), metavar="CORES", help="cores to run on, comma-separated (default: all)"
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     parser.add_argument("--allow-pickle", action="store_true", help="load weights that are not safetensors")
-    parser.add_argument("--life-line", action="store_true", help="leave when standard input ends (engines use it)")
+    parser.add_argument("--life-line", action="store_true", help="exit when standard input ends (engines use this)")
     parser.set_defaults(run=run)
 
 

@@ -35,11 +35,13 @@ class PrometheusMetrics:
         self._of_labels: dict[tuple[Metric, tuple[str, ...]], Counter | Gauge | Histogram] = {}
 
     def add(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
+        """As `pvlm.telemetry.metrics.Metrics.add`."""
         collector = self._with_labels(metric, labels)
         assert not isinstance(collector, Histogram)
         collector.inc(amount)
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
+        """As `pvlm.telemetry.metrics.Metrics.observe`."""
         collector = self._with_labels(metric, labels)
         assert isinstance(collector, Histogram)
         collector.observe(value)

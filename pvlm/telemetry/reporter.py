@@ -42,7 +42,7 @@ Fault = Literal[
 ]
 """Names of events of level warning and above, and the kinds of `pvlm.telemetry.metrics.FAULTS`.
 
-See docs/operations.md.
+See docs/reference/operations.md.
 """
 
 log = structlog.get_logger()

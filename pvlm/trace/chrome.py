@@ -57,7 +57,7 @@ def _complete(piece: Slice) -> dict[str, Any]:
 
 
 def _name(piece: Slice) -> str:
-    """A digit at the end, which Perfetto leaves out of account when it chooses a colour."""
+    """Name of a slice; its digits are last, where Perfetto ignores them when it chooses a colour."""
     match piece.kind:
         case "window":
             dropped = "window, dropped" if piece.detail["dropped"] else "window"
@@ -93,7 +93,7 @@ def _cells(start: int | None, cells: tuple[Cell, ...]) -> dict[str, Any]:
 
 
 def _flow(number: int, arrow: Arrow, timeline: Timeline) -> list[dict[str, Any]]:
-    """An end of a flow belongs to the slice that its time lies in, so it is moved a little into it."""
+    """Two flow events. Each belongs to the slice that contains its time, so it is moved a little into its slice."""
     if arrow.source is None:
         return []
     source, sink = timeline.slices[arrow.source], timeline.slices[arrow.sink]

@@ -1,4 +1,4 @@
-"""The frames of a video on one sheet, with the video tokens that the draft has seen."""
+"""The frames of a video on one sheet, with the video tokens that the draft sees."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ MARGIN = 24
 CAPTION = 20
 HEADER = 64
 SHEET_WIDTH = 2000
-"""About; the number of frames in a row follows."""
+"""Approximate width in pixels; it determines the number of frames in a row."""
 SMALLEST_CELL = 2
-"""Pixels; smaller ones would show nothing."""
+"""Pixels; smaller cells are invisible."""
 
 BACKGROUND = (250, 250, 248)
 INK = (28, 30, 33)
 FAINT = (110, 114, 120)
 KEPT = (255, 176, 0)
 DIMMED = 0.4
-"""Of its contrast is left to a dropped token."""
+"""Share of its contrast that a dropped token keeps."""
 
 
 def frame_sheet(recording: Recording) -> bytes:
-    """A PNG: every frame that the target saw, dropped tokens dimmed and kept ones framed, with numbers and times.
+    """A PNG of every frame that the target saw, with numbers and times; dropped tokens are dimmed, kept ones framed.
 
-    Where the processor's grid does not belong to the video tokens that the target counted, or its cells are too small
-    to be seen, the frames are shown as they are, and the sheet says why.
+    If the processor's grid does not match the target's number of video tokens, or its cells are too small, the frames
+    are shown unchanged, and the sheet says why.
     """
     subject = recording.subject
     video = subject.opening.video
@@ -81,7 +81,7 @@ def frame_sheet(recording: Recording) -> bytes:
 
 
 def _kept(recording: Recording) -> tuple[int, NDArray[np.bool_]]:
-    """How many video tokens the target counted, and which of them the draft has seen: bool ``(m,)``."""
+    """The target's number of video tokens m, and the mask of those that the draft sees: bool ``(m,)``."""
     tokens = 0
     for handled in recording.handled:
         match handled.event:
@@ -100,14 +100,14 @@ def _title(tokens: int, mask: NDArray[np.bool_]) -> str:
 
 def _subtitle(recording: Recording, mask: NDArray[np.bool_]) -> str:
     if not recording.subject.with_draft:
-        return "there is no draft: the target alone has answered"
+        return "there is no draft: the target answered alone"
     if mask.all():
         return "draft and target see everything"
     return f"pruning: {recording.subject.opening.pruning.method}; dropped tokens are dimmed, kept ones framed"
 
 
 def _columns(frames: int, size: tuple[int, int]) -> int:
-    """So many that the sheet is rather wide than high, as far as `SHEET_WIDTH` allows, and its last row well filled."""
+    """Frames in a row: the sheet is wider than high, within `SHEET_WIDTH`, and its last row well filled."""
     most = max(1, (SHEET_WIDTH - 2 * MARGIN) // (size[0] + GAP))
     wanted = math.ceil(math.sqrt(frames * (size[1] + CAPTION) / size[0] * 1.5))
     rows = math.ceil(frames / min(most, max(wanted, 5)))
@@ -115,7 +115,7 @@ def _columns(frames: int, size: tuple[int, int]) -> int:
 
 
 def _picture(frame: NDArray[np.uint8], size: tuple[int, int], keep: NDArray[np.bool_] | None) -> Image.Image:
-    """A frame, uint8 ``(H, W, 3)``, in ``size``, with the tokens ``keep``, bool ``(h, w)``, brought out."""
+    """A frame, uint8 ``(H, W, 3)``, in ``size``; tokens outside ``keep``, bool ``(h, w)``, are dimmed."""
     picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
     if keep is None:
         return picture
@@ -127,7 +127,7 @@ def _picture(frame: NDArray[np.uint8], size: tuple[int, int], keep: NDArray[np.b
 
 
 def _frame_kept(draw: ImageDraw.ImageDraw, size: tuple[int, int], keep: NDArray[np.bool_]) -> None:
-    """A line wherever a kept token borders on one that is not."""
+    """Draw a line between kept and dropped tokens."""
     rows, columns = keep.shape
     padded = np.pad(keep, 1)
     thick = 2 if min(size[0] / columns, size[1] / rows) >= 12 else 1

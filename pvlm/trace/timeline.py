@@ -1,4 +1,4 @@
-"""What draft and target did when: from the messages of one answer to slices, marks and arrows."""
+"""The timeline of draft and target: slices, marks and arrows, from the messages of one answer."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SHORTEST_WAIT_MS = 0.02
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """A token of a window or a verdict. ``text``: by itself.
+    """A token of a window or a verdict. ``text``: the text of this token alone.
 
     In a verdict a token is ``accepted`` (the draft's), ``corrected`` (the target's in place of a rejected one) or the
-    target's ``alone``. In a window it is ``accepted``, ``rejected``, ``late`` (the target had written the same token
-    itself before the window came) or ``unused`` (behind a rejection, or after the draft had lost the thread).
+    target's ``alone``. In a window it is ``accepted``, ``rejected``, ``late`` (the target wrote the same token itself
+    before the window arrived) or ``unused`` (after a rejection, or continuing an abandoned text).
     """
 
     token: int
@@ -47,7 +47,7 @@ class Cell(msgspec.Struct, frozen=True):
 class Slice(msgspec.Struct, frozen=True, kw_only=True):
     """A stretch of time of one actor, in ms since the session was opened.
 
-    ``start``: the answer position of the first of ``cells``; None for what has none. ``detail``: figures to show.
+    ``start``: the answer position of the first of ``cells``; None without cells. ``detail``: figures to show.
     """
 
     row: Role
@@ -60,7 +60,7 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """A moment. A ``verdict`` is one that needed no pass; ``start`` and ``cells`` as in `Slice`."""
+    """A moment. A ``verdict`` is one without a pass; ``start`` and ``cells`` as in `Slice`."""
 
     row: Role
     kind: MarkKind
@@ -71,8 +71,8 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arrow(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that had an effect: a ``window`` and the pass that took it in, or a ``rollback`` and the first work of
-    the draft behind it. ``source`` and ``sink`` are slices by number; ``source`` None: a moment between slices.
+    """A message with an effect: a ``window`` and the pass that took it in, or a ``rollback`` and the draft's first work
+    after it. ``source`` and ``sink`` are slices by number; ``source`` None: a moment between slices.
     """
 
     kind: Literal["window", "rollback"]
@@ -86,7 +86,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """Slices in order of time, by row without overlap; every token of the answer is in one slice of kind ``pass`` or
     one mark of kind ``verdict``.
 
-    ``decoding_ms``: when the target's prefill ended.
+    ``decoding_ms``: the end of the target's prefill.
     """
 
     rows: tuple[Role, ...]
@@ -97,7 +97,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     end_ms: float
 
     def verdicts(self) -> list[Slice | Mark]:
-        """What settled tokens, in order: passes, and verdicts without one."""
+        """Items that settled tokens, in order: passes, and verdicts without a pass."""
         passes = [piece for piece in self.slices if piece.kind == "pass" and piece.cells]
         marks = [mark for mark in self.marks if mark.kind == "verdict"]
         return sorted([*passes, *marks], key=lambda item: item.start or 0)
@@ -106,9 +106,9 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 def timeline(recording: Recording) -> Timeline:
     """The timeline of a recording.
 
-    Slices and verdicts have the times that the actors told (one on another host: give or take half of a round trip);
-    rollbacks and other orders the time at which the coordinator gave them. A window that other sessions interrupted is
-    drawn in one piece that ends where it ended.
+    Slices and verdicts have the times that the actors reported (from another host: within half a round trip).
+    Rollbacks and other orders have the time of the coordinator. A window that other sessions interrupted is one slice
+    that ends where the window ended.
     """
     return _Builder(recording).build()
 
@@ -187,7 +187,7 @@ class _Builder:
                 text = f"rollback to {rollback.keep + len(rollback.tokens)} tokens (epoch {rollback.epoch})"
                 self._marks.append(Mark(row="draft", kind="rollback", at_ms=at_ms, text=text))
             case ToTargetActor(Step(count=-1)):
-                self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target goes on alone"))
+                self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target continues alone"))
             case ToTargetActor(Step(count=0)):
                 text = "together with the draft again"
                 self._marks.append(Mark(row="target", kind="together", at_ms=at_ms, text=text))
@@ -229,7 +229,7 @@ class _Builder:
         self._slices.append(piece)
 
     def _fate(self, window: DraftWindow, position: int) -> State:
-        """What became of a drafted token. An accepted or rejected one was of the epoch of its verdict."""
+        """State of a drafted token. An accepted or rejected one has the epoch of its verdict."""
         if position not in self._settled:
             return "unused"
         verdict, state = self._settled[position]
@@ -290,7 +290,7 @@ class _Builder:
                 )  # fmt: skip
 
     def _took_in(self, verdict: Verdict, window: DraftWindow) -> bool:
-        """Did the verdict's pass run over tokens of the window?"""
+        """Whether the verdict's pass included tokens of the window."""
         end = window.start + len(window.tokens)
         overlaps = window.start < verdict.start + verdict.window and end > verdict.start
         sent = id(window) in self._forwarded and verdict.epoch == window.epoch
@@ -311,9 +311,9 @@ class _Builder:
 
 
 def _waits(busy: Sequence[Slice]) -> list[Slice]:
-    """The gaps between an actor's slices; gaps that nobody could see are left out."""
+    """The gaps between an actor's slices, without invisibly short ones."""
     return [
-        Slice(row=before.row, kind="wait", begin_ms=before.end_ms, end_ms=behind.begin_ms)
-        for before, behind in pairwise(busy)
-        if behind.begin_ms - before.end_ms >= SHORTEST_WAIT_MS
+        Slice(row=before.row, kind="wait", begin_ms=before.end_ms, end_ms=after.begin_ms)
+        for before, after in pairwise(busy)
+        if after.begin_ms - before.end_ms >= SHORTEST_WAIT_MS
     ]

@@ -1,4 +1,4 @@
-"""Tokens as text: which piece of the answer stands for which of its tokens."""
+"""Tokens as text: each piece of the answer with its tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pvlm_protocols.backend import Processor
 
 
 class Piece(NamedTuple):
-    """``text`` is what the answer's tokens ``start`` to ``stop`` (exclusive) stand for: one token where it holds whole
-    characters, else as many as the characters need; empty for a token without text.
+    """``text`` is the text of the answer's tokens ``start`` to ``stop`` (exclusive): one token if it holds whole
+    characters, otherwise as many as the characters need; empty for a token without text.
     """
 
     text: str
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
 
 def pieces(processor: Processor, tokens: Sequence[int]) -> list[Piece]:
-    """An answer in its smallest pieces of whole characters; their texts together are the text of ``tokens``."""
+    """The smallest pieces of an answer with whole characters; joined, they are the text of ``tokens``."""
     stream = TextStream(processor.decode)
     found: list[Piece] = []
     start = 0
@@ -38,7 +38,7 @@ def pieces(processor: Processor, tokens: Sequence[int]) -> list[Piece]:
 
 
 def label(processor: Processor, vocabulary: Sequence[str], token: int) -> str:
-    """A token by itself: its text, or its spelling in the vocabulary where it has none or is part of a character."""
+    """One token alone: its text, or its spelling in the vocabulary if it has no text or is part of a character."""
     text = processor.decode([token])
     if text and REPLACEMENT not in text:
         return text

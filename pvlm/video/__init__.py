@@ -1,7 +1,7 @@
-"""Videos: which frames to take, and reading them without trusting the file.
+"""Videos: choosing frames, and reading them without trusting the file.
 
-`read_video` is what the engine calls. Decoding happens in a process of its own (`pvlm.video.decoding`), so that a
-damaged file can neither crash nor block the caller; the formula for the frame indices is in `pvlm.video.selection`.
+The engine calls `read_video`. Decoding runs in a process of its own (`pvlm.video.decoding`), so a damaged file can
+neither crash nor block the caller. `pvlm.video.selection` has the formula for the frame indices.
 """
 
 from pvlm.video.readers import ENTRY_POINT_GROUP, VideoReader

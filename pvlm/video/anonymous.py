@@ -1,4 +1,4 @@
-"""Files without a name: in memory where the system has that, gone when the last process has closed them."""
+"""Files without a name: in memory where the system supports it, deleted when the last process closes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def anonymous_file() -> Iterator[int]:
-    """A file descriptor, open for reading and writing, not inherited by child processes unless passed on."""
+    """A file descriptor, open for reading and writing; child processes inherit it only if it is passed to them."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("pvlm-video")
         try:
@@ -23,11 +23,12 @@ def anonymous_file() -> Iterator[int]:
 
 
 def read_all(fd: int, limit: int = 1 << 20) -> bytes:
-    """The first ``limit`` bytes, wherever the descriptor's position is."""
+    """The first ``limit`` bytes, whatever the position of the descriptor."""
     return os.pread(fd, min(limit, os.fstat(fd).st_size), 0)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all bytes at the position of the descriptor. Raises OSError."""
     view = memoryview(data).cast("B")
     while view:
         view = view[os.write(fd, view) :]

@@ -19,7 +19,7 @@ def as_frames(source: Any) -> np.ndarray | None:
     """
     if isinstance(source, np.ndarray):
         return _checked(source, "array")
-    torch = sys.modules.get("torch")  # there is no tensor without it
+    torch = sys.modules.get("torch")  # a tensor exists only where torch is imported
     if torch is not None and isinstance(source, torch.Tensor):
         if source.dtype != torch.uint8:
             raise VideoError("<tensor>", f"frames must be uint8, not {source.dtype}; {_REMEDY}")
@@ -46,7 +46,7 @@ def _checked(frames: np.ndarray, kind: str) -> np.ndarray:
 
 
 def check_sides(shape: Sequence[int], name: str) -> None:
-    """Raise VideoError (for ``name``) where frames ``(T, H, W, 3)`` are larger than any model looks at."""
+    """Raise VideoError (for ``name``) if frames ``(T, H, W, 3)`` exceed the size that any model uses."""
     _, height, width, _ = shape
     if max(height, width) > MAX_FRAME_SIDE:
         raise VideoError(

@@ -1,7 +1,7 @@
-"""Noticing what a decoder only prints.
+"""Damage that a decoder only prints.
 
-FFmpeg conceals damage: it gives a frame with made-up pixels and writes a line to the standard error stream. So that
-stream is the only witness.
+FFmpeg conceals damage: it returns a frame with invented pixels and writes a line to the standard error stream. That
+line is the only evidence.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from pvlm.video.anonymous import anonymous_file, read_all, write_all
 _MESSAGE = re.compile(r"^\[(?P<component>[\w,.\-/ ]+) @ 0x[0-9a-f]+\] (?P<text>.+)$", re.MULTILINE)
 
 _HARMLESS = re.compile(
-    r"mmco: unref short failure"  # a reference was to be dropped that is not there: nothing is missing
-    r"|Could not find codec parameters for stream"  # a stream other than the one that is decoded
+    r"mmco: unref short failure"  # drops a reference that does not exist: nothing is missing
+    r"|Could not find codec parameters for stream"  # another stream than the decoded one
 )
 
 _OTHER_STREAMS = re.compile(
     r"^(aac|mp[123]\w*|ac3|eac3|opus|vorbis|flac|alac|pcm\w*|amr\w*|dca|truehd|wma\w*|srt|ass|mov_text|subrip)$"
 )
-"""Decoders of sound and subtitles: damage there does not touch the frames."""
+"""Decoders of sound and subtitles: damage there leaves the frames intact."""
 
 
 class Witness:
-    """What went to the standard error stream while `witness` was open."""
+    """Text that was written to the standard error stream while `witness` was open."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def lines(self) -> list[str]:
-        """FFmpeg's messages, at its error level, about anything but sound and subtitles; without addresses."""
+        """FFmpeg's messages at its error level, without addresses, and without those about sound and subtitles."""
         found = ((match["component"], match["text"].strip()) for match in _MESSAGE.finditer(self.text))
         return [f"{component}: {text}" for component, text in found if not _OTHER_STREAMS.match(component)]
 
     def complaints(self) -> list[str]:
-        """Those that throw doubt on frames that were decoded from the start."""
+        """Messages that cast doubt on frames that were decoded from the start."""
         return [line for line in self.lines() if not _HARMLESS.search(line)]
 
 
 @contextmanager
 def witness() -> Iterator[Witness]:
-    """Divert file descriptor 2, which native code writes to, and give what was written when the block ends.
+    """Divert file descriptor 2, which native code writes to; the result has the text when the block ends.
 
-    The text is then passed on to the real stream. The diversion is process-wide: use it in a process of its own.
+    The text is then written to the real stream. The diversion is process-wide: use it in a process of its own.
     """
     found = Witness()
     sys.stderr.flush()

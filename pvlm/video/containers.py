@@ -1,4 +1,4 @@
-"""What a file says about itself, read without a decoder."""
+"""The header of a video file, read without a decoder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
 
 
 def check_file(path: str, name: str) -> Mp4Index | None:
-    """Look at a file before a decoder does; the index, if it is an MP4 or MOV file with exactly one video track.
+    """Check a file before a decoder opens it. Returns the index of an MP4 or MOV file with exactly one video track.
 
-    Raises VideoError (for ``name``) if it is missing, no regular file, unreadable, empty, a playlist (which would make
-    the decoder open other files), a cut-off or damaged MP4 file, or a container that is known to be read wrongly.
+    Raises VideoError (for ``name``) if the file is missing, unreadable, empty or no regular file; a playlist, which
+    would make the decoder open other files; a cut-off or damaged MP4 file; or a container that decord reads wrongly.
     """
     try:
         status = os.stat(path)
@@ -46,7 +46,7 @@ def check_file(path: str, name: str) -> Mp4Index | None:
 
 
 def _riff_size(head: bytes) -> int:
-    """How long an AVI file says it is (its first part, if it is longer than 1 GiB); 0 if it is none or does not say."""
+    """Length of an AVI file in bytes by its header (of its first part beyond 1 GiB); 0 if unknown or no AVI file."""
     if len(head) < 12 or head[:4] != b"RIFF":
         return 0
     size = int.from_bytes(head[4:8], "little")
@@ -54,7 +54,7 @@ def _riff_size(head: bytes) -> int:
 
 
 def _matroska_size(head: bytes) -> int:
-    """How long a Matroska or WebM file says it is, by the size of its segment (RFC 8794); 0 if it does not say."""
+    """Length of a Matroska or WebM file in bytes, by the size of its segment (RFC 8794); 0 if unknown."""
     if head[:4] != b"\x1a\x45\xdf\xa3":
         return 0
     size, width = _ebml_number(head[4:12])
@@ -67,7 +67,7 @@ def _matroska_size(head: bytes) -> int:
 
 
 def _ebml_number(data: bytes) -> tuple[int, int]:
-    """A number of variable length, and how many bytes it takes (0: none that is valid)."""
+    """A number of variable length, and its width in bytes (0: invalid)."""
     width = 9 - data[0].bit_length() if data and data[0] else 0
     if not width or len(data) < width:
         return 0, 0

@@ -1,8 +1,8 @@
 """The process that decodes one video: ``python -m pvlm.video.decoding REQUEST``; started by `pvlm.video.process`.
 
-REQUEST is a JSON object (`Request`). The frames go to file descriptor ``frames_fd`` as raw bytes, in order; a JSON
-object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Standard input is a life-line: at its
-end this process exits. An alarm ends it, too, should it hang in native code that never lets Python run.
+REQUEST is a JSON object (`Request`). The process writes the frames to file descriptor ``frames_fd`` as raw bytes, in
+order. It writes a JSON object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Standard input
+is a life-line: at its end this process exits. An alarm ends the process if it hangs in native code.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pvlm.video.selection import at_default_rate, at_rate, check_count, consecut
 _BATCH_BYTES = 64 << 20
 _ALARM_MARGIN_S = 10
 _MEMORY_MARGIN_BYTES = 4 << 30
-"""Address space beside the frames: libraries, the decoder's own frames, its threads' stacks."""
+"""Address space in addition to the frames: libraries, the decoder's own frames, its threads' stacks."""
 
 
 def main(argument: str) -> None:
     request: Request = json.loads(argument)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the terminal's Ctrl-C
     _limit_memory(request["max_bytes"])
     signal.alarm(min(int(request["timeout_s"]) + _ALARM_MARGIN_S, 1 << 30))
     threading.Thread(target=_watch_life_line, daemon=True).start()
@@ -46,7 +46,7 @@ def main(argument: str) -> None:
 
 
 def answer(request: Request) -> Reply:
-    """Decode; never raises."""
+    """Decode a video. Never raises: an error becomes a reply."""
     try:
         return _decode(request)
     except VideoError as error:
@@ -82,7 +82,7 @@ def _decode(request: Request) -> Reply:
 
 
 def _select(request: Request, reader: VideoReader) -> tuple[tuple[int, ...], Sequence[float] | None]:
-    """Indices of the frames to take, and the times of all frames in seconds, if known."""
+    """Indices of the chosen frames, and the times of all frames in seconds, if known."""
     frames, fps, times = reader.num_frames, reader.fps, reader.timestamps
     if times is None and fps:
         times = [index / fps for index in range(frames)]
@@ -103,7 +103,7 @@ def _select(request: Request, reader: VideoReader) -> tuple[tuple[int, ...], Seq
 
 
 def _write_frames(request: Request, reader: VideoReader, indices: Sequence[int]) -> tuple[int, ...]:
-    """Decode in batches of bounded size, the first being one frame, from which the sizes are known."""
+    """Decode in batches of bounded size. The first batch is one frame, which gives the size of all."""
     shape: tuple[int, ...] = ()
     position, batch = 0, 1
     with open(request["frames_fd"], "wb", closefd=False) as file:
@@ -135,7 +135,7 @@ def _check_size(shape: tuple[int, ...], max_bytes: int) -> None:
 
 
 def _limit_memory(max_bytes: int) -> None:
-    """A file that makes the decoder ask for more must not take the machine's memory."""
+    """Bound the address space: a file may make the decoder ask for any amount of memory."""
     most = max_bytes + _MEMORY_MARGIN_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

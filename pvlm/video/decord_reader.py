@@ -1,19 +1,19 @@
-"""Reading with decord, within the limits of what it does right.
+"""A video reader that uses decord, and works around its faults.
 
-What decord 0.6 does with a file, and what is done about it here:
+The faults of decord 0.6, and their remedies:
 
-- It seeks by counting key frames in file order but numbers frames in time order: with *open* groups of pictures
-  (what x265 writes by default) random access silently gives wrong frames, as it does for MPEG program streams and WMV.
-  Decoding from the start without a seek gives the right ones. So it may seek only where the container's index
-  proves it harmless (`Mp4Index.exact_seeking`); everything else is decoded from the start to the end.
-- Frames that an edit list hides (as ``ffmpeg -ss ... -c copy`` writes) are counted but never come out: indices are
-  shifted, and reading the last ones repeats the last frame (or never returns: decord issue 373). They are those with a
-  negative time, or behind what the edit list shows.
-- Frames that cannot be decoded are replaced by their neighbours. ``fault_tol`` makes that an error.
-- On a busy machine it sometimes takes the end of the file for lost frames: with one thread about one time in four, with
-  two or more hardly ever. So it gets at least two, and what it calls lost is lost only if it says so three times.
-- Damage within a frame is only printed by FFmpeg (`complaints`).
-- Times are float32 seconds, and nonsense where packets have none.
+- decord seeks by counting key frames in file order, but numbers frames in time order. With *open* groups of pictures
+  (x265's default) random access silently returns wrong frames, as it does for MPEG program streams and WMV. Decoding
+  from the start returns the right ones. So the reader seeks only where the container's index proves it safe
+  (`Mp4Index.exact_seeking`), and decodes everything else from the start to the end.
+- decord counts frames that an edit list hides (as ``ffmpeg -ss ... -c copy`` writes), but never returns them. Indices
+  are shifted, and reading the last ones repeats the last frame, or never returns (decord issue 373). Hidden frames have
+  a negative time, or one after the end of the edit list.
+- decord replaces frames that it cannot decode by their neighbours. ``fault_tol`` makes that an error.
+- On a busy machine decord sometimes takes the end of the file for lost frames: with one thread about one time in four,
+  with more threads hardly ever. So it gets at least two threads, and three attempts before frames count as lost.
+- FFmpeg only prints damage within a frame (`complaints`).
+- Times are float32 seconds, and meaningless where packets have none.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from pvlm.video.containers import check_file
 from pvlm.video.selection import SAME_TIME_S
 
 _ANY_FAULT = 1e-12
-"""As a share of the frames; 0 would mean: any number is fine."""
+"""Tolerated share of faulty frames; 0 would tolerate any number."""
 
 _SOURCE_LINE = re.compile(r"(\[[\d:]+\] )?\S+\.cc:\d+: ")
-"""When, and where in its source, decord raised an error: once for each of its layers, and of no use here."""
+"""Time and source line of a decord error, once for each of its layers: useless to users."""
 
 _ATTEMPTS = 3
-"""How often a file is decoded before its frames are called lost."""
+"""How often a file is decoded before its frames count as lost."""
 
 
 class _FramesLostError(VideoError):
-    """decord gave up on some frames, perhaps for no good reason."""
+    """decord gave up on some frames, perhaps without a reason."""
 
 
 class DecordReader:
-    """A `VideoReader` that uses decord. Raises VideoError if the file cannot be opened."""
+    """A `VideoReader` that uses decord. Raises VideoError if it cannot open the file."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -85,19 +85,19 @@ class DecordReader:
         return self._timestamps
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """See `VideoReader.read`. Raises VideoError if a frame cannot be decoded, or if FFmpeg complains."""
+        """As `VideoReader.read`. Raises VideoError if a frame cannot be decoded, or if FFmpeg reports damage."""
         if self._seek:
             with suppress(_FramesLostError):
                 frames, log = self._get_batch(indices)
                 if not log.lines():
                     return frames
-            # Is it the file or the seek? Decoding from the start tells.
+            # Either the file is damaged or the seek is wrong; decoding from the start shows which.
             self._seek = False
             self._open()
         return self._read_in_order(indices)
 
     def finish(self) -> None:
-        """Without seeks a lost frame shifts all later ones, and shows only at the end; so go there."""
+        """Read to the end: without seeks a lost frame shifts all later ones, and only the end shows it."""
         if not self._seek and self._next < self._num_frames:
             self._read_in_order([self._num_frames - 1])
 
@@ -105,7 +105,7 @@ class DecordReader:
         decord: Any = importlib.import_module("decord")
         threads = max(2, min(4, len(os.sched_getaffinity(0))))
         with witness() as log, open(self._path, "rb") as file:
-            # Named by its number: FFmpeg sees patterns and protocols in names, and formats in their endings.
+            # By number: FFmpeg interprets names as patterns and protocols, and their endings as formats.
             name = f"/dev/fd/{file.fileno()}"
             try:
                 decord.logging.set_level(decord.logging.ERROR)
@@ -131,7 +131,7 @@ class DecordReader:
         return self._read_on(indices)
 
     def _read_on(self, indices: Sequence[int]) -> np.ndarray:
-        """Read without a seek: decord seeks when it passes a key frame, so the frame before each is read as well."""
+        """Read without a seek: decord seeks when it passes a key frame, so the frame before each is read too."""
         wanted = set(indices)
         stones = {key - 1 for key in self._keys if self._next < key <= indices[-1]}
         steps = sorted(wanted | stones)
@@ -163,7 +163,7 @@ class DecordReader:
 
 
 def _usable_times(times_s: np.ndarray) -> list[float] | None:
-    """When frames begin, if those are sane: ascending numbers within a week of 0."""
+    """Start times of frames, if plausible: ascending numbers within a week of 0."""
     starts = times_s[:, 0].astype(np.float64)
     if not np.all(np.isfinite(starts)) or np.abs(starts).max() > 604_800 or np.any(np.diff(starts) < 0):
         return None

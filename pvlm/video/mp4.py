@@ -1,7 +1,7 @@
 """The index of an MP4 or MOV file (ISO/IEC 14496-12), read without a decoder.
 
-Decoders open a file that was cut off in the middle, and give its first frames again and again. The index says how long
-the file must be, and where random access is exact.
+Decoders open a file that was cut off in the middle, and repeat its first frames. The index gives the length of the
+whole file, and the places where random access is exact.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MAX_SAMPLES = 50_000_000
 
 @dataclass(frozen=True)
 class Mp4Index:
-    """What the index of an MP4 file says about its only video track.
+    """The only video track of an MP4 file, by its index.
 
-    ``samples``: how many encoded frames. ``exact_seeking``: decoding may start at any random access point, and counting
-    from there gives the right frames. That is so if each one is also a border in presentation order (a *closed* group
-    of pictures), and for H.264 and H.265 forgets all frames before it (an IDR picture); if the first frame is one, no
-    two frames share a time, and no edit list hides frames.
+    ``samples``: number of encoded frames. ``exact_seeking``: decoding may start at any random access point, and
+    counting from there gives the right frames. It needs four things. Each random access point is also a border in
+    presentation order (a *closed* group of pictures), and an IDR picture in H.264 and H.265. The first frame is one.
+    No two frames share a time. No edit list hides frames.
     """
 
     samples: int
@@ -36,12 +36,12 @@ class Mp4Index:
     hides_frames: bool
     """Whether an edit list hides some of the frames."""
     shown_s: float | None
-    """How many seconds the edit list shows, if it says so."""
+    """Seconds that the edit list shows; None without a limit."""
 
 
 def read_index(file: BinaryIO, file_size: int, name: str) -> Mp4Index | None:
-    """Check the boxes of a file against its size, and read its index; None if the file has not exactly one video track
-    or is fragmented.
+    """Check the boxes of a file against its size, and read its index. Returns None for a fragmented file, and for any
+    other number of video tracks than one.
 
     Raises VideoError (for ``name``) if the file was cut off, its index is damaged, or it has no video frames.
     """
@@ -58,7 +58,7 @@ def read_index(file: BinaryIO, file_size: int, name: str) -> Mp4Index | None:
         found = (_video_track(box, movie_scale, file_size) for kind, box in _boxes(index) if kind == b"trak")
         tracks = [track for track in found if track is not None]
         if any(kind == b"moof" for kind, _, _ in boxes):
-            return None  # fragments: the frames are listed elsewhere
+            return None  # a fragmented file lists its frames elsewhere
         if not tracks:
             raise VideoError(name, "there is no video stream in it")
         if all(len(track.sizes) == 0 for track in tracks):
@@ -78,9 +78,9 @@ def read_index(file: BinaryIO, file_size: int, name: str) -> Mp4Index | None:
 
 
 def _top_level_boxes(file: BinaryIO, file_size: int, name: str) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start of the payload and its size. Raises VideoError where a box goes beyond the file's end.
+    """Kind, start of the payload and its size. Raises VideoError for a box beyond the file's end.
 
-    Once there is an index, something that is no box is taken for rubbish behind the last one.
+    After the index, bytes that form no box are ignored as rubbish at the end.
     """
     position, indexed = 0, False
     while position + 8 <= file_size:
@@ -124,7 +124,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 @dataclass(frozen=True)
 class _Edits:
-    """What an edit list does: whether it hides frames, and for how many seconds it shows the track (None: no limit)."""
+    """Effect of an edit list: whether it hides frames, and the seconds that it shows (None: no limit)."""
 
     hide_frames: bool = False
     shown_s: float | None = None
@@ -136,16 +136,16 @@ class _Track:
     sizes: np.ndarray
     """Bytes, int64, one for each frame in decoding order."""
     syncs: np.ndarray
-    """Which frames are random access points; ascending."""
+    """Numbers of the random access points; ascending."""
     closed_groups: bool
     edits: _Edits
     codec: bytes
     length_bytes: int
-    """H.264 and H.265: how many bytes give the length of a NAL unit; else 0."""
+    """H.264 and H.265: width of a NAL unit's length in bytes; else 0."""
 
 
 def _video_track(box: bytes, movie_scale: int, file_size: int) -> _Track | None:
-    """A track's sample tables; None if it is not a video track. A frame takes a byte of the file at least."""
+    """A track's sample tables; None for other tracks than video. A frame takes at least a byte of the file."""
     parts = dict(_boxes(box))
     media = dict(_boxes(parts.get(b"mdia", b"")))
     if media.get(b"hdlr", b"")[8:12] != b"vide":
@@ -173,7 +173,7 @@ def _video_track(box: bytes, movie_scale: int, file_size: int) -> _Track | None:
 
 
 def _closed_groups(syncs: np.ndarray, shown_at: np.ndarray) -> bool:
-    """Whether frames before a random access point in the file are shown before it, and later ones after it."""
+    """Whether frames before a random access point in the file are shown before it, and later frames after it."""
     if len(np.unique(shown_at)) != len(shown_at) or len(syncs) == 0 or syncs[0] != 0:
         return False
     earlier = np.maximum.accumulate(shown_at)
@@ -183,7 +183,7 @@ def _closed_groups(syncs: np.ndarray, shown_at: np.ndarray) -> bool:
 
 
 def _edits(box: bytes | None, shown_at: np.ndarray, movie_scale: int, media_scale: int) -> _Edits:
-    """An edit list that is only a delay, or an offset for reordered frames, hides nothing. Scales: ticks a second."""
+    """Effect of an edit list; a delay, or an offset for reordered frames, hides nothing. Scales: ticks a second."""
     if box is None:
         return _Edits()
     layout, size = (">Qq", 20) if box[0] == 1 else (">Ii", 12)
@@ -243,7 +243,7 @@ def _all_idr(file: BinaryIO, track: _Track) -> bool:
 
 
 def _sample_offsets(table: dict[bytes, bytes], sizes: np.ndarray) -> np.ndarray:
-    """Where each sample begins in the file, by the chunk tables."""
+    """Start of each sample in the file, by the chunk tables."""
     wide = b"co64" in table
     chunk_table = table[b"co64" if wide else b"stco"]
     (chunks,) = struct.unpack_from(">I", chunk_table, 4)

@@ -1,7 +1,7 @@
-"""Running `pvlm.video.decoding` as a process that is killed when it takes too long or is no longer wanted.
+"""The decoder process: runs `pvlm.video.decoding`, and kills it at a deadline or a cancellation.
 
-Frames come back through an anonymous file in memory that both processes have open, so they are not copied, and nothing
-is left behind, whoever dies. POSIX only.
+Frames come back through an anonymous file in memory that both processes have open. So they are not copied, and no file
+remains when either process dies. POSIX only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLEAN_UP_S = 5.0
 
 @dataclass(frozen=True)
 class Decoded:
-    """Frames, uint8 ``(T, H, W, 3)``, and what is known about them; see `pvlm.video.Video`."""
+    """Frames, uint8 ``(T, H, W, 3)``, with their indices and times; see `pvlm.video.Video`."""
 
     frames: np.ndarray
     indices: tuple[int, ...]
@@ -53,8 +53,8 @@ async def decode(
 ) -> Decoded:
     """Decode in a process of its own. ``source``: a path, or the bytes of an encoded video.
 
-    Raises VideoError, and OptionError for a request that this video cannot satisfy. When cancelled, the process is
-    killed and reaped before the cancellation goes on.
+    Raises VideoError, and OptionError for a request that this video cannot satisfy. A cancellation kills and reaps the
+    process before it propagates.
     """
     with ExitStack() as files:
         frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
@@ -100,9 +100,9 @@ async def decode(
 
 
 async def _run(request: Request, fds: list[int], log_fd: int) -> int | None:
-    """Exit status of the process; None if it had to be killed because of the time limit."""
+    """Exit status of the process; None if the time limit ended it."""
     command = [sys.executable, "-m", "pvlm.video.decoding", json.dumps(request)]
-    with anyio.CancelScope(shield=True):  # starting takes milliseconds, and must not be left half done
+    with anyio.CancelScope(shield=True):  # takes milliseconds; half a start would leave a process without an owner
         try:
             process = await anyio.open_process(
                 command, stdin=subprocess.PIPE, stdout=log_fd, stderr=log_fd, env=_environment(), pass_fds=fds
@@ -129,13 +129,13 @@ async def _end(process: anyio.abc.Process) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The child imports from where we do, and not from whatever directory is the current one."""
+    """The child imports from the same places as this process, and not from its current directory."""
     places = [os.path.abspath(place) if place else os.getcwd() for place in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
 
 
 def _map_frames(fd: int, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The frames in place: the mapping lives as long as the array and costs no copy. The array is writable."""
+    """The frames in place, as a writable array. The mapping lives as long as the array and costs no copy."""
     size = int(np.prod(shape, dtype=np.int64))
     if size < 1 or os.fstat(fd).st_size != size:
         raise VideoError(name, f"the decoder gave {os.fstat(fd).st_size} bytes for frames of {size} bytes")

@@ -1,4 +1,4 @@
-"""What a video reader is, and finding one by name."""
+"""The interface of a video reader, and its lookup by name."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ class VideoReader(Protocol):
     """A plug-in that decodes video files, registered under ``pvlm.video_readers`` as a class.
 
     The class is called with the path of a regular file, in a process that exists for this one file: a reader may
-    block, crash and leak. Everything it raises reaches the caller as a VideoError; one that it raises itself
-    is passed on as it is.
+    block, crash and leak. Its errors reach the caller as VideoError; a VideoError keeps its text.
     """
 
     @property
     def num_frames(self) -> int:
-        """How many frames `read` can give."""
+        """Number of frames that `read` can return."""
         ...
 
     @property
@@ -33,25 +32,25 @@ class VideoReader(Protocol):
 
     @property
     def timestamps(self) -> Sequence[float] | None:
-        """When each frame begins, in seconds from the first, ascending; None if unknown."""
+        """Start of each frame, in seconds from the first frame, ascending; None if unknown."""
         ...
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The frames at ascending ``indices``: uint8 ``(len(indices), H, W, 3)`` RGB, upright.
 
-        Called several times with ascending parts of what is wanted, so that memory stays bounded.
+        Called several times, with ascending parts of the wanted indices, so that memory stays bounded.
         """
         ...
 
     def finish(self) -> None:
-        """Called once after the last `read`. Raises VideoError if the frames read may have been the wrong ones."""
+        """Called once after the last `read`. Raises VideoError if the returned frames may be the wrong ones."""
         ...
 
 
 def load_reader(name: str) -> type[Any]:
     """The reader class of an entry point's name, or of an import path ``module:Class``.
 
-    Raises ConfigError for an unknown name, and whatever importing the class raises.
+    Raises ConfigError for an unknown name, and any error of importing the class.
     """
     if ":" not in name:
         return cast("type[Any]", load_plugin(ENTRY_POINT_GROUP, name))

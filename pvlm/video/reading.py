@@ -1,4 +1,4 @@
-"""Reading a video from whatever the caller has."""
+"""Videos from paths, bytes, arrays, tensors and images."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     )
 
 MAX_BYTES = 8 << 30
-"""Decoded frames may not need more than this, before they are resized."""
+"""Limit of decoded frames in memory, before they are resized."""
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
     """Frames of a video.
 
-    ``frames``: uint8 ``(T, H, W, 3)`` RGB. ``indices``: their numbers in the source, ascending. ``timestamps_s``: when
-    each begins, in seconds from the start of the video; empty if unknown, as for arrays. ``source_fps``: average
-    frames a second of the source, None if unknown. ``source_frames``: how many frames the source has.
+    ``frames``: uint8 ``(T, H, W, 3)`` RGB. ``indices``: their numbers in the source, ascending. ``timestamps_s``: the
+    start of each, in seconds from the start of the video; empty if unknown, as for arrays. ``source_fps``: average
+    frames a second of the source, None if unknown. ``source_frames``: number of frames of the source.
     """
 
     frames: np.ndarray
@@ -59,18 +59,17 @@ async def read_video(
     timeout_s: float = 120,
     max_bytes: int = MAX_BYTES,
 ) -> Video:
-    """Read frames of a video; `pvlm.video.selection` says which.
+    """Read frames of a video; `pvlm.video.selection` defines their choice.
 
     ``source``: a path, the bytes of an encoded video, a uint8 ``(T, H, W, 3)`` array or tensor (not copied if all of
     its frames are taken), or a list of PIL images.
-    ``num_frames``: that many frames, uniformly; ``fps``: frames a second; neither: what ``defaults`` say. ``start`` and
-    ``end``, in seconds, restrict the part of the video. ``reader``: name of a plug-in (`VideoReader`).
-    ``timeout_s``: how long decoding may take. ``max_bytes``: how much memory the frames may take.
+    ``num_frames``: that many frames, uniformly; ``fps``: frames a second; neither: ``defaults``. ``start`` and ``end``,
+    in seconds, restrict the part of the video. ``reader``: name of a plug-in (`VideoReader`).
+    ``timeout_s``: time limit of decoding. ``max_bytes``: memory limit of the frames.
 
-    Files are decoded in a process of their own, which is killed when the time is up or the caller is cancelled.
+    Files are decoded in a process of their own, which is killed at the time limit or when the caller is cancelled.
 
-    Raises OptionError for options that cannot be, by themselves or for this video, and VideoError for a source that is
-    no video, or a damaged one.
+    Raises OptionError for invalid options, alone or for this video, and VideoError for an invalid or damaged video.
     """
     _check_options(num_frames, fps, start, end, timeout_s)
     count = defaults.num_frames if num_frames is None else int(num_frames)
@@ -107,7 +106,7 @@ async def read_video(
 
 
 def check_source(source: VideoSource) -> None:
-    """Raise what `read_video` would raise for something that cannot be a video, without decoding it."""
+    """Raise the error that `read_video` raises for an invalid source, without decoding it."""
     if isinstance(source, list | tuple) or as_frames(source) is not None:
         return
     encoded, name = _encoded(source)
@@ -116,7 +115,7 @@ def check_source(source: VideoSource) -> None:
 
 
 def _encoded(source: object) -> tuple[str | bytes | bytearray | memoryview, str]:
-    """A path or bytes, and what errors call it."""
+    """A path or bytes, and its name in errors."""
     if isinstance(source, bytes | bytearray | memoryview):
         size = memoryview(source).nbytes
         if size == 0:

@@ -1,4 +1,4 @@
-"""What `pvlm.video.process` and the process that it starts, `pvlm.video.decoding`, tell each other, as JSON."""
+"""The JSON objects between `pvlm.video.process` and the process that it starts, `pvlm.video.decoding`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import TypedDict
 
 
 class Request(TypedDict):
+    """One video to decode."""
+
     path: str
     name: str
-    """How errors call the video."""
+    """The video's name in errors."""
     reader: str
     num_frames: int
     consecutive: bool
     fps: float | None
-    """If given, ``num_frames`` and ``consecutive`` do not count, unless there are ``rate_bounds``."""
+    """If given, ``num_frames`` and ``consecutive`` are ignored, unless ``rate_bounds`` are given."""
     rate_bounds: tuple[int, int] | None
-    """``fps`` is a default: no fewer frames than the first, a multiple of the second, and at most ``num_frames``; for a
-    video without times, ``consecutive`` instead."""
+    """``fps`` is a default: at least the first number of frames, a multiple of the second, and at most ``num_frames``;
+    ``consecutive`` replaces it for a video without times."""
     start: float | None
     end: float | None
     max_bytes: int
@@ -26,7 +28,7 @@ class Request(TypedDict):
 
 
 class Reply(TypedDict, total=False):
-    """Either all of the first four, or the last three."""
+    """Either the first four fields, or the last three."""
 
     shape: tuple[int, ...]
     indices: tuple[int, ...]

@@ -38,7 +38,7 @@ def test_keys_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("name", ["../a", "", "a b"])
 def test_a_name_that_is_none_is_an_error(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "new", str(tmp_path / "keys"), "--name", name or "/"]) == 1
-    assert "is no name for a key" in capsys.readouterr().err
+    assert "is an invalid key name" in capsys.readouterr().err
     assert not (tmp_path / "keys").exists()
 
 

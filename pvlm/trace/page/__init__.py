@@ -1,4 +1,4 @@
-"""The page ``timeline.html``: everything in one file, nothing fetched."""
+"""The page ``timeline.html``: one file, which fetches nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pvlm.trace.tokens import pieces
 
 
 class TextPiece(msgspec.Struct, frozen=True, kw_only=True):
-    """Characters of the answer and the tokens that they stand for, the first at answer position ``start``.
+    """Characters of the answer, and their tokens, the first at answer position ``start``.
 
-    ``cut``: behind the stop string, or in it: no part of the answer's text.
+    ``cut``: in or after the stop string, and no part of the answer's text.
     """
 
     text: str
@@ -43,7 +43,7 @@ def page(recording: Recording, timeline: Timeline) -> bytes:
         "title": html.escape(f"pvlm: {subject.opening.question}"),
         "style": source.joinpath("page.css").read_text(encoding="utf-8"),
         "script": source.joinpath("page.js").read_text(encoding="utf-8"),
-        # In JSON "<" stands in strings only; escaped, no text of a model or a user can end the element.
+        # JSON has "<" only in strings; escaped, no text of a model or a user can end the element.
         "data": msgspec.json.encode(data).decode().replace("<", "\\u003c"),
     }
     template = source.joinpath("page.html").read_text(encoding="utf-8")
@@ -51,17 +51,17 @@ def page(recording: Recording, timeline: Timeline) -> bytes:
 
 
 def _short(model: str) -> str:
-    """A hub name as it is; of a path the last two parts, for a page may be shown to others."""
+    """A hub name as it is; the last two parts of a path, because a page may be shown to others."""
     return str(Path(*Path(model).parts[-2:])) if Path(model).is_absolute() else model
 
 
 def _why_unfinished(timeline: Timeline) -> str:
     failed = [mark.text for mark in timeline.marks if mark.kind == "failed"]
-    return f"The answer failed: {failed[0]}" if failed else "The answer was left before it was complete."
+    return f"The answer failed: {failed[0]}" if failed else "The caller left the answer before it was complete."
 
 
 def _text_pieces(recording: Recording, timeline: Timeline) -> list[TextPiece]:
-    """The text as far as there is any: that of the answer, else that of the verdicts."""
+    """The text so far: that of the answer, else that of the verdicts."""
     settled: dict[int, Cell] = {}
     for item in timeline.verdicts():
         assert item.start is not None

@@ -28,7 +28,7 @@ const STATES = {
   rejected: "drafted, and rejected",
   corrected: "the target's, in place of a rejected one",
   alone: "the target's own",
-  late: "drafted too late: the target had written it itself",
+  late: "drafted too late: the target wrote it itself",
   unused: "drafted in vain",
 };
 const KINDS = {
@@ -42,7 +42,7 @@ const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const positions = (item) =>
   item.cells.length > 1 ? `tokens ${item.start} to ${item.start + item.cells.length - 1}` : `token ${item.start}`;
 
-/** What the cells of a slice or mark are, a line for each state. */
+/** The cells of a slice or mark, counted: a line for each state. */
 function counted(cells) {
   const lines = [];
   for (const state of Object.keys(STATES)) {
@@ -118,7 +118,7 @@ function fillAnswer() {
       (cell, index) => `token ${piece.start + index}, id ${cell.token}, ${JSON.stringify(cell.text)}: ${STATES[cell.state]}`
     );
     lines.push(`settled at ${ms(item.at_ms ?? item.end_ms)}`);
-    if (piece.cut) lines.push("behind the stop string: no part of the answer's text");
+    if (piece.cut) lines.push("after the stop string: no part of the answer's text");
     span.addEventListener("pointerenter", (event) => show(event, lines.join("\n"), item));
     span.addEventListener("pointerleave", hide);
     span.addEventListener("click", () => goTo(item));
@@ -245,7 +245,7 @@ function drawArrow(plot, arrow) {
   shape(plot, "path", { d: `M${x2 - 2.5} ${tipY} L${x2} ${y2} L${x2 + 2.5} ${tipY}`, class: `arrow ${arrow.kind}` });
 }
 
-/** Verdicts without a pass hang below the target's track, everything else stands above its row's. */
+/** Verdicts without a pass are below the target's track, all other marks above the track of their row. */
 function drawMark(plot, mark, number) {
   const at = x(mark.at_ms);
   const group = shape(plot, "g", { class: "slice", "data-mark": number });
@@ -270,7 +270,7 @@ function drawOverview() {
 
 // ---- looking around ------------------------------------------------------------------------------------------------
 
-/** Change the view; it stays within the whole, and the address carries it. */
+/** Change the view, within the whole; the address has it. */
 function look(from, to) {
   const span = Math.min(Math.max(to - from, SHORTEST_VIEW_MS), whole.to);
   from = Math.min(Math.max(from, 0), whole.to - span);
@@ -348,7 +348,7 @@ function show(event, words, item) {
   light(item);
 }
 
-/** Bring out a slice or mark, and the tokens of the answer that it is about. */
+/** Highlight a slice or mark, and its tokens in the answer. */
 function light(item) {
   unlight();
   const slice = slices.indexOf(item);
@@ -368,7 +368,7 @@ function hide() {
 
 // ---- begin ---------------------------------------------------------------------------------------------------------
 
-/** Only what this timeline holds is explained. */
+/** Explain the kinds that this timeline has. */
 function fillLegend() {
   const kinds = new Set(slices.map((piece) => (piece.kind === "pass" && !piece.cells.length ? "bare" : piece.kind)));
   const states = new Set([...slices, ...marks].flatMap((item) => item.cells.map((cell) => cell.state)));
@@ -381,7 +381,7 @@ function fillLegend() {
     ].filter(([state]) => states.has(state)),
     ...[["bare", "a pass that settles nothing"], ["stopped", KINDS.stopped], ["wait", KINDS.wait]].filter(([kind]) => kinds.has(kind)),
     ...[
-      ["prefill", "prune mask", "mask"], ["corrected", "rollback", "rollback"], ["alone", "the target goes on alone", "alone"],
+      ["prefill", "prune mask", "mask"], ["corrected", "rollback", "rollback"], ["alone", "the target continues alone", "alone"],
       ["accepted", "together again", "together"], ["ink", "draft lost", "lost"], ["ink", "failed", "failed"],
     ].filter(([, , kind]) => moments.has(kind)),
   ]);

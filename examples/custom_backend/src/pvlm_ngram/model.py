@@ -52,9 +52,9 @@ class NgramModel(msgspec.Struct, frozen=True, kw_only=True):
         Path(path).write_bytes(msgspec.json.encode(self))
 
     def log_probabilities(self, text: Sequence[int]) -> NDArray[np.float32]:
-        """Of the token behind a beginning of a text, float32 ``(vocab_size,)``, all finite.
+        """Log probabilities of the token after a text, float32 ``(vocab_size,)``, all finite.
 
-        Every context length has its say, the longer the more it has seen (Witten-Bell smoothing).
+        Witten-Bell smoothing mixes all context lengths; a longer context weighs more, the more often it occurred.
         """
         history = [self.end_token] * (self.order - 1) + list(text[max(0, len(text) - self.order + 1) :])
         probabilities = np.full(self.vocab_size, 1 / self.vocab_size)

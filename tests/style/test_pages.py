@@ -1,0 +1,34 @@
+"""Pages that list what the code has: each name is on its page."""
+
+from __future__ import annotations
+
+from pvlm.config import AnswerOptions, EngineConfig
+from pvlm.telemetry.metrics import METRICS
+from tests.style.tree import ROOT
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_every_metric_is_on_its_page() -> None:
+    text = page("reference/operations.md")
+    assert [metric.name for metric in METRICS if f"`{metric.name}`" not in text] == []
+
+
+def test_every_setting_is_on_its_page() -> None:
+    text = page("reference/configuration.md")
+    names = {*EngineConfig.__struct_fields__, *AnswerOptions.__struct_fields__}
+    assert sorted(name for name in names if f"`{name}`" not in text) == []
+
+
+def test_every_table_has_a_sentence_before_it() -> None:
+    bare = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines):
+            starts = line.startswith("|") and not lines[number - 1].startswith("|")
+            before = next((text for text in reversed(lines[:number]) if text.strip()), "#")
+            if starts and before.startswith(("#", "|", "```")):
+                bare.append(f"{path.relative_to(ROOT)}:{number + 1}")
+    assert not bare
