@@ -12,16 +12,13 @@ START_GAMMA = 4
 """Window before both models have been timed."""
 
 WORTHWHILE = 1.02
-"""Predicted speed-up from which on drafting is worth its while. (Plain speculative decoding always drafts.)"""
-
-AHEAD_GAIN = 1.005
-"""Predicted gain from which on a message for a window's first token is worth its while."""
+"""Predicted speed-up from which drafting pays. (Plain speculative decoding always drafts.)"""
 
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices void."""
 
 _PASSES_BETWEEN = 8
-"""Passes after which times are looked at again. On a busy machine they move with every pass, and to choose anew takes a
+"""Passes after which the times are checked again. On a busy machine they move with every pass, and a new choice takes a
 core from the models."""
 
 _STEPS_PER_OCTAVE = 8
@@ -34,9 +31,8 @@ class WindowChoice(NamedTuple):
 
     ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
     and one drafted token more, for the draft may have been in the middle of one.
-    ``ahead``: the first token of a window travels ahead of the rest, since windows come late. ``speedup``: predicted
-    against plain decoding, None before there are measurements. ``pays``: whether that is enough for a draft to be worth
-    its while.
+    ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is enough
+    for drafting to pay.
     """
 
     gamma: int
@@ -44,7 +40,6 @@ class WindowChoice(NamedTuple):
     patience_ms: float = 0.0
     speedup: float | None = None
     pays: bool = True
-    ahead: bool = False
 
 
 class WindowPolicy(Protocol):
@@ -109,27 +104,20 @@ class FixedWindow:
 
 
 class AutoWindow:
-    """The window that `best_window` finds for the running estimates, anew when they have moved materially.
+    """The window that `best_window` finds for the running estimates, computed again when they have moved materially.
 
-    ``gamma_max``: the largest window. ``wait_max``: the most tokens to wait for (None: as many as the window has; 0:
-    never wait). ``vanilla``: draft and target take turns (plain speculative decoding), so `best_vanilla_window`
-    chooses.
+    ``gamma_max``: the largest window. ``vanilla``: draft and target take turns (plain speculative decoding), so
+    `best_vanilla_window` chooses.
     """
 
     patient = False
 
-    def __init__(
-        self,
-        gamma_max: int = 16,
-        *,
-        wait_max: int | None = None,
-        vanilla: bool = False,
-    ) -> None:
+    def __init__(self, gamma_max: int = 16, *, vanilla: bool = False) -> None:
         if gamma_max < 1:
             raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
         self.estimates = Estimates()
         self._gamma_max = gamma_max
-        self._grid = window_grid(gamma_max, wait_max)
+        self._grid = window_grid(gamma_max, None)
         self._vanilla = vanilla
         self._moved = True
         self._passes = 0
@@ -193,14 +181,12 @@ class AutoWindow:
             vanilla = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max)
             return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
 
-        whole_window, split = (self._loop.best(beta, whole_windows=whole) for whole in (True, False))
-        whole = split.speedup < AHEAD_GAIN * whole_window.speedup
-        gamma, k, speedup = whole_window if whole else split
+        gamma, k, speedup = self._loop.best(beta, whole_windows=True)
         patience_ms = 0.0
         if k > 0:
-            by_k = self._loop.cycle_ms(beta, whole_windows=whole)[gamma - 1]
+            by_k = self._loop.cycle_ms(beta, whole_windows=True)[gamma - 1]
             patience_ms = self._lag_ms + (k + 1) * self._draft_ms + max(0.0, float(by_k[0] - by_k[k]))
-        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE, ahead=not whole)
+        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE)
 
 
 def _differ(ms: float, known: float) -> bool:
