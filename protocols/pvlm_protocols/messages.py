@@ -111,13 +111,11 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Window sizes: ``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which
     the target waits before its next pass (0: it steps alone at once), but no longer than ``patience_ms``.
-    ``ahead``: the first token of a window travels ahead of the rest.
     """
 
     gamma: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
     wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
     patience_ms: Milliseconds = 0.0
-    ahead: bool = False
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +177,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: the
+    ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: the
     start of the first and the end of the last, in seconds of the monotonic clock of the draft's host. Travels from the
     draft to the coordinator and on to the target. ``stopped``: work that rollbacks have stopped since the last window.
     """
@@ -189,7 +187,6 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     tokens: Annotated[tuple[Token, ...], Meta(max_length=MAX_WINDOW)]
     proposal_ids: np.ndarray | None = None
     proposal_probs: np.ndarray | None = None
-    more: bool = False
     draft_ms: Milliseconds = 0.0
     began_s: Seconds = 0.0
     ended_s: Seconds = 0.0

@@ -221,13 +221,11 @@ class DraftSession(ActorSession):
             or len(self.tokens) >= sampling.max_tokens
         )
         if complete:
-            self._send(more=False)
+            self._send()
             self._start_window(self.window.gamma)
-        elif written == 1 and self.window.ahead:
-            self._send(more=True)
         return complete
 
-    def _send(self, more: bool) -> None:
+    def _send(self) -> None:
         ids, probs = stack_proposals(self._proposals) if self._proposals else (None, None)
         self.post(
             DraftWindow(
@@ -237,7 +235,6 @@ class DraftSession(ActorSession):
                 tokens=tuple(self._drafted),
                 proposal_ids=ids,
                 proposal_probs=probs,
-                more=more,
                 draft_ms=self._draft_ms,
                 began_s=self._began_s,
                 ended_s=time.monotonic(),
@@ -245,14 +242,10 @@ class DraftSession(ActorSession):
             )
         )
         self._stopped.clear()
-        self._forget_sent()
 
     def _start_window(self, size: int) -> None:
         self._window_size = size
         self._window_begun = len(self.tokens)
-        self._forget_sent()
-
-    def _forget_sent(self) -> None:
         self._drafted = []
         self._proposals = []
         self._draft_ms = 0.0

@@ -42,9 +42,6 @@ class TargetSession(ActorSession):
       the first drafted token without a pass; without a drafted token, a step alone draws from them.
     - *pending* (``_logits`` is None): a pass over ``[pending, x1 ... xk]`` settles the drafted tokens x1 to xk.
 
-    A window's first token may come ahead of the rest (``_more``): it is settled if that needs no pass, and the pass
-    waits for the rest.
-
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
     """
 
@@ -58,7 +55,6 @@ class TargetSession(ActorSession):
         self._prefilled = False
         self._logits: torch.Tensor | None = None
         self._queue: deque[Drafted] = deque()
-        self._more = False
         schedule = opening.schedule
         # Without an overlapped prefill no drafted token can be waiting yet: plain speculative decoding draws the first.
         self._steps = -1 if schedule.alone else int(schedule.bonus and not schedule.overlap_prefill)
@@ -82,23 +78,18 @@ class TargetSession(ActorSession):
             return
         if window.epoch > self.epoch:
             self.epoch = window.epoch
-            self._drop_queue()
+            self._queue.clear()
         if window.start > self._reach():
             return
-        self._more = window.more
         for index, drafted in enumerate(_unpack(window)):
             position = window.start + index
             if position < len(self.committed):
                 if self.committed[position] != drafted.token:
                     self.epoch = window.epoch + 1
-                    self._drop_queue()
+                    self._queue.clear()
                     return
             elif position == self._reach() and position < self.opening.sampling.max_tokens:
                 self._queue.append(drafted)
-
-    def _drop_queue(self) -> None:
-        self._queue.clear()
-        self._more = False
 
     def _reach(self) -> int:
         """Answer tokens that are committed or wait for their verdict."""
@@ -111,11 +102,9 @@ class TargetSession(ActorSession):
             return True
         if self.finished:
             return False
-        if self._steps != 0 or (self._queue and not self._more):
+        if self._steps != 0 or self._queue:
             return True
-        if self._logits is not None:
-            return bool(self._queue)
-        return not self._waiting()
+        return self._logits is None and not self._waiting()
 
     def urgent(self) -> bool:
         """A step alone, while the draft writes, settles one token: a pass over another session's window settles more,
@@ -126,18 +115,14 @@ class TargetSession(ActorSession):
     def patience_s(self) -> float | None:
         if self.finished or not self._prefilled or self._logits is not None or not self._wants_window:
             return None
-        if self.opening.schedule.bonus or self._rest_follows():
+        if self.opening.schedule.bonus:
             return None
         return max(0.0, self.window.patience_ms / 1000 - (time.monotonic() - self._idle_since))
 
     def _waiting(self) -> bool:
-        """Pending, and a window (or the rest of one) is worth waiting for."""
+        """Pending, and a window is worth waiting for."""
         patience = self.patience_s()
         return self._wants_window and (patience is None or patience > 0)
-
-    def _rest_follows(self) -> bool:
-        """A window's first token is settled, and the draft is writing the others."""
-        return self._more and not self._queue
 
     def work(self) -> None:
         if self.model is None:
@@ -215,17 +200,16 @@ class TargetSession(ActorSession):
         pass_tokens, pass_ms = 0, 0.0
         if self._logits is not None:
             accepted, rejected = self._settle_held(self._logits)
-        # A token that was settled without a pass is now pending, and its pass takes in the rest of the window, once
-        # that is there; but a correction, or a token drawn alone, is told first.
+        # A token that was settled without a pass is now pending, and its pass takes in the rest of the window; but a
+        # correction, or a token drawn alone, is reported first.
         drawn_alone = len(self.committed) > start and not accepted
-        await_rest = accepted > 0 and self._rest_follows() and self._steps == 0
-        if self._logits is None and not (rejected or drawn_alone or await_rest or self.finished):
+        if self._logits is None and not (rejected or drawn_alone or self.finished):
             started = time.monotonic()
             pass_tokens = 1 + len(self._queue)
             accepted_in_pass, rejected = self._settle_by_pass(model)
             accepted += accepted_in_pass
             pass_ms = milliseconds_since(started)
-        self._wants_window = self.opening.schedule.bonus or self._rest_follows() or (rejected and self.window.wait > 0)
+        self._wants_window = self.opening.schedule.bonus or (rejected and self.window.wait > 0)
         self._idle_since = time.monotonic()
         self.post(
             Verdict(
@@ -258,7 +242,7 @@ class TargetSession(ActorSession):
         )
         self._commit(token)
         if not accepted:
-            self._drop_queue()
+            self._queue.clear()
         return int(accepted), not accepted
 
     def _settle_by_pass(self, model: Session) -> tuple[int, bool]:
@@ -279,7 +263,6 @@ class TargetSession(ActorSession):
             if self.finished:
                 return index + 1, False
         if correction is not None:
-            self._drop_queue()
             self._commit(correction)
             model.truncate(len(self.committed) - 1)
             return accepted, True

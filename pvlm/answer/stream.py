@@ -18,7 +18,7 @@ from pvlm.answer.detokenizer import TextStream
 from pvlm.answer.request import answer_pruning, answer_schedule, draft_opening, opening, resolve_method
 from pvlm.config import AnswerOptions, check_question
 from pvlm.coordination.coordinator import Coordinator
-from pvlm.coordination.events import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress
+from pvlm.coordination.events import Cancelled, Command, Emit, Fail, Finish, PrefillFinished, Progress, StopAfter
 from pvlm.errors import (
     EngineBusy,
     EngineStateError,
@@ -260,7 +260,7 @@ class AnswerStream:
                 self._give(text, emitted.tokens[: index + 1])
                 self._complete("stop")
                 assert self._session is not None
-                self._session.handle(Cancelled())
+                self._session.handle(StopAfter(len(self._text.tokens)))
                 return
         self._give(text, emitted.tokens)
 

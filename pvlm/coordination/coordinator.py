@@ -36,6 +36,7 @@ from pvlm.coordination.events import (
     Finish,
     PrefillFinished,
     Progress,
+    StopAfter,
     TargetBack,
     TargetGivenUp,
     TargetGone,
@@ -165,6 +166,11 @@ class Coordinator:
             case TargetGivenUp():
                 self.state = State.FAILED
                 return [Fail("TargetLost", event.reason, event.traceback), *self._closing()]
+            case StopAfter(tokens):
+                self.state = State.FINISHED
+                self.finish = "stop"
+                del self.committed[tokens:]
+                return [Finish("stop"), *self._closing()]
             case Cancelled():
                 self.state = State.FAILED
                 return self._closing()

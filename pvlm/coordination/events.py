@@ -44,7 +44,14 @@ class Cancelled:
     """The caller has left."""
 
 
-Event = FromActor | DraftGone | DraftBack | TargetGone | TargetBack | TargetGivenUp | Cancelled
+@dataclass(frozen=True)
+class StopAfter:
+    """The answer is complete with its first ``tokens`` tokens: they contain a stop string."""
+
+    tokens: int
+
+
+Event = FromActor | DraftGone | DraftBack | TargetGone | TargetBack | TargetGivenUp | StopAfter | Cancelled
 
 # ---- commands -----------------------------------------------------------------------------------------------------
 

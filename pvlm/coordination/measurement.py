@@ -103,7 +103,7 @@ class Measuring:
         """How wide the next window should be."""
         choice = self._choice
         patience_ms = min(choice.patience_ms, MAX_MILLISECONDS)
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=patience_ms, ahead=choice.ahead)
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=patience_ms)
 
     def probe(self) -> Window:
         """The window of a probe."""

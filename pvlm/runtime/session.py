@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -16,7 +17,7 @@ from pvlm_protocols.messages import Closed, Failed, FromActor, Open, ToActor
 
 
 class LiveSession:
-    """One coordinator at work. ``holders``: the actors that have a cache for it."""
+    """One coordinator at work. ``holders``: the actors that hold a cache for its session."""
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class LiveSession:
         self._reporter = reporter
         self._report = report
         self._freed = anyio.Event()
+        self._events: deque[Event] = deque()
+        self._handling = False
 
     def receive(self, role: Role, message: FromActor) -> None:
         self.handle(message)
@@ -46,6 +49,20 @@ class LiveSession:
             self.freed_by(role)
 
     def handle(self, event: Event) -> None:
+        """Give the coordinator an event, and execute its commands. An event that comes up while commands are executed
+        waits until they are out.
+        """
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft())
+        finally:
+            self._handling = False
+
+    def _handle(self, event: Event) -> None:
         commands = self.coordinator.handle(event)
         if self._recorder is not None:
             self._recorder.handled(event, commands)
@@ -71,7 +88,7 @@ class LiveSession:
         self._actors[role].post(message)
 
     def freed_by(self, role: Role) -> None:
-        """An actor has closed the session, or is gone with it."""
+        """An actor has closed the session, or is lost and its cache with it."""
         self.holders.discard(role)
         if not self.holders:
             self._freed.set()

@@ -14,9 +14,6 @@ START_GAMMA = 4
 WORTHWHILE = 1.02
 """Smallest predicted speed-up at which drafting pays. (Plain speculative decoding always drafts.)"""
 
-AHEAD_GAIN = 1.005
-"""Predicted gain from which on a message for a window's first token is worth its while."""
-
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
 
@@ -34,9 +31,8 @@ class WindowChoice(NamedTuple):
 
     ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
     and one drafted token more, for the draft may have been in the middle of one.
-    ``ahead``: the first token of a window travels ahead of the rest, since windows come late. ``speedup``: predicted
-    against plain decoding, None before there are measurements. ``pays``: whether that is enough for a draft to be worth
-    its while.
+    ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is enough
+    for drafting to pay.
     """
 
     gamma: int
@@ -44,7 +40,6 @@ class WindowChoice(NamedTuple):
     patience_ms: float = 0.0
     speedup: float | None = None
     pays: bool = True
-    ahead: bool = False
 
 
 class WindowPolicy(Protocol):
@@ -108,10 +103,10 @@ class FixedWindow:
 
 
 class AutoWindow:
-    """The best window for the running estimates, computed again when they have changed materially.
+    """The window that `best_window` finds for the running estimates, computed again when they have moved materially.
 
     ``gamma_max``: the largest window. ``vanilla``: draft and target take turns (plain speculative decoding), so
-    `best_vanilla_window` chooses instead of `LoopTimes.best`.
+    `best_vanilla_window` chooses.
     """
 
     patient = False
@@ -185,14 +180,12 @@ class AutoWindow:
             vanilla = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max)
             return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
 
-        whole_window, split = (self._loop.best(beta, whole_windows=whole) for whole in (True, False))
-        whole = split.speedup < AHEAD_GAIN * whole_window.speedup
-        gamma, k, speedup = whole_window if whole else split
+        gamma, k, speedup = self._loop.best(beta, whole_windows=True)
         patience_ms = 0.0
         if k > 0:
-            by_k = self._loop.cycle_ms(beta, whole_windows=whole)[gamma - 1]
+            by_k = self._loop.cycle_ms(beta, whole_windows=True)[gamma - 1]
             patience_ms = self._lag_ms + (k + 1) * self._draft_ms + max(0.0, float(by_k[0] - by_k[k]))
-        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE, ahead=not whole)
+        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE)
 
 
 def _differ(ms: float, known: float) -> bool:

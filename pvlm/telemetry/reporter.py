@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import structlog
 
-from pvlm.coordination.events import Event, TargetGone
+from pvlm.coordination.events import Event
 from pvlm.coordination.statistics import Counts
 from pvlm.telemetry.metrics import (
     ACCEPTED_TOKENS,
@@ -99,8 +99,6 @@ class AnswerReport:
         self._drafts = 0
         self._accepted_by_position: list[int] = []
         self._verified = 0
-        self._ahead = 0
-        """Tokens of a window that the last verdict settled ahead of the rest: 0 or 1."""
 
     def tokens(self, count: int) -> None:
         """So many tokens have come together."""
@@ -120,18 +118,14 @@ class AnswerReport:
                 verified, self._verified = self._verified, len(self._counts.windows)
                 if self._verified > verified:  # it was not dropped
                     self._count_positions(event)
-                settled_ahead = not event.pass_tokens and not event.rejected
-                self._ahead = event.accepted if settled_ahead else 0
-            case TargetGone():
-                self._ahead = 0
         if time.perf_counter() - self._told_s >= TELL_EVERY_S:
             self.tell()
 
     def _count_positions(self, verdict: Verdict) -> None:
-        self._drafts += not self._ahead
-        by_position, end = self._accepted_by_position, self._ahead + verdict.accepted
-        by_position += [0] * (end - len(by_position))
-        for position in range(self._ahead, end):
+        self._drafts += 1
+        by_position = self._accepted_by_position
+        by_position += [0] * (verdict.accepted - len(by_position))
+        for position in range(verdict.accepted):
             by_position[position] += 1
 
     def tell(self) -> None:

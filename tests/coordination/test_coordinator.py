@@ -248,26 +248,6 @@ def test_auto_window_learns_from_what_is_measured():
     assert all(1 <= window <= 24 for window in harness.coordinator.counts.windows)
 
 
-class Ahead(FixedWindow):
-    """First tokens travel ahead."""
-
-    def choice(self):
-        return super().choice()._replace(ahead=True)
-
-
-@settings(max_examples=150, deadline=None)
-@given(seed=seeds, order=seeds, noise=noises, gamma=st.integers(1, 6), wait=st.integers(0, 3), patient=st.booleans())
-def test_first_tokens_that_travel_ahead_change_nothing(seed, order, noise, gamma, wait, patient):
-    target = ToyBackend(seed=seed)
-    harness = Harness(
-        target=target,
-        draft=ToyBackend(noise=noise, seed=seed),
-        policy=Ahead(gamma, min(wait, gamma), 1e9 if patient else 0.0),
-        window=Window(gamma=gamma, ahead=True),
-    )
-    assert harness.play(any_order(random.Random(order))) == target.greedy(24)
-
-
 @settings(max_examples=100, deadline=None)
 @given(seed=seeds, order=seeds, gamma=st.integers(2, 6))
 def test_after_a_rejection_nobody_waits_for_the_rest_of_a_dead_window(seed, order, gamma):
@@ -276,8 +256,8 @@ def test_after_a_rejection_nobody_waits_for_the_rest_of_a_dead_window(seed, orde
     harness = Harness(
         target=ToyBackend(seed=seed),
         draft=ToyBackend(noise=0.5, seed=seed),
-        policy=Ahead(gamma),
-        window=Window(gamma=gamma, ahead=True),
+        policy=FixedWindow(gamma),
+        window=Window(gamma=gamma),
     )
     while not harness.coordinator.done:
         harness.make(rng.choice(harness.moves()))
@@ -286,22 +266,21 @@ def test_after_a_rejection_nobody_waits_for_the_rest_of_a_dead_window(seed, orde
             assert harness.actors["target"]._next_ready() is not None
 
 
-def test_a_first_token_ahead_is_settled_before_its_window_is_there():
+def test_accepted_tokens_are_counted_by_their_position_in_the_window():
     target = ToyBackend(seed=5, end_logit=-100)
     harness = Harness(
         target=target,
         draft=ToyBackend(seed=5, end_logit=-100),
         sampling=sampling(max_tokens=40, end_token_ids=()),
-        policy=Ahead(5),
-        window=Window(gamma=5, ahead=True),
+        policy=FixedWindow(5),
+        window=Window(gamma=5),
     )
-    # The target hears of every token at once, and is done before the next one.
+    # The target hears of every window at once, and is done before the next one.
     eager = lambda moves: min(moves, key=lambda move: ("draft" in move, "run" in move))  # noqa: E731
     assert harness.play(eager) == target.greedy(40, end_tokens=())
     counts = harness.coordinator.counts
-    assert counts.windows == [1, 4] * 8
+    assert counts.windows == [5] * 8
     assert counts.target_passes == 8
-    # To whoever counts drafts these are eight, and each token keeps its position.
     harness.report.tell()
     told = harness.totals.found
     by_position = [told[f"pvlm:spec_decode_num_accepted_tokens_per_pos {position}"] for position in range(5)]
@@ -338,7 +317,7 @@ class Moody(FixedWindow):
         self.patient = rng.random() < 0.5
 
     def choice(self):
-        return super().choice()._replace(pays=self._rng.random() < 0.5, ahead=self._rng.random() < 0.5)
+        return super().choice()._replace(pays=self._rng.random() < 0.5)
 
 
 @settings(max_examples=150, deadline=None)

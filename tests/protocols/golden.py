@@ -33,11 +33,10 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5bonus\xc3"
         b"\xa4lead\x01"
         b"\xafoverlap_prefill\xc2"
-        b"\xa6window\x84"
+        b"\xa6window\x83"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
-        b"\xa5ahead\xc3"
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
     ),
@@ -55,7 +54,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "DraftWindow": (
-        b"\x8c\xa4type\xabDraftWindow"
+        b"\x8b\xa4type\xabDraftWindow"
         b"\xa7session\x07"
         b"\xa5epoch\x01"
         b"\xa5start\x02"
@@ -64,7 +63,6 @@ GOLDEN: dict[str, bytes] = {
         b"\xc4\x10\x05\x00\x00\x00\xff\xff\xff\xff,\x01\x00\x00\x05\x00\x00\x00"
         b"\xaeproposal_probs\x93\xa7float32\x92\x02\x02"
         b"\xc4\x10\x00\x00\x80?\x00\x00\x00\x00\x00\x00@?\x00\x00\x80>"
-        b"\xa4more\xc3"
         b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7began_s\xcb?\xc0\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
@@ -87,31 +85,28 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5epoch\x02"
         b"\xa4keep\x03"
         b"\xa6tokens\x92\x05\x06"
-        b"\xa6window\x84"
+        b"\xa6window\x83"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
-        b"\xa5ahead\xc3"
     ),
     "Advance": (
         b"\x85\xa4type\xa7Advance"
         b"\xa7session\x07"
         b"\xa5epoch\x02"
         b"\xa6length\x05"
-        b"\xa6window\x84"
+        b"\xa6window\x83"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
-        b"\xa5ahead\xc3"
     ),
     "SetWindow": (
         b"\x83\xa4type\xa9SetWindow"
         b"\xa7session\x07"
-        b"\xa6window\x84"
+        b"\xa6window\x83"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
-        b"\xa5ahead\xc3"
     ),
     "Ping": (
         b"\x82\xa4type\xa4Ping"

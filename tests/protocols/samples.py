@@ -44,7 +44,7 @@ TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
 FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)
 ALL_TYPES = tuple(dict.fromkeys(TO_ACTOR + FROM_ACTOR))
 
-_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5, ahead=True)
+_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5)
 
 SAMPLES: tuple[Message, ...] = (
     Open(
@@ -77,7 +77,6 @@ SAMPLES: tuple[Message, ...] = (
         tokens=(5, 300),
         proposal_ids=np.array([[5, -1], [300, 5]], np.int32),
         proposal_probs=np.array([[1.0, 0.0], [0.75, 0.25]], np.float32),
-        more=True,
         draft_ms=0.5,
         began_s=0.125,
         ended_s=0.25,

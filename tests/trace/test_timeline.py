@@ -72,7 +72,7 @@ def test_any_interleaving_gives_a_timeline_that_agrees_with_the_counts(
         draft=ToyBackend(noise=noise, seed=order),
         target=ToyBackend(seed=order),
         policy=FixedWindow(gamma, min(wait, gamma), rng.choice([0.0, 1e9])),
-        window=Window(gamma=gamma, ahead=rng.random() < 0.5),
+        window=Window(gamma=gamma),
     )
     trace = recorded(harness)
     lost_after = rng.choice([3, 30, 300, 3000])

@@ -27,17 +27,17 @@ MALFORMED: list[list[bytes]] = [
     [b""],
     [b"hello"],
     [b"PVLM\x63\x80"],
-    [b"PVLM\x04"],
-    [b"PVLM\x04\x81\xa4type\xa5Other"],
-    [b"PVLM\x04\x81\xa4\xff\xff\xff\xff\xa4Ping"],  # no UTF-8
-    [b"PVLM\x04\x82\xa4type\xa4Ping\xa5nonce\xa1x"],
-    [b"PVLM\x04" + bytes(1024 * 1024 + 1)],
+    [b"PVLM\x05"],
+    [b"PVLM\x05\x81\xa4type\xa5Other"],
+    [b"PVLM\x05\x81\xa4\xff\xff\xff\xff\xa4Ping"],  # no UTF-8
+    [b"PVLM\x05\x82\xa4type\xa4Ping\xa5nonce\xa1x"],
+    [b"PVLM\x05" + bytes(1024 * 1024 + 1)],
 ]
 DAMAGED: list[list[bytes]] = [
     [b"hello"],
     [b"PVLK"],
     [b"PVLK\x01" + bytes(20)],
-    [b"PVLM\x04\x81\xa4type\xa4Stop"],  # without what a link puts around it
+    [b"PVLM\x05\x81\xa4type\xa4Stop"],  # without what a link puts around it
 ]
 NOT_FRAMED = [
     b"hello, who is there?",
