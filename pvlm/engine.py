@@ -1,20 +1,23 @@
-"""The engine: what an application holds."""
+"""The engine: the object that an application holds."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from enum import Enum, auto
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from pvlm.answer.admission import Admission
+from pvlm.answer.request import Question
 from pvlm.answer.stream import AnswerStream
 from pvlm.config import EngineConfig, answer_options, engine_config
 from pvlm.errors import EngineStateError
 from pvlm.results import Answer
-from pvlm.runtime.pair import Runtime
+from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
 from pvlm.telemetry.metrics import Metrics
 from pvlm.telemetry.recorder import Recorder
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
 
 OnProgress = Callable[[str, float], None]
-"""Called with what goes on (``"load target"``, ``"load draft"``, ``"prefill"``) and how far it has come, 0 to 1."""
+"""Called with the name of a step (``"load target"``, ``"load draft"``, ``"prefill"``) and its progress, 0 to 1."""
 
 
 def _no_progress(what: str, fraction: float) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 class EngineState(Enum):
@@ -52,8 +55,7 @@ class Engine:
         async with Engine.create(target="llava-hf/llava-onevision-qwen2-7b-ov-hf", draft="...") as engine:
             answer = await engine.answer("clip.mp4", "What happens in the video?")
 
-    It runs on asyncio (not on trio). ``async with`` must be entered and left in the same task; answers may come from
-    any.
+    It runs on asyncio, not on trio. Enter and leave ``async with`` in the same task; any task may ask for answers.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class Engine:
         self._reporter = Reporter(metrics)
         self._on_progress: OnProgress = on_progress or _no_progress
         self._state = EngineState.UNOPENED
-        self._runtime: Runtime | None = None
+        self._pair: Pair | None = None
+        self._admission = Admission(config, self._reporter)
 
     @classmethod
     def create(
@@ -77,10 +80,10 @@ class Engine:
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
-        ``metrics``: receives what the engine counts and times, for instance a
+        ``metrics``: receives the engine's counts and times, for instance a
         `pvlm.telemetry.prometheus.PrometheusMetrics`.
 
-        Raises ConfigError on unknown keys and on settings that cannot be.
+        Raises ConfigError on unknown keys and invalid settings.
         """
         return cls(engine_config(config, **settings), on_progress, metrics)
 
@@ -96,17 +99,17 @@ class Engine:
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
-        """What is loaded, by role; empty if the engine is not open."""
-        return {} if self._runtime is None else self._runtime.models
+        """The loaded models, by role; empty if the engine is not open."""
+        return {} if self._pair is None else self._pair.models
 
     @property
     def processes(self) -> dict[Role, int]:
         """Process ids of the running models on this host, by role (with transport ``inproc``, this process's own)."""
-        return {} if self._runtime is None else self._runtime.processes
+        return {} if self._pair is None else self._pair.processes
 
     async def health(self, timeout_s: float = 5.0) -> dict[Role, ActorHealth]:
-        """How the models are, by role; each is asked, at most ``timeout_s``. Empty if the engine is not open."""
-        return {} if self._runtime is None else await self._runtime.health(timeout_s)
+        """The health of each model, by role. Waits at most ``timeout_s``. Empty if the engine is not open."""
+        return {} if self._pair is None else await self._pair.health(timeout_s)
 
     # ---- life cycle -----------------------------------------------------------------------------------------------
 
@@ -118,7 +121,7 @@ class Engine:
             )
         self._state = EngineState.OPEN
         try:
-            self._runtime = await self._new_runtime().__aenter__()
+            self._pair = await self._new_pair().__aenter__()
         except BaseException:
             self._state = EngineState.CLOSED
             raise
@@ -130,14 +133,17 @@ class Engine:
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        runtime, self._runtime = self._runtime, None
+        pair, self._pair = self._pair, None
         self._state = EngineState.CLOSED
-        if runtime is not None:
-            await runtime.__aexit__(kind, error, traceback)
+        if pair is not None:
+            self._admission.close()
+            await pair.__aexit__(kind, error, traceback)
 
     async def aclose(self) -> None:
-        """Close the engine; answers that are being written end with an error. May be called twice, and on an unopened
-        engine, but not from a task group that was opened inside ``async with engine`` and is still open.
+        """Close the engine. Answers that are being written end with an error.
+
+        A second call does nothing, and an unopened engine can be closed. Do not call it inside a task group that was
+        opened inside ``async with engine``.
         """
         await self.__aexit__()
 
@@ -149,11 +155,11 @@ class Engine:
         """Answer a question about a video.
 
         ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images of one size,
-        which are taken for a video's frames. None: a question about no video.
-        ``trace``: a `pvlm.trace.Trace`, which then holds what draft and target did.
+        used as the frames of a video. None: the question is about no video.
+        ``trace``: a `pvlm.trace.Trace`, which records what draft and target do.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
-        Where `EngineConfig.max_sessions` answers are being written it waits for its turn.
+        Waits for its turn while `EngineConfig.max_sessions` answers are being written.
 
         Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineBusy, EngineStateError.
         """
@@ -165,15 +171,14 @@ class Engine:
     def stream(
         self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
     ) -> AnswerStream:
-        """As `answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
+        """`answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
-        return AnswerStream(
-            _Borrowed(self), video, question, answer_options(options), self._on_progress, self._reporter, trace
-        )
+        asked = Question(video, question, answer_options(options))
+        return AnswerStream(self._enter, asked, self._on_progress, self._reporter, trace)
 
     def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
-        """As `answer`, for scripts without an event loop. Raises EngineStateError inside one, and on an open engine."""
+        """`answer` for scripts without an event loop. Raises EngineStateError inside a loop and on an open engine."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -186,34 +191,22 @@ class Engine:
             raise EngineStateError("this engine is open on another event loop: use `await engine.answer(...)` there")
         return anyio.run(lambda: self.answer(video, question, **options))
 
-    def _new_runtime(self) -> Runtime:
+    async def _enter(self, stack: AsyncExitStack) -> tuple[Pair, Admission]:
+        """The open models, and the queue before them. An engine that was never opened opens a twin of itself for one
+        answer, and leaves it to the stack to close.
+        """
+        if self._state is EngineState.CLOSED:
+            raise EngineStateError("this engine is closed: make another with Engine.create()")
+        if self._state is EngineState.UNOPENED:
+            twin = Engine(self.config, self._on_progress, self._reporter.metrics)
+            return await (await stack.enter_async_context(twin))._enter(stack)
+        if self._pair is None:
+            raise EngineStateError("this engine is still loading its models: await `async with engine` first")
+        return self._pair, self._admission
+
+    def _new_pair(self) -> Pair:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             raise EngineStateError("pvlm runs on asyncio: call it from a running asyncio event loop") from None
-        return Runtime(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter)
-
-
-class _Borrowed:
-    """The open engine's runtime, or one of its own for a single answer."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._own: Runtime | None = None
-
-    async def __aenter__(self) -> Runtime:
-        if self._engine.state is EngineState.CLOSED:
-            raise EngineStateError("this engine is closed: make another with Engine.create()")
-        if self._engine._runtime is not None:
-            return self._engine._runtime
-        if self._engine.state is EngineState.OPEN:
-            raise EngineStateError("this engine is still loading its models: await `async with engine` first")
-        self._own = await self._engine._new_runtime().__aenter__()
-        return self._own
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        if self._own is None:
-            return None
-        return await self._own.__aexit__(kind, error, traceback)
+        return Pair(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter)

@@ -1,51 +1,49 @@
-"""What a user gets: `Answer`, its `AnswerStats`, and the `Chunk` of a stream."""
+"""Results: `Answer`, its `AnswerStats`, and the `Chunk` of a stream."""
 
 from __future__ import annotations
 
 from statistics import median
-from typing import Literal
 
 import msgspec
 
-from pvlm.coordination.statistics import Counts
-
-FinishReason = Literal["stop", "length"]
+from pvlm_protocols.messages import FinishReason
 
 
 class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer took. Names ending in ``_s`` are seconds, in ``_ms`` milliseconds; null where nothing was
+    """The statistics of one answer. Names ending in ``_s`` are seconds, in ``_ms`` milliseconds; null where nothing was
     measured.
 
-    ``acceptance_rate`` is accepted / (accepted + rejected) over drafted tokens that were *tested*: those behind a
-    rejection were not. ``mean_accepted_length`` is accepted tokens per rejection, across windows. ``windows`` holds
-    the drafted tokens of each verified window.
+    ``acceptance_rate`` is accepted / (accepted + rejected), over the drafted tokens that were tested. Tokens after a
+    rejection are not tested. ``mean_accepted_length`` is accepted tokens per rejection, across windows. ``windows``
+    holds the number of drafted tokens of each verified window.
     """
 
     method: str
     total_s: float
     """From the call to the last token, waiting and reading the video included."""
     waiting_s: float
-    """Until the engine had a place for it (`EngineConfig.max_sessions`)."""
+    """The wait for a place in the engine (`EngineConfig.max_sessions`)."""
     video_s: float
     """Reading, sampling and resizing the frames."""
     prefill_s: float
     """From opening the session to the target's first logits."""
     decode_s: float
-    """From there to the last token."""
+    """From the first logits to the last token."""
     time_to_first_token_s: float
     new_tokens: int
     tokens_per_second: float | None
-    """New tokens over ``decode_s``."""
+    """``new_tokens`` / ``decode_s``."""
     target_passes: int
     target_pass_ms: float | None
     """Median time of a pass in decoding."""
     target_passes_ms: tuple[tuple[int, float], ...]
-    """Each pass in decoding: the tokens it took in, and its time."""
+    """For each pass in decoding: the number of its input tokens, and its time."""
     target_idle_ms: float | None
     """Median time between two passes of the target."""
     coordination_ms: tuple[float, ...]
-    """For each pass of the target but the first: the time since the last one, less that in which the draft was still
-    computing what this pass took in, or leaving what a rollback had made worthless.
+    """For each pass of the target but the first: the time since the previous pass, without the draft's computing time.
+
+    That is the time in which the draft computed the input of this pass, or stopped work that a rollback made useless.
     """
     drafted_tokens: int
     draft_token_ms: float | None
@@ -58,7 +56,7 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     mean_accepted_length: float | None
     rollbacks: int
     rests: int
-    """How often the target was left alone for a while, since drafting did not pay."""
+    """How often the target wrote alone for a while because drafting did not pay."""
     origins: str
     """Who wrote each token: ``d`` the draft (accepted), ``c`` the target in place of a rejected draft token, ``t`` the
     target alone.
@@ -76,17 +74,17 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None
     coupling: str
     draft_lost: str
-    """Why some of this answer, or all of it, was written without a draft; empty if none was."""
+    """Why the target wrote some or all of this answer without a draft; empty if the draft took part throughout."""
     draft_rejoins: int
-    """How often a draft that was started again joined this answer."""
+    """How often a restarted draft joined this answer."""
     target_recoveries: int
-    """How often a target that was started again went on with this answer."""
+    """How often a restarted target continued this answer."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A piece of an answer: text that will not change any more, and the token ids settled since the last chunk.
+    """A piece of an answer: final text, and the token ids that were committed since the last chunk.
 
-    The two need not cover each other: an incomplete character or a possible stop string is held back.
+    Text may come later than its tokens: an incomplete character or a possible stop string is held back.
     """
 
     text: str
@@ -94,7 +92,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer. Prints as its text."""
+    """An answer. ``str()`` of it is its text."""
 
     text: str
     tokens: tuple[int, ...]
@@ -111,13 +109,3 @@ def median_or_none(values: list[float]) -> float | None:
 
 def ratio_or_none(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def acceptance(counts: Counts) -> dict[str, float | None]:
-    """The three acceptance figures of `AnswerStats`."""
-    accepted, rejected = counts.accepted_tokens, counts.rejected_tokens
-    return {
-        "acceptance_rate": ratio_or_none(accepted, accepted + rejected),
-        "draft_efficiency": ratio_or_none(accepted, counts.drafted_tokens),
-        "mean_accepted_length": ratio_or_none(accepted, rejected),
-    }

@@ -1,42 +1,149 @@
-"""From the settings of an engine and the options of an answer to the messages that start its session."""
+"""A request: what an application asks, and the messages that open its session at both actors."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+import anyio
+import anyio.to_thread
 import msgspec
 
-from pvlm.config import AnswerOptions, EngineConfig, Method
-from pvlm.errors import OptionError
+from pvlm.config import AnswerOptions, EngineConfig, Method, check_question
+from pvlm.errors import OptionError, PromptError
 from pvlm.plugins import plugin_names
-from pvlm.runtime.pair import Runtime
-from pvlm.speculation.settings import resolve_coupling
+from pvlm.runtime.pair import Pair
 from pvlm.speculation.windows import WindowPolicy
-from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, VideoFrames, Window
+from pvlm.video import Video
+from pvlm_protocols.backend import BackendError, Processor, Role
+from pvlm_protocols.codec import MAX_ARRAY_BYTES
+from pvlm_protocols.messages import Coupling, Open, Pruning, Sampling, Schedule, VideoFrames, Window
+
+if TYPE_CHECKING:
+    from pvlm.video.reading import VideoSource
+
+Frames = Mapping[Role, VideoFrames | None]
+"""The frames in the size of each model that takes part; None: the question is about no video."""
 
 
-def resolve_method(runtime: Runtime, options: AnswerOptions) -> Method:
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What an application asks. Raises OptionError where no model could be asked this."""
+
+    video: VideoSource | None
+    text: str
+    options: AnswerOptions
+
+    def __post_init__(self) -> None:
+        check_question(self.text)
+        if self.video is None:
+            for name in ("num_frames", "fps", "start", "end"):
+                if (value := getattr(self.options, name)) is not None:
+                    raise OptionError(f"{name}={value!r} needs a video, and this question is about none")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """How one session is opened. ``draft`` is None where the target answers alone (``method`` "ar")."""
+
+    method: Method
+    target: Open
+    draft: Open | None
+    policy: WindowPolicy
+
+
+def resolve_method(config: EngineConfig, options: AnswerOptions) -> Method:
     """The method of one answer. Raises OptionError where the engine has no draft for it."""
+    engine_method = config.resolved_method()
     if options.method is None or options.method == "auto":
-        return runtime.method
-    if options.method != "ar" and runtime.method == "ar":
+        return engine_method
+    if options.method != "ar" and engine_method == "ar":
         raise OptionError(
             f"method '{options.method}' needs a draft, but this engine was opened without one (method 'ar')"
         )
     return options.method
 
 
-def answer_schedule(runtime: Runtime, method: Method, options: AnswerOptions) -> Schedule:
-    """How draft and target share the work of one answer."""
-    return runtime.schedule(
-        method,
-        parallel_prefill=options.parallel_prefill,
-        parallel_decode=options.parallel_decode,
+async def resized_frames(video: Video | None, pair: Pair, method: Method) -> Frames:
+    """The frames of a video, resized for each model that takes part.
+
+    Raises PromptError where a processor refuses them, and OptionError where they are too large to travel.
+    """
+    frames: dict[Role, VideoFrames | None] = {"target": await _resized(video, pair.target_processor)}
+    if method != "ar" and pair.draft_processor is not None:
+        frames["draft"] = await _resized(video, pair.draft_processor)
+    return frames
+
+
+def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, question: str, frames: Frames) -> Request:
+    """Both opening messages and the window policy of one answer, from the engine's settings and the answer's options.
+
+    Raises OptionError where an option is invalid for this engine.
+    """
+    method = resolve_method(config, options)
+    schedule = _schedule(config, method, options)
+    pruning = _pruning(config, method, options)
+    policy = pair.policies.policy(schedule, pruning, options.window or config.window)
+    choice = policy.choice()
+    target = Open(
+        session=pair.next_session(),
+        question=question,
+        video=frames["target"],
+        sampling=_sampling(pair, options),
+        pruning=pruning,
+        schedule=schedule,
+        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
     )
+    draft = None
+    if method != "ar":
+        # The draft must not write a token that the target does not have.
+        limit = min(target.sampling.vocab_limit, pair.vocab_size("draft"))
+        draft = msgspec.structs.replace(
+            target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
+        )
+    return Request(method, target, draft, policy)
 
 
-def answer_pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pruning:
-    """What the draft sees in one answer. Raises OptionError where there is no such pruner."""
+def resolve_coupling(
+    requested: Coupling, *, temperature: float, seeded: bool
+) -> Literal["greedy", "speculative", "gumbel"]:
+    """The coupling that an answer uses. ``seeded``: the caller gave a seed.
+
+    Temperature 0 leaves nothing to draw and is always greedy. ``auto`` is Gumbel with a seed: the text is then a
+    function of prompt and seed alone. Without a seed it is speculative sampling, which accepts more.
+    """
+    if temperature == 0:
+        return "greedy"
+    match requested:
+        case "auto":
+            return "gumbel" if seeded else "speculative"
+        case "speculative" | "gumbel":
+            return requested
+        case "greedy":
+            raise OptionError(f"coupling 'greedy' needs temperature 0, but temperature is {temperature}")
+
+
+def _schedule(config: EngineConfig, method: Method, options: AnswerOptions) -> Schedule:
+    """How draft and target share the work."""
+    prefill, decode = options.parallel_prefill, options.parallel_decode
+    match method:
+        case "ar":
+            return Schedule(alone=True)
+        case "sd":
+            return Schedule(bonus=True, lead=1, overlap_prefill=False)
+        case "parallel":
+            together = config.parallel_decode if decode is None else decode
+            return Schedule(
+                bonus=not together,
+                lead=2 if together else 1,
+                overlap_prefill=config.parallel_prefill if prefill is None else prefill,
+            )
+
+
+def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pruning:
+    """What the draft sees of the video."""
     prune = options.prune or config.prune
     if prune == "auto":
         prune = "uv" if method == "parallel" else "none"
@@ -52,45 +159,33 @@ def answer_pruning(config: EngineConfig, method: Method, options: AnswerOptions)
     )
 
 
-def opening(
-    runtime: Runtime,
-    question: str,
-    video: VideoFrames | None,
-    options: AnswerOptions,
-    schedule: Schedule,
-    pruning: Pruning,
-    policy: WindowPolicy,
-) -> Open:
-    """The message that starts a session at the target."""
-    processor = runtime.target_processor
-    choice = policy.choice()
-    return Open(
-        session=runtime.next_session(),
-        question=question,
-        video=video,
-        sampling=Sampling(
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            seed=secrets.randbits(63) if options.seed is None else options.seed,
-            coupling=resolve_coupling(
-                options.coupling, temperature=options.temperature, seeded=options.seed is not None
-            ),
-            vocab_limit=runtime.vocab_size("target"),
-            end_token_ids=(() if options.ignore_eos else processor.end_token_ids) + options.stop_token_ids,
-        ),
-        pruning=pruning,
-        schedule=schedule,
-        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
+def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
+    """How the target's tokens are chosen, and where the answer ends."""
+    seeded = options.seed is not None
+    end_token_ids = () if options.ignore_eos else pair.target_processor.end_token_ids
+    return Sampling(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        seed=secrets.randbits(63) if options.seed is None else options.seed,
+        coupling=resolve_coupling(options.coupling, temperature=options.temperature, seeded=seeded),
+        vocab_limit=pair.vocab_size("target"),
+        end_token_ids=end_token_ids + options.stop_token_ids,
     )
 
 
-def draft_opening(runtime: Runtime, video: VideoFrames | None, target: Open) -> Open:
-    """The message that starts a session at the draft, from the ``target``'s."""
-    # A token of the draft that the target does not have must not be drafted.
-    limit = min(target.sampling.vocab_limit, runtime.vocab_size("draft"))
-    return msgspec.structs.replace(
-        target, video=video, sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
-    )
+async def _resized(video: Video | None, processor: Processor) -> VideoFrames | None:
+    if video is None:
+        return None
+    try:
+        pixels = await anyio.to_thread.run_sync(processor.resize, video.frames)
+    except BackendError as error:
+        raise PromptError(str(error)) from error
+    if pixels.nbytes > MAX_ARRAY_BYTES:
+        raise OptionError(
+            f"{len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} take {pixels.nbytes} bytes, more than "
+            f"the limit of {MAX_ARRAY_BYTES}: take fewer (num_frames)"
+        )
+    return VideoFrames(pixels=pixels, timestamps_s=video.timestamps_s)

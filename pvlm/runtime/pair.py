@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
 from itertools import count, zip_longest
 from types import TracebackType
 
 import anyio
 import structlog
 
-from pvlm.config import EngineConfig, Method, WindowSetting
+from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
     Command,
@@ -22,7 +21,6 @@ from pvlm.coordination.events import (
 )
 from pvlm.errors import (
     ConfigError,
-    EngineBusy,
     EngineStateError,
     ModelError,
     ModelMismatch,
@@ -30,24 +28,21 @@ from pvlm.errors import (
     TargetLost,
 )
 from pvlm.plugins import load_plugin
+from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.session import LiveSession
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
-from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
-from pvlm.telemetry.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
-from pvlm_protocols.messages import FromActor, Pruning, Schedule, SessionMessage
+from pvlm_protocols.messages import FromActor, SessionMessage
 
 log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
-POLICIES = 64
-"""Kinds of answers whose window policies are kept."""
 
 
-class Runtime:
+class Pair:
     """The actors of one engine while it is open. An async context manager; the task group belongs to it.
 
     Commands are carried out in the call that received the event, and sending never waits: so the order of a
@@ -57,20 +52,19 @@ class Runtime:
     def __init__(self, config: EngineConfig, on_loading: OnLoading, reporter: Reporter) -> None:
         self.config = config
         self._reporter = reporter
-        self.method = config.resolved_method()
+        self.policies = WindowPolicies()
         self._tasks = anyio.create_task_group()
-        self._actors = {role: self._supervisor(role, on_loading) for role in self._roles()}
+        self._roles: tuple[Role, ...] = ("target",) if config.resolved_method() == "ar" else ("target", "draft")
+        self._actors = {role: self._supervisor(role, on_loading) for role in self._roles}
         self._sessions: dict[int, LiveSession] = {}
-        self._turns = anyio.Semaphore(config.max_sessions)
         self._closed = False
         self._numbers = count(1)
-        self._policies: dict[tuple[Schedule, str, float], WindowPolicy] = {}
 
-    async def __aenter__(self) -> Runtime:
+    async def __aenter__(self) -> Pair:
         await self._tasks.__aenter__()
         try:
             self.target_processor = await self._processor("target")
-            self.draft_processor = await self._processor("draft") if self.method != "ar" else None
+            self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
             self._check_tokenizers()
             async with anyio.create_task_group() as launching:
                 for actor in self._actors.values():
@@ -86,11 +80,9 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         self._closed = True
-        for _ in range(self._turns.statistics().tasks_waiting):
-            self._turns.release()
         for session in list(self._sessions.values()):
             session.handle(TargetGivenUp("the engine was closed"))
-            for role in self._roles():
+            for role in self._roles:
                 session.freed_by(role)
         await self._stop()
         return None
@@ -143,63 +135,8 @@ class Runtime:
                 asking.start_soon(ask, actor)
         return found
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """A place among the answers that are written at once; first come, first served.
-
-        Raises EngineBusy at once if too many wait, EngineStateError if the engine is closed meanwhile.
-        """
-        config = self.config
-        waiting = self._turns.statistics().tasks_waiting
-        if self._turns.value == 0 and waiting >= config.max_waiting:
-            raise EngineBusy(
-                f"{config.max_sessions} answers are being written (max_sessions) and {waiting} wait (max_waiting): "
-                "try again later, or allow more"
-            )
-        async with AsyncExitStack() as holding:
-            with self._reporter.during(REQUESTS_WAITING):
-                await holding.enter_async_context(self._turns)
-            if self._closed:
-                raise EngineStateError("this engine was closed while the answer waited for its turn")
-            with self._reporter.during(REQUESTS_RUNNING):
-                yield
-
     def next_session(self) -> int:
         return next(self._numbers)
-
-    def schedule(
-        self, method: Method, *, parallel_prefill: bool | None = None, parallel_decode: bool | None = None
-    ) -> Schedule:
-        """How draft and target share the work under a method; None: as the engine was set up."""
-        if parallel_prefill is None:
-            parallel_prefill = self.config.parallel_prefill
-        if parallel_decode is None:
-            parallel_decode = self.config.parallel_decode
-        match method:
-            case "ar":
-                return Schedule(alone=True)
-            case "sd":
-                return Schedule(bonus=True, lead=1, overlap_prefill=False)
-            case "parallel":
-                return Schedule(
-                    bonus=not parallel_decode,
-                    lead=2 if parallel_decode else 1,
-                    overlap_prefill=parallel_prefill,
-                )
-
-    def window_policy(self, schedule: Schedule, pruning: Pruning, window: WindowSetting) -> WindowPolicy:
-        """What chooses the windows. One that learns is kept, for what it has learned holds for the next answer with
-        the same schedule and the same view of the video; of `POLICIES` at most, those that were used last.
-        """
-        if window != "auto":
-            return FixedWindow(window)
-        alike = schedule, pruning.method, pruning.ratio
-        if (policy := self._policies.pop(alike, None)) is None:
-            policy = AutoWindow(vanilla=schedule.bonus)
-        self._policies[alike] = policy  # as the last one
-        if len(self._policies) > POLICIES:
-            del self._policies[next(iter(self._policies))]
-        return policy
 
     def open(
         self,
@@ -246,9 +183,6 @@ class Runtime:
 
     # ---- actors ---------------------------------------------------------------------------------------------------
 
-    def _roles(self) -> Iterable[Role]:
-        return ("target",) if self.method == "ar" else ("target", "draft")
-
     def _model(self, role: Role) -> str:
         model = self.config.checkpoint(role)
         assert model is not None
@@ -282,7 +216,7 @@ class Runtime:
             log.info("added_tokens_differ", tokens=shown)
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
-        here = [other for other in self._roles() if self.config.listen(other) is None]
+        here = [other for other in self._roles if self.config.listen(other) is None]
         spec = worker_spec(self.config, role, self._model(role), self.config.backend_of(role), alone=here == [role])
         return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._check_worker, self._reporter)
 

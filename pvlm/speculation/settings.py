@@ -1,14 +1,12 @@
-"""What shapes a distribution, and which coupling an answer uses. Imports no torch."""
+"""What shapes a distribution. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from pvlm.errors import OptionError
 from pvlm_protocols.limits import MAX_ID
-from pvlm_protocols.messages import Coupling as CouplingName
 from pvlm_protocols.messages import Sampling
 
 MIN_TEMPERATURE = 1e-5
@@ -40,24 +38,3 @@ class DistributionSettings:
     @classmethod
     def of(cls, sampling: Sampling) -> DistributionSettings:
         return cls(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-
-
-def resolve_coupling(
-    requested: CouplingName, *, temperature: float, seeded: bool
-) -> Literal["greedy", "speculative", "gumbel"]:
-    """The coupling that an answer uses. ``seeded``: the caller gave a seed.
-
-    Temperature 0 leaves nothing to draw and is always greedy. ``auto`` is Gumbel with a seed (the text is then a
-    function of prompt and seed alone) and speculative sampling without one (it accepts more). Raises `OptionError`.
-    """
-    if temperature == 0:
-        return "greedy"
-    match requested:
-        case "auto":
-            return "gumbel" if seeded else "speculative"
-        case "greedy":
-            raise OptionError(f"coupling 'greedy' needs temperature 0, but temperature is {temperature}")
-        case "speculative" | "gumbel":
-            return requested
-        case _:
-            raise OptionError(f"unknown coupling {requested!r}: use 'auto', 'greedy', 'speculative' or 'gumbel'")

@@ -6,21 +6,13 @@ from collections import Counter
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from pvlm import Engine, ModelError, OptionError
+from pvlm import Engine, ModelError
 from pvlm.actors.actor import ActorSession
-from pvlm.answer.request import opening
-from pvlm.config import AnswerOptions, answer_options
-from pvlm.speculation.windows import FixedWindow
-from pvlm_protocols.codec import decode_for_actor, encode
-from pvlm_protocols.messages import Closed, DraftWindow, FromActor, Pruning, Schedule, Verdict, VideoFrames
+from pvlm_protocols.messages import Closed, DraftWindow, FromActor, Verdict
 from tests.engine.conftest import FRAMES, TOY
-from tests.protocols.samples import plain
 from tests.support.toy import ToyBackend
 
 OPTIONS: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "window": 4}
@@ -99,75 +91,10 @@ async def test_a_draft_cannot_speak_for_the_target(says: dict[type, Any]) -> Non
             answer = await engine.answer(FRAMES, "?", **OPTIONS)
             assert list(answer.tokens) == EXPECTED
             assert answer.stats.draft_lost == "ProtocolError: a draft sends no Verdict"
-            assert engine._runtime is not None
-            draft = engine._runtime._actors["draft"]
+            assert engine._pair is not None
+            draft = engine._pair._actors["draft"]
             assert draft._actor is not None
             draft._take(draft._actor, Closed(session=1, role="target"))
         dropped = [entry["reason"] for entry in logs if entry["event"] == "message_dropped"]
         assert dropped[0] == "a draft sends no Verdict"
         assert dropped[-1] == "the draft sent the target's Closed"
-
-
-@pytest.mark.anyio
-async def test_frames_that_are_too_many_bytes_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvlm.answer.stream.MAX_ARRAY_BYTES", FRAMES.nbytes - 1)
-    async with Engine.create(TOY) as engine:
-        with pytest.raises(
-            OptionError, match=r"4 frames of 8x8 take 768 bytes, more than the limit of 767: take fewer"
-        ):
-            await engine.answer(FRAMES, "?", **OPTIONS)
-
-
-# ---- what a caller may ask for travels ----------------------------------------------------------------------------
-
-
-class AnyRuntime:
-    """What `opening` looks at."""
-
-    def __init__(self, end_token_ids: tuple[int, ...]) -> None:
-        self.target_processor = self
-        self.end_token_ids = end_token_ids
-
-    def next_session(self) -> int:
-        return 1
-
-    def vocab_size(self, role: str) -> int:
-        return 12
-
-
-some_number = st.integers(-5, 2**33) | st.sampled_from([0, 1, 2**31 - 1, 131_072, 2**63 - 1, 2**64])
-some_real = st.floats() | st.sampled_from([0.0, 1.0, 0.5, 1e-5, 1.7e308])
-
-
-@given(
-    options=st.fixed_dictionaries(
-        {},
-        optional={
-            "max_tokens": some_number,
-            "temperature": some_real,
-            "top_k": some_number,
-            "top_p": some_real,
-            "min_p": some_real,
-            "seed": some_number,
-            "stop_token_ids": st.lists(some_number, max_size=3),
-            "window": some_number,
-        },
-    ),
-    question=st.text(min_size=1),
-)
-def test_what_passes_as_an_option_is_no_nonsense_to_an_actor(options: dict[str, Any], question: str) -> None:
-    """Else the message would be dropped, and the answer never begin."""
-    try:
-        given_options: AnswerOptions = answer_options(options)
-    except OptionError:
-        return
-    message = opening(
-        AnyRuntime((0, 2)),  # type: ignore[arg-type]
-        question.encode(errors="replace").decode(),
-        VideoFrames(pixels=np.zeros((1, 2, 2, 3), np.uint8)),
-        given_options,
-        Schedule(),
-        Pruning(),
-        FixedWindow(given_options.window if isinstance(given_options.window, int) else 4),
-    )
-    assert plain(decode_for_actor(encode(message))) == plain(message)

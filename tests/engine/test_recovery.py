@@ -57,8 +57,8 @@ async def test_an_actor_that_fails_as_soon_as_it_is_there_keeps_nobody_waiting(
         async with engine.stream(FRAMES, "?", **OPTIONS) as chunks:
             await chunks.__anext__()
             left = 8
-            assert engine._runtime is not None
-            supervisor = engine._runtime._actors[role]  # type: ignore[index]
+            assert engine._pair is not None
+            supervisor = engine._pair._actors[role]  # type: ignore[index]
             assert supervisor._actor is not None
             supervisor._lose(supervisor._actor, "to begin with")
             assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pvlm.errors import OptionError
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
-from pvlm.speculation.settings import DistributionSettings, resolve_coupling
+from pvlm.speculation.settings import DistributionSettings
 
 SETTINGS = [
     DistributionSettings(),
@@ -150,13 +150,3 @@ def test_draw_refuses_what_is_not_finite(bad: float) -> None:
 def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         DistributionSettings(**wrong)  # type: ignore[arg-type]
-
-
-def test_coupling_auto() -> None:
-    assert resolve_coupling("auto", temperature=0, seeded=True) == "greedy"
-    assert resolve_coupling("speculative", temperature=0, seeded=False) == "greedy"
-    assert resolve_coupling("auto", temperature=0.5, seeded=True) == "gumbel"
-    assert resolve_coupling("auto", temperature=0.5, seeded=False) == "speculative"
-    assert resolve_coupling("speculative", temperature=0.5, seeded=True) == "speculative"
-    with pytest.raises(OptionError, match="greedy"):
-        resolve_coupling("greedy", temperature=0.5, seeded=True)

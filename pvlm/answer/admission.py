@@ -1,0 +1,50 @@
+"""Admission: how many answers are written at once, and how many may wait."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+
+from pvlm.config import EngineConfig
+from pvlm.errors import EngineBusy, EngineStateError
+from pvlm.telemetry.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
+from pvlm.telemetry.reporter import Reporter
+
+
+class Admission:
+    """The places and the queue of one open engine: first come, first served."""
+
+    def __init__(self, config: EngineConfig, reporter: Reporter) -> None:
+        self._config = config
+        self._reporter = reporter
+        self._places = anyio.Semaphore(config.max_sessions)
+        self._closed = False
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a place, and hold it.
+
+        Raises EngineBusy at once if too many wait, EngineStateError if the engine is closed during the wait.
+        """
+        config = self._config
+        waiting = self._places.statistics().tasks_waiting
+        if self._places.value == 0 and waiting >= config.max_waiting:
+            raise EngineBusy(
+                f"{config.max_sessions} answers are being written (max_sessions) and {waiting} wait (max_waiting): "
+                "try again later, or allow more"
+            )
+        async with AsyncExitStack() as holding:
+            with self._reporter.during(REQUESTS_WAITING):
+                await holding.enter_async_context(self._places)
+            if self._closed:
+                raise EngineStateError("this engine was closed while the answer waited for its turn")
+            with self._reporter.during(REQUESTS_RUNNING):
+                yield
+
+    def close(self) -> None:
+        """Wake all that wait; each of them raises EngineStateError."""
+        self._closed = True
+        for _ in range(self._places.statistics().tasks_waiting):
+            self._places.release()

@@ -1,0 +1,86 @@
+"""The statistics of one answer: when it reached which moment, who wrote its tokens, and `AnswerStats` from these."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from pvlm.answer.request import Request
+from pvlm.coordination.events import Emit
+from pvlm.coordination.statistics import Counts
+from pvlm.results import AnswerStats, median_or_none, ratio_or_none
+from pvlm.video import Video
+
+Moment = Literal["asked", "queued", "admitted", "reading", "opened", "prefilled", "first_token", "finished"]
+"""In this order. ``queued``: the models are loaded; ``reading``: of the video; ``opened``: the session."""
+
+
+@dataclass
+class Timeline:
+    """When one answer reached which `Moment`, by ``time.perf_counter``, and the origin of each of its tokens."""
+
+    origins: list[str] = field(default_factory=list)
+    """Who wrote each token: see `AnswerStats.origins`."""
+    _at_s: dict[Moment, float] = field(default_factory=dict)
+
+    def reach(self, moment: Moment) -> None:
+        """Note the time; only the first time counts."""
+        self._at_s.setdefault(moment, time.perf_counter())
+
+    def at_s(self, moment: Moment) -> float:
+        return self._at_s[moment]
+
+    def between_s(self, earlier: Moment, later: Moment) -> float:
+        return self._at_s[later] - self._at_s[earlier]
+
+    def written(self, emitted: Emit, count: int) -> None:
+        """Note the origins of the first ``count`` tokens that were emitted together."""
+        self.reach("first_token")
+        for index in range(count):
+            if index < emitted.accepted:
+                self.origins.append("d")
+            else:
+                self.origins.append("c" if emitted.corrected and index == emitted.accepted else "t")
+
+
+def answer_stats(
+    timeline: Timeline, counts: Counts, request: Request, video: Video | None, seed: int | None
+) -> AnswerStats:
+    """The statistics of a finished answer. Figures that `Counts` has by the same name are taken from there.
+
+    ``seed``: the caller's.
+    """
+    new_tokens = len(timeline.origins)
+    decode_s = timeline.between_s("prefilled", "finished")
+    accepted, rejected = counts.accepted_tokens, counts.rejected_tokens
+    figures = {
+        **vars(counts),
+        "method": request.method,
+        "total_s": timeline.between_s("asked", "finished"),
+        "waiting_s": timeline.between_s("queued", "admitted"),
+        "video_s": timeline.between_s("reading", "opened"),
+        "prefill_s": timeline.between_s("opened", "prefilled"),
+        "decode_s": decode_s,
+        "time_to_first_token_s": timeline.between_s("asked", "first_token"),
+        "new_tokens": new_tokens,
+        "tokens_per_second": ratio_or_none(new_tokens, decode_s),
+        "target_pass_ms": median_or_none(counts.target_pass_ms),
+        "target_passes_ms": list(zip(counts.target_pass_tokens, counts.target_pass_ms, strict=True)),
+        "target_idle_ms": median_or_none(counts.idle_ms),
+        "draft_token_ms": median_or_none(counts.draft_token_ms),
+        "acceptance_rate": ratio_or_none(accepted, accepted + rejected),
+        "draft_efficiency": ratio_or_none(accepted, counts.drafted_tokens),
+        "mean_accepted_length": ratio_or_none(accepted, rejected),
+        "origins": "".join(timeline.origins),
+        "prune": request.target.pruning.method if request.draft is not None else "none",
+        "draft_prefill_ms": counts.prefill_ms.get("draft"),
+        "frame_indices": () if video is None else video.indices,
+        "source_frames": 0 if video is None else video.source_frames,
+        "source_fps": None if video is None else video.source_fps,
+        "seed": seed,
+        "coupling": request.target.sampling.coupling,
+    }
+    return msgspec.convert(figures, AnswerStats)

@@ -1,0 +1,129 @@
+"""The writer of one answer: turns the coordinator's commands into chunks, and in the end into the `Answer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import anyio
+import structlog
+
+from pvlm.answer.detokenizer import TextStream
+from pvlm.answer.statistics import Timeline
+from pvlm.coordination.events import Command, Emit, Fail, Finish, PrefillFinished, Progress
+from pvlm.errors import ModelError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.results import Answer, AnswerStats, Chunk
+from pvlm.telemetry.recorder import Recorder
+from pvlm.telemetry.reporter import AnswerReport
+from pvlm_protocols.messages import FinishReason
+
+log = structlog.get_logger()
+
+
+class Writer:
+    """Takes commands, and writes `chunks`. ``outcome``: the answer or its error, None while it is being written."""
+
+    def __init__(
+        self,
+        session: int,
+        text: TextStream,
+        timeline: Timeline,
+        statistics: Callable[[], AnswerStats],
+        on_progress: Callable[[str, float], None],
+        report: AnswerReport | None,
+        recorder: Recorder | None,
+    ) -> None:
+        """``statistics``: makes the figures of the finished answer."""
+        self.outcome: Answer | PvlmError | None = None
+        self._session = session
+        self._text = text
+        self._timeline = timeline
+        self._statistics = statistics
+        self._on_progress = on_progress
+        self._report = report
+        self._recorder = recorder
+        self._send, self.chunks = anyio.create_memory_object_stream[Chunk](math.inf)
+
+    def take(self, command: Command) -> bool:
+        """Carry out a command of the coordinator. Return whether a stop string has ended the answer."""
+        if self.outcome is not None:
+            return False
+        match command:
+            case Emit():
+                return self._emit(command)
+            case Progress(fraction):
+                self._on_progress("prefill", fraction)
+            case PrefillFinished():
+                self._timeline.reach("prefilled")
+                self._on_progress("prefill", 1.0)
+            case Finish(reason):
+                if text := self._text.flush():
+                    self._give(text, ())
+                self._complete(reason)
+            case Fail():
+                self.outcome = _error(command)
+                self._send.close()
+        return False
+
+    def close(self) -> None:
+        """Drop what nobody has read."""
+        self._send.close()
+        self.chunks.close()
+
+    def _emit(self, emitted: Emit) -> bool:
+        text, count = "", 0
+        while count < len(emitted.tokens) and not self._text.stopped:
+            text += self._text.push(emitted.tokens[count])
+            count += 1
+        self._timeline.written(emitted, count)
+        self._give(text, emitted.tokens[:count])
+        if self._text.stopped:
+            self._complete("stop")
+        return self._text.stopped
+
+    def _give(self, text: str, tokens: tuple[int, ...]) -> None:
+        self._send.send_nowait(Chunk(text, tokens))
+        if self._report is not None and tokens:
+            self._report.tokens(len(tokens))
+
+    def _complete(self, reason: FinishReason) -> None:
+        self._timeline.reach("finished")
+        self.outcome = Answer(
+            text=self._text.text,
+            tokens=tuple(self._text.tokens),
+            finish_reason=reason,
+            stats=self._statistics(),
+        )
+        if self._recorder is not None:
+            self._recorder.ended(self.outcome)
+        self._log(self.outcome.stats, reason)
+        self._send.close()
+
+    def _log(self, stats: AnswerStats, reason: FinishReason) -> None:
+        log.info(
+            "answered",
+            session=self._session,
+            method=stats.method,
+            new_tokens=stats.new_tokens,
+            finish_reason=reason,
+            total_s=round(stats.total_s, 3),
+            prefill_s=round(stats.prefill_s, 3),
+            tokens_per_second=stats.tokens_per_second and round(stats.tokens_per_second, 1),
+            acceptance_rate=stats.acceptance_rate and round(stats.acceptance_rate, 3),
+            target_passes=stats.target_passes,
+        )
+
+
+def _error(failed: Fail) -> PvlmError:
+    """The error that the caller sees, with the worker's own traceback as its cause."""
+    error: PvlmError
+    match failed.error:
+        case "PromptError":
+            error = PromptError(failed.message)
+        case "TargetLost":
+            error = TargetLost(f"the target was lost in the middle of an answer: {failed.message}")
+        case _:
+            error = ModelError(f"the target failed: {failed.error}: {failed.message}")
+    if failed.traceback:
+        error.__cause__ = RemoteTraceback(failed.traceback)
+    return error
