@@ -14,11 +14,6 @@ SHORT = Scenario("short", {1: 2.0}, 0.5, (Phase(0.9, 20), Phase(0.5, 20)))
 HOPELESS = Scenario("hopeless", {1: 1.0}, 2.0, (Phase(0.3, 40),), hopeless=True)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def test_the_best_window_differs_where_it_is_to_be_found() -> None:
     best = {name: [scenario.best_gamma(phase) for phase in scenario.phases] for name, scenario in SCENARIOS.items()}
     assert best["changing"] == [9, 5, 9]

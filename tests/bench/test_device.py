@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import structlog
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
@@ -17,13 +15,6 @@ from pvlm.cli import main
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import LoadOptions, Prompt
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """Undo the command's logging set-up: it writes to a standard error that ends with the test."""
-    yield
-    structlog.reset_defaults()
 
 
 def test_every_measurement_of_every_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

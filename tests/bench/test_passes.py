@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import structlog
 import torch
 from safetensors import safe_open
 
 from pvlm.cli import main
 
 BUNDLED = Path(__file__).parents[2] / "pvlm" / "bundled"
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """The command sets the log up for its own standard error, which here ends with the test."""
-    yield
-    structlog.reset_defaults()
 
 
 def measured(tmp_path: Path, arguments: str) -> dict[str, Any]:
@@ -66,7 +57,7 @@ def test_the_bundled_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "threads: 1" in shown
 
 
-def test_a_backend_that_does_not_tell_its_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_does_not_report_its_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = measured(tmp_path, f"--target {BUNDLED / 'draft'} --draft none --backend hf --tokens 1")
     (row,) = written["passes"]
     assert row["ms"] > 0

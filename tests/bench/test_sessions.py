@@ -12,14 +12,9 @@ from pvlm.bench.sessions import measure_sessions
 from pvlm.cli import main
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("wrong", [{"tokens": 1}, {"rounds": 0}, {"sessions": [2, 0]}])
-async def test_a_run_that_cannot_be(wrong: dict[str, int]) -> None:
+async def test_an_invalid_run(wrong: dict[str, int]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         await measure_sessions(["ov-7b-72b"], **wrong)  # type: ignore[arg-type]
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import anyio
-from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.adaptive import SCENARIOS, AdaptiveRow, measure_adaptive
-from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
+from pvlm.cli.bench.common import (
+    add_choice,
+    add_emulation_options,
+    add_rounds_option,
+    chosen,
+    report,
+    same,
+    table_of,
+)
 from pvlm.cli.console import quiet_logs
 from pvlm.telemetry.figures import number
 
@@ -19,16 +27,13 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "adaptive", help="the automatic window against the best fixed ones and plain decoding, on emulated pairs"
     )
     add_choice(adaptive, "--scenarios", SCENARIOS)
-    adaptive.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="the ratio is the median of N (default: 3)"
-    )
+    add_rounds_option(adaptive, 3)
     add_emulation_options(adaptive, time_scale=1.0)
-    add_json_option(adaptive)
     adaptive.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of the way that it is compared with."""
+    """Exit status 1 if an answer's tokens are not those of the decoding that it is compared with."""
     quiet_logs(False)
 
     async def measure() -> list[AdaptiveRow]:
@@ -40,23 +45,22 @@ def run(options: argparse.Namespace) -> int:
         )
 
     rows = anyio.run(measure)
-    Console(highlight=False).print(_table(rows))
-    write_rows(options.json, rows)
-    return 0 if all(row.same_tokens for row in rows) else 1
+    return report(options, rows, [_table(rows)])
 
 
-def _table(rows: list[AdaptiveRow]) -> Table:
-    table = Table(title="speed of the automatic window", title_justify="left", box=None, pad_edge=False)
-    for column in ("scenario", "against", "ratio", "required", "rests", "same"):
-        table.add_column(column, justify="left" if column in ("scenario", "against") else "right")
-    for row in rows:
-        against = "plain decoding" if not row.windows else f"windows of {', '.join(map(str, row.windows))}"
-        table.add_row(
-            row.scenario,
-            against,
-            f"{number(row.ratio, 3)}{'' if row.passed else ' !'}",
-            f"{row.required:g}",
-            str(row.rests),
-            "yes" if row.same_tokens else "NO",
-        )
-    return table
+def _table(rows: Sequence[AdaptiveRow]) -> Table:
+    return table_of(
+        "speed of the automatic window",
+        rows,
+        {
+            "scenario": lambda row: row.scenario,
+            "against": lambda row: (
+                f"windows of {', '.join(map(str, row.windows))}" if row.windows else "plain decoding"
+            ),
+            "ratio": lambda row: f"{number(row.ratio, 3)}{'' if row.passed else ' !'}",
+            "required": lambda row: f"{row.required:g}",
+            "rests": lambda row: str(row.rests),
+            "same": same,
+        },
+        text=("scenario", "against"),
+    )

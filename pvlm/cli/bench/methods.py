@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
-from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.comparison import MethodRow, measure_methods
 from pvlm.bench.methods import CONTENDERS, contenders, read_clip
 from pvlm.cli.bench.common import (
     add_choice,
-    add_json_option,
-    add_note_option,
+    add_measurement_options,
     chosen,
-    new_table,
-    write_rows,
+    report,
+    run_measurement,
+    same,
+    table_of,
 )
-from pvlm.cli.console import ProgressDisplay, quiet_logs
-from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
+from pvlm.cli.console import quiet_logs
+from pvlm.cli.options import engine_settings
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel
 from pvlm.config import engine_config
 from pvlm.telemetry.figures import number
 
@@ -39,17 +38,9 @@ PEER = "#8a8a8a"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", nargs="+", metavar="VIDEO", help="default: two of the bundled clips")
-    parser.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
     add_choice(parser, "--methods", CONTENDERS)
-    parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="medians of N rounds over all methods (default: 5)"
-    )
-    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at (default: as the target says)")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of each answer (default: 256)")
-    add_note_option(parser)
-    add_json_option(parser)
-    add_plot_option(parser, "the speed-ups")
-    add_engine_options(parser)
+    parser.add_argument("--frames", type=int, metavar="N", help="frames to use (default: the target's)")
+    add_measurement_options(parser, rounds=5, max_tokens=256, plot="the speed-ups")
     parser.set_defaults(run=run)
 
 
@@ -58,33 +49,23 @@ def run(options: argparse.Namespace) -> int:
     quiet_logs(False)
     check_plot(options.plot)
     methods = contenders(chosen(options.methods, CONTENDERS))
-    console = Console(highlight=False)
+    config = engine_config(engine_settings(options))
 
-    async def measure(videos: Sequence[Path | str]) -> list[MethodRow]:
-        config = engine_config(engine_settings(options))
-        with ProgressDisplay() as shown:
+    async def measure(on_turn: Callable[[float], None]) -> list[MethodRow]:
+        with _videos(options.videos) as videos:
             clips = [await read_clip(config, video, options.question, options.frames) for video in videos]
-            return await measure_methods(
-                config,
-                clips,
-                methods,
-                rounds=options.rounds,
-                max_tokens=options.max_tokens,
-                note=options.note,
-                on_turn=lambda fraction: shown.update("measure", fraction),
-            )
+        return await measure_methods(
+            config,
+            clips,
+            methods,
+            rounds=options.rounds,
+            max_tokens=options.max_tokens,
+            note=options.note,
+            on_turn=on_turn,
+        )
 
-    with _videos(options.videos) as videos:
-        rows = anyio.run(measure, videos)
-    for table in (_speed_table(rows), _figures_table(rows)):
-        console.print(table)
-        console.print()
-    for line in conclusions(rows):
-        console.print(line, soft_wrap=True)
-    write_rows(options.json, rows)
-    if options.plot:
-        save_plot(options.plot, draw(rows))
-    return 0 if all(row.same_tokens for row in rows) else 1
+    rows = run_measurement(measure)
+    return report(options, rows, [_speed_table(rows), "", _figures_table(rows), ""], lines=conclusions(rows), draw=draw)
 
 
 @contextmanager
@@ -101,46 +82,41 @@ def _videos(given: Sequence[str] | None) -> Iterator[Sequence[Path | str]]:
 
 def _speed_table(rows: Sequence[MethodRow]) -> Table:
     first = rows[0]
-    table = new_table(
+    return table_of(
         f"speed-up over plain decoding, {first.clips} clips, {first.tokens} tokens, medians of {first.rounds} rounds",
-        ("method", "decoding", "quartiles", "all cores", "end to end", "theory", "same tokens"),
+        rows,
+        {
+            "method": lambda row: row.method,
+            "decoding": lambda row: _times(row.speedup_vs_ar),
+            "quartiles": lambda row: "–".join(number(value) for value in row.speedup_vs_ar_quartiles),
+            "all cores": lambda row: _times(row.speedup_vs_ar_all_cores),
+            "end to end": lambda row: _times(row.end_to_end_vs_ar),
+            "theory": lambda row: _times(row.predicted),
+            "same tokens": same,
+        },
     )
-    for row in rows:
-        low, high = row.speedup_vs_ar_quartiles
-        table.add_row(
-            row.method,
-            _times(row.speedup_vs_ar),
-            f"{low:.2f}–{high:.2f}",
-            _times(row.speedup_vs_ar_all_cores),
-            _times(row.end_to_end_vs_ar),
-            _times(row.predicted),
-            "yes" if row.same_tokens else "NO",
-        )
-    return table
 
 
 def _figures_table(rows: Sequence[MethodRow]) -> Table:
-    table = new_table(
+    return table_of(
         "a mean answer, times in seconds",
-        ("method", "tokens/s", "1st token", "prefill", "decode", "β", "M", "window", "peak MB"),
+        rows,
+        {
+            "method": lambda row: row.method,
+            "tokens/s": lambda row: number(row.tokens_per_second, 0),
+            "1st token": lambda row: number(row.time_to_first_token_s, 3),
+            "prefill": lambda row: number(row.prefill_s, 3),
+            "decode": lambda row: number(row.decode_s, 3),
+            "β": lambda row: number(row.acceptance_rate, 3),
+            "M": lambda row: number(row.mean_accepted_length, 1),
+            "window": lambda row: number(row.window, 1),
+            "peak MB": lambda row: number(row.peak_rss_mb, 0),
+        },
     )
-    for row in rows:
-        table.add_row(
-            row.method,
-            number(row.tokens_per_second, 0),
-            number(row.time_to_first_token_s, 3),
-            number(row.prefill_s, 3),
-            number(row.decode_s, 3),
-            number(row.acceptance_rate, 3),
-            number(row.mean_accepted_length, 1),
-            number(row.window, 1),
-            number(row.peak_rss_mb, 0),
-        )
-    return table
 
 
 def conclusions(rows: Sequence[MethodRow]) -> list[str]:
-    """What the rows say about method parallel, and what stands behind the columns, a line each."""
+    """Lines about method parallel, and about the meaning of the columns."""
     by_name = {row.method: row for row in rows}
     lines = []
     if (own := by_name.get("parallel")) is not None:
@@ -151,7 +127,7 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
             lines.append(f"parallel decodes faster than {faster}")
     if (curve := by_name["ar"].target_ms) is not None:
         listed = ", ".join(f"{n}: {ms:.2f}" for n, ms in sorted(curve.items()))
-        lines.append(f"T_p(n), the target's time for a pass over n tokens while the draft rests, ms: {listed}")
+        lines.append(f"T_p(n), the target's time in ms for a pass over n tokens while the draft rests: {listed}")
     if note := rows[0].note:
         lines.append(note)
     lines.append(
@@ -164,8 +140,8 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
         "β: accepted of tested tokens; M: accepted tokens a rejection; window: drafted tokens of a pass that had any"
     )
     lines.append(
-        "peak MB: resident while answering, weights included, over the method's processes (transformers: one process "
-        "with both models)"
+        "peak MB: resident while answering, with weights, over the method's processes (transformers: one process with "
+        "both models)"
     )
     lines += [f"{row.method}: {CONTENDERS[row.method].meaning}" for row in rows]
     return lines
@@ -178,7 +154,7 @@ def _against_plain(own: MethodRow) -> str:
     if own.of_predicted is not None and own.predicted is not None:
         line += f"; {own.of_predicted:.3f} of theorem 7, which says {own.predicted:.2f}×"
     if own.predicted_busy is not None:
-        line += f" ({own.predicted_busy:.2f}× with its own passes' times, beside the draft)"
+        line += f" ({own.predicted_busy:.2f}× with the times of its own passes, while the draft works)"
     if own.coordination_share is not None:
         line += f"; {own.coordination_share:.0%} of its time lost between passes"
     return line
@@ -196,9 +172,7 @@ def _times(value: float | None) -> str:
 
 
 def draw(rows: Sequence[MethodRow]) -> Figure:
-    """Two panels of bars, a method each: the speed-up in decoding with its quartiles, and where an answer's time
-    goes.
-    """
+    """Two panels with a bar for each method: the speed-up in decoding with quartiles, and an answer's times."""
     figure = new_figure(10.4, 1.5 + 0.34 * len(rows))
     speed, time = figure.subplots(1, 2, sharey=True)
     places = range(len(rows))

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import anyio
-from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.pruning import METHODS, PARTS, RATIOS, PruningRow, measure_pruning
-from pvlm.cli.bench.common import add_json_option, write_rows
+from pvlm.cli.bench.common import add_json_option, add_question_option, report, same, table_of
 from pvlm.cli.console import quiet_logs
-from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
-from pvlm.cli.plotting import INK, add_plot_option, check_plot, new_figure, plain_panel, save_plot
+from pvlm.cli.options import add_engine_options, engine_settings
+from pvlm.cli.plotting import INK, add_plot_option, check_plot, new_figure, plain_panel
 from pvlm.config import engine_config
 from pvlm.telemetry.figures import number
 
@@ -31,15 +30,17 @@ COLORS = {
     "random": "#8a8a8a",
 }
 SHOWN_RATIO = 0.9
-"""The kept tokens are drawn for the measured ratio that is nearest to this one."""
+"""The picture shows the kept tokens for the measured ratio nearest to this one."""
 SHOWN_METHODS = ("attention", "uv", "novelty")
-"""Those whose kept tokens are drawn, where they are measured: the ones that choose by score alone, and `novelty`."""
+"""Methods whose kept tokens the picture shows: those that choose by score alone, and `novelty`."""
 
 
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    pruning = what.add_parser("pruning", help="acceptance for each pruning method and ratio, and what they keep")
+    pruning = what.add_parser(
+        "pruning", help="acceptance by pruning method and ratio, and the places of the kept tokens"
+    )
     pruning.add_argument("videos", nargs="+", metavar="VIDEO")
-    pruning.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
+    add_question_option(pruning)
     pruning.add_argument(
         "--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"default: {' '.join(METHODS)}"
     )
@@ -48,15 +49,15 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help=f"default: {' '.join(f'{ratio:g}' for ratio in RATIOS)}",
     )  # fmt: skip
     add_json_option(pruning)
-    add_plot_option(pruning, "acceptance over the ratio, and the places of the tokens that are kept")
+    add_plot_option(pruning, "acceptance over the ratio, and the places of the kept tokens")
     add_engine_options(pruning)
     pruning.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Exit status 1 if an answer's tokens are not those of plain decoding."""
     quiet_logs(False)
     check_plot(options.plot)
-    console = Console(highlight=False)
 
     async def measure() -> list[PruningRow]:
         return await measure_pruning(
@@ -68,30 +69,24 @@ def run(options: argparse.Namespace) -> int:
         )
 
     rows = anyio.run(measure)
-    console.print(_table(rows))
-    write_rows(options.json, rows)
-    if options.plot:
-        save_plot(options.plot, draw(rows))
-    return 0 if all(row.same_tokens for row in rows) else 1
+    return report(options, rows, [_table(rows)], draw=draw)
 
 
-def _table(rows: list[PruningRow]) -> Table:
-    table = Table(
-        title=f"{rows[0].clips} clips, {rows[0].tokens} tokens", title_justify="left", box=None, pad_edge=False
+def _table(rows: Sequence[PruningRow]) -> Table:
+    return table_of(
+        f"{rows[0].clips} clips, {rows[0].tokens} tokens",
+        rows,
+        {
+            "pruning": lambda row: row.prune,
+            "ratio": lambda row: f"{row.ratio:g}",
+            "positions": lambda row: row.positions,
+            "kept": lambda row: f"{row.kept:.0%}",
+            "acceptance rate": lambda row: number(row.acceptance_rate, 3),
+            "mean accepted length": lambda row: number(row.mean_accepted_length, 1),
+            "same tokens": same,
+        },
+        text=("pruning", "positions"),
     )
-    for column in ("pruning", "ratio", "positions", "kept", "acceptance rate", "mean accepted length", "same tokens"):
-        table.add_column(column, justify="left" if column in ("pruning", "positions") else "right")
-    for row in rows:
-        table.add_row(
-            row.prune,
-            f"{row.ratio:g}",
-            row.positions,
-            f"{row.kept:.0%}",
-            number(row.acceptance_rate, 3),
-            number(row.mean_accepted_length, 1),
-            "yes" if row.same_tokens else "NO",
-        )
-    return table
 
 
 def draw(rows: Sequence[PruningRow]) -> Figure:

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
-import anyio
-from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.scaling import FRAMES, ScalingRow, measure_scaling
-from pvlm.cli.bench.common import add_json_option, add_note_option, new_table, write_rows
-from pvlm.cli.console import ProgressDisplay, quiet_logs
-from pvlm.cli.options import DESCRIBE, add_engine_options, engine_settings
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, add_plot_option, check_plot, new_figure, plain_panel, save_plot
+from pvlm.cli.bench.common import add_measurement_options, report, run_measurement, same, table_of
+from pvlm.cli.console import quiet_logs
+from pvlm.cli.options import engine_settings
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel
 from pvlm.config import engine_config
 from pvlm.telemetry.figures import number
 
@@ -30,17 +28,11 @@ ALONE = "#7a9ac0"
 def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     scaling = what.add_parser("scaling", help="prefill, pass times, speed-up and memory against the number of frames")
     scaling.add_argument("--video", help="a video with fewer frames is slowed down (default: the longest bundled clip)")
-    scaling.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
     scaling.add_argument(
         "--frames", nargs="+", type=int, default=FRAMES, metavar="N",
         help=f"default: {' '.join(map(str, FRAMES))}",
     )  # fmt: skip
-    scaling.add_argument("--rounds", type=int, default=5, metavar="N", help="medians of N rounds (default: 5)")
-    scaling.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: 64)")
-    add_note_option(scaling)
-    add_json_option(scaling)
-    add_plot_option(scaling, "all of it over the number of frames")
-    add_engine_options(scaling)
+    add_measurement_options(scaling, rounds=5, max_tokens=64, plot="all of it over the number of frames")
     scaling.set_defaults(run=run)
 
 
@@ -48,59 +40,47 @@ def run(options: argparse.Namespace) -> int:
     """Exit status 1 if an answer's tokens are not those of plain decoding."""
     quiet_logs(False)
     check_plot(options.plot)
-    console = Console(highlight=False)
-
-    async def measure(video: str) -> list[ScalingRow]:
-        config = engine_config(engine_settings(options))
-        with ProgressDisplay() as shown:
-            return await measure_scaling(
+    config = engine_config(engine_settings(options))
+    with as_file(files("pvlm") / "bundled" / "clips" / BUNDLED_CLIP) as bundled_clip:
+        rows = run_measurement(
+            lambda on_turn: measure_scaling(
                 config,
-                video,
+                options.video or str(bundled_clip),
                 options.question,
                 frames=options.frames,
                 rounds=options.rounds,
                 max_tokens=options.max_tokens,
                 note=options.note,
-                on_turn=lambda fraction: shown.update("measure", fraction),
+                on_turn=on_turn,
             )
-
-    with as_file(files("pvlm") / "bundled" / "clips" / BUNDLED_CLIP) as bundled_clip:
-        rows = anyio.run(measure, options.video or str(bundled_clip))
-    console.print(_table(rows))
-    for line in _notes(rows):
-        console.print(line, soft_wrap=True)
-    write_rows(options.json, rows)
-    if options.plot:
-        save_plot(options.plot, draw(rows))
-    return 0 if all(row.same_tokens for row in rows) else 1
+        )
+    return report(options, rows, [_table(rows)], lines=_notes(rows), draw=draw)
 
 
 def _table(rows: Sequence[ScalingRow]) -> Table:
-    table = new_table(
+    return table_of(
         f"medians of {rows[0].rounds} rounds",
-        ("frames", "prompt", "prefill s", "T_p ms", "T_q ms", "β", "decoding", "end to end", "MB", "same tokens"),
+        rows,
+        {
+            "frames": lambda row: str(row.frames),
+            "prompt": lambda row: str(row.prompt_tokens),
+            "prefill s": lambda row: number(row.prefill_s, 3),
+            "T_p ms": lambda row: number(row.target_pass_ms, 2),
+            "T_q ms": lambda row: number(row.draft_token_ms, 2),
+            "β": lambda row: number(row.acceptance_rate, 3),
+            "decoding": lambda row: number(row.speedup_vs_ar, 2, "×"),
+            "end to end": lambda row: number(row.end_to_end_vs_ar, 2, "×"),
+            "MB": lambda row: number(row.peak_rss_mb, 0),
+            "same tokens": same,
+        },
     )
-    for row in rows:
-        table.add_row(
-            str(row.frames),
-            str(row.prompt_tokens),
-            number(row.prefill_s, 3),
-            number(row.target_pass_ms, 2),
-            number(row.draft_token_ms, 2),
-            number(row.acceptance_rate, 3),
-            number(row.speedup_vs_ar, 2, "×"),
-            number(row.end_to_end_vs_ar, 2, "×"),
-            f"{row.peak_rss_mb:.0f}",
-            "yes" if row.same_tokens else "NO",
-        )
-    return table
 
 
 def _notes(rows: Sequence[ScalingRow]) -> list[str]:
     note = rows[0].note
     return [
         "decoding, end to end: parallel decoding's speed-up over plain decoding on the target's cores",
-        "T_p: a pass of plain decoding; T_q: a draft token beside a target at work; β: accepted of tested tokens",
+        "T_p: a pass of plain decoding; T_q: a draft token while the target works; β: accepted of tested tokens",
         "MB: most memory resident while answering, draft and target",
         *([note] if note else []),
     ]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 
 import anyio
-from rich.console import Console
 from rich.table import Table
 
 from pvlm.bench.pairs import PAIRS
 from pvlm.bench.sessions import SESSIONS, SessionsRow, measure_sessions
-from pvlm.cli.bench.common import add_choice, add_emulation_options, add_json_option, chosen, write_rows
+from pvlm.cli.bench.common import add_choice, add_emulation_options, add_rounds_option, chosen, report, same, table_of
 from pvlm.cli.console import quiet_logs
 from pvlm.cli.demo import bundled_clips
 from pvlm.config import BUNDLED
@@ -32,11 +32,8 @@ def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     sessions.add_argument(
         "--tokens", type=int, default=128, metavar="N", help="tokens of each emulated answer (default: 128)"
     )
-    sessions.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="the ratio is the median of N (default: 3)"
-    )
+    add_rounds_option(sessions, 3)
     add_emulation_options(sessions, time_scale=0.1)
-    add_json_option(sessions)
     sessions.set_defaults(run=run)
 
 
@@ -57,28 +54,21 @@ def run(options: argparse.Namespace) -> int:
             )
 
     rows = anyio.run(measure)
-    Console(highlight=False).print(_table(rows))
-    write_rows(options.json, rows)
-    return 0 if all(row.same_tokens for row in rows) else 1
+    return report(options, rows, [_table(rows)])
 
 
-def _table(rows: list[SessionsRow]) -> Table:
-    table = Table(
-        title="throughput of answers at once, against one after the other",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
+def _table(rows: Sequence[SessionsRow]) -> Table:
+    return table_of(
+        "throughput of answers at once, against one after the other",
+        rows,
+        {
+            "pair": lambda row: row.pair,
+            "at once": lambda row: str(row.sessions),
+            "tokens": lambda row: str(row.tokens),
+            "tokens/s": lambda row: number(row.tokens_per_second, 1),
+            "ratio": lambda row: f"{number(row.ratio)}{'' if row.passed else ' !'}",
+            "rounds": lambda row: " ".join(number(ratio) for ratio in sorted(row.ratios)),
+            "same": same,
+        },
+        text=("pair", "rounds"),
     )
-    for column in ("pair", "at once", "tokens", "tokens/s", "ratio", "rounds", "same"):
-        table.add_column(column, justify="left" if column in ("pair", "rounds") else "right")
-    for row in rows:
-        table.add_row(
-            row.pair,
-            str(row.sessions),
-            str(row.tokens),
-            number(row.tokens_per_second, 1),
-            f"{number(row.ratio)}{'' if row.passed else ' !'}",
-            " ".join(number(ratio) for ratio in sorted(row.ratios)),
-            "yes" if row.same_tokens else "NO",
-        )
-    return table

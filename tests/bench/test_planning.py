@@ -131,7 +131,7 @@ def test_without_matplotlib_it_says_what_to_install(
         ("--measure --draft none", "needs a draft"),
     ],
 )
-def test_bad_figures_are_told_in_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_figures_are_reported_in_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 1
     error = capsys.readouterr().err
     assert message in error

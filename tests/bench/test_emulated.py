@@ -18,11 +18,6 @@ from pvlm.speculation.theory import acceptance_from_length
 METHODS = ["ar", "sd", "specvlm", "parallel"]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def test_predictions_for_the_paper_s_pairs() -> None:
     """Theorem 4 at window 5 and theorem 7 at its best, at prune ratio 0.9; the third is of a pair with fitted times."""
     found = {name: [trial.predicted for trial in pair.trials()] for name, pair in PAIRS.items()}
@@ -69,7 +64,7 @@ async def test_a_tiny_run_has_a_row_for_each_method() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("wrong", [{"tokens": 1}, {"time_scale": 0.0}])
-async def test_a_run_that_cannot_be(wrong: dict[str, float]) -> None:
+async def test_an_invalid_run(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         await measure_emulated([PAIRS["ov-7b-72b"]], **wrong)  # type: ignore[arg-type]
 

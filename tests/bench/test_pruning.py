@@ -21,11 +21,6 @@ from pvlm.config import engine_config
 from tests.support.plugin import DRAFT, TARGET, toy_plugin
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with toy_plugin(tmp_path_factory.mktemp("site")):
@@ -140,7 +135,7 @@ def test_the_picture_shows_what_was_measured() -> None:
         (["nothing.mp4", "{clip}"], ["--ratios", "0.5"], "cannot read video 'nothing.mp4'"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(
+def test_invalid_options_are_reported_in_one_line(
     clip: str, videos: list[str], options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [video.format(clip=clip) for video in videos]
