@@ -179,9 +179,10 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: the
-    start of the first and the end of the last, in seconds of the monotonic clock of the draft's host. Travels from the
-    draft to the coordinator and on to the target. ``stopped``: work that rollbacks have stopped since the last window.
+    ``more``: the rest of the window follows. ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: when
+    the first was begun and the last was there, in seconds of the monotonic clock of the draft's host. Travels from the
+    draft to the coordinator and on to the target. ``stopped``: what the draft has written in vain since the last
+    window.
     """
 
     epoch: Serial
@@ -197,7 +198,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
 
 class Step(SessionMessage, frozen=True, kw_only=True):
-    """Decode up to ``count`` further tokens alone whenever there is no window (-1: all remaining ones; 0: none)."""
+    """Decode up to ``count`` further tokens alone whenever no window is at hand (-1: all that remain; 0: none)."""
 
     epoch: Serial
     count: Annotated[int, Meta(ge=-1, le=MAX_ANSWER_TOKENS)]

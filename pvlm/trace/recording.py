@@ -1,4 +1,4 @@
-"""The record of one answer, and its files."""
+"""Recording one answer, and writing what was recorded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pvlm.telemetry.recorder import Recorded
 
 @dataclass(frozen=True)
 class Handled:
-    """An event that the coordinator handled, its time (seconds of the monotonic clock), and the resulting commands."""
+    """An event that the coordinator took in, when (seconds of the monotonic clock), and the commands it gave."""
 
     at_s: float
     event: Event
@@ -26,7 +26,7 @@ class Handled:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One answer: its subject, the time its session was opened, its events, and the answer if it was completed."""
+    """One answer: what it was about, when the session was opened, what happened, and the answer if it was completed."""
 
     subject: Recorded
     began_s: float
@@ -35,14 +35,14 @@ class Recording:
 
 
 class Trace:
-    """Records one answer, and writes pictures of what draft and target did::
+    """Records one answer, and writes what draft and target did, as pictures::
 
         trace = Trace()
         answer = await engine.answer("clip.mp4", "What happens in the video?", trace=trace)
         trace.write("trace")
 
-    A `pvlm.telemetry.recorder.Recorder`. It keeps the messages and the resized frames. `write` may be called any number
-    of times, also after an answer that failed or was left early.
+    A `pvlm.telemetry.recorder.Recorder`. It keeps the messages and the resized frames. They can be written as often
+    as wanted, also where the answer failed or was left early.
     """
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ class Trace:
     # ---- as a recorder --------------------------------------------------------------------------------------------
 
     def began(self, recorded: Recorded) -> None:
-        """A session is being opened. Raises EngineStateError if this trace already holds an answer."""
+        """Raises EngineStateError if it has recorded an answer already."""
         if self._subject is not None:
-            raise EngineStateError("this trace already holds an answer: make a new Trace() for each answer")
+            raise EngineStateError("this trace holds an answer already: make another Trace() for each answer")
         self._subject = recorded
         self._began_s = time.monotonic()
 
@@ -68,15 +68,15 @@ class Trace:
         """The answer is complete."""
         self._answer = answer
 
-    # ---- the record -------------------------------------------------------------------------------------------------
+    # ---- what was recorded ----------------------------------------------------------------------------------------
 
     @property
     def recorded(self) -> bool:
-        """Whether a session was opened."""
+        """Has a session been opened?"""
         return self._subject is not None
 
     def recording(self) -> Recording:
-        """The record so far. Raises EngineStateError if it is empty."""
+        """What has been recorded so far. Raises EngineStateError if nothing has."""
         if self._subject is None:
             raise EngineStateError("this trace is empty: give it to engine.answer(..., trace=trace) first")
         return Recording(self._subject, self._began_s, tuple(self._handled), self._answer)
@@ -84,8 +84,8 @@ class Trace:
     def write(self, directory: str | os.PathLike[str]) -> list[Path]:
         """Write ``timeline.html``, ``timeline.json`` (Chrome's trace format) and ``frames.png``; return their paths.
 
-        Creates a missing directory, and replaces files of these names. Raises OptionError if a file cannot be written,
-        and EngineStateError if the record is empty.
+        The directory is made if there is none; files of these names in it are replaced. Raises OptionError where they
+        cannot be written, and EngineStateError if nothing has been recorded.
         """
         from pvlm.trace.chrome import chrome_trace
         from pvlm.trace.page import page
@@ -112,7 +112,7 @@ class Trace:
 
 
 def make_directory(directory: str | os.PathLike[str]) -> Path:
-    """Create a missing directory for a trace. Raises OptionError if the directory is not writable."""
+    """Make a directory for a trace, if there is none. Raises OptionError where nothing can be written to it."""
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
