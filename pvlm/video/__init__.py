@@ -1,7 +1,7 @@
-"""Videos: choosing frames, and reading them without trusting the file.
+"""Videos: which frames to take, and reading them without trusting the file.
 
-The engine calls `read_video`. Decoding runs in a process of its own (`pvlm.video.decoding`), so a damaged file can
-neither crash nor block the caller. `pvlm.video.sampling` has the formula for the frame indices.
+`read_video` is what the engine calls. Decoding happens in a process of its own (`pvlm.video.decoding`), so that a
+damaged file can neither crash nor block the caller; the formula for the frame indices is in `pvlm.video.sampling`.
 """
 
 from pvlm.video.readers import ENTRY_POINT_GROUP, VideoReader

@@ -59,7 +59,7 @@ async def read_video(
     timeout_s: float = 120,
     max_bytes: int = MAX_BYTES,
 ) -> Video:
-    """Read frames of a video; `pvlm.video.sampling` defines their choice.
+    """Read frames of a video; `pvlm.video.sampling` says which.
 
     ``source``: a path, the bytes of an encoded video, a uint8 ``(T, H, W, 3)`` array or tensor (not copied if all of
     its frames are taken), or a list of PIL images.

@@ -1,16 +1,16 @@
-"""The choice of a video's frames: pure functions of numbers.
+"""Which frames of a video are taken: pure functions of numbers.
 
 Frames are counted from 0. First a *range* of frames is chosen, from ``start`` and ``end`` in seconds (`frame_range`; by
 default all frames); then the frames within the range ``first .. last``, both included:
 
 - `uniform`, n frames: ``round(linspace(first, last, n))``, halves to even as numpy does. First and last are
-  included; n = 1 takes the first. A range of fewer than n frames is taken whole, so no frame is repeated.
+  included; n = 1 takes the first. A range of fewer than n frames is taken whole, so no frame ever comes twice.
 - `consecutive`, up to n frames: the whole range if it has no more than n frames, otherwise `uniform`.
 - `at_rate`, f frames a second: for k = 0, 1, 2, ... the frame nearest in time to ``t(first) + k / f``, as long as that
   time is not after ``t(last)``; of two equally near frames the earlier. A frame that is nearest to several
-  times is taken once.
-- `at_default_rate`, f frames a second within bounds: as `at_rate`; if that gives too few or too many frames, the
-  smallest or largest allowed number, uniformly.
+  times comes once.
+- `at_default_rate`, f frames a second within bounds: as `at_rate`; where that gives too few or too many frames, the
+  least or the most that are allowed, uniformly.
 
 Times of frames are the container's own where it has them (a video need not have a constant rate), else ``index / fps``.
 """
@@ -29,7 +29,6 @@ SAME_TIME_S = 0.0005
 """Times closer than this are the same time: containers and readers round (decord: float32 seconds)."""
 
 MAX_INSTANTS = 10_000_000
-"""Times that `at_rate` looks up at most."""
 
 
 def uniform(first: int, last: int, num_frames: int) -> tuple[int, ...]:
@@ -51,8 +50,8 @@ def consecutive(first: int, last: int, num_frames: int) -> tuple[int, ...]:
 def at_rate(times_s: Sequence[float], first: int, last: int, fps: float) -> tuple[int, ...]:
     """Indices of the frames nearest to ``times_s[first] + k / fps``, ascending, without repetition.
 
-    ``times_s``: ascending, one for each frame of the video, in seconds. Raises OptionError for a rate that asks for
-    more than ten million instants.
+    ``times_s``: ascending, one for each frame of the video, in seconds. Raises OptionError if the rate is so high that
+    there would be more than ten million instants.
     """
     _check_range(first, last, 1)
     if not (math.isfinite(fps) and fps > 0):
@@ -75,7 +74,7 @@ def at_default_rate(
 ) -> tuple[int, ...]:
     """`at_rate`, but no fewer than ``fewest`` frames, no more than ``most``, and a multiple of ``multiple``.
 
-    A shorter range gives the largest possible number; one of fewer than ``multiple`` frames is taken whole.
+    A range of fewer frames gives as many as it can; one of fewer than ``multiple`` is taken whole.
     """
     found = at_rate(times_s, first, last, fps)
     count = min(max(len(found), fewest), most, last - first + 1)
@@ -87,8 +86,8 @@ def frame_range(times_s: Sequence[float], duration_s: float, start: float | None
     """First and last frame between two times in seconds: from the frame on screen at ``start`` to the last that begins
     before ``end``. Never empty.
 
-    ``times_s``: ascending, the start of each frame; ``duration_s``: the end of the last one. Raises OptionError for a
-    ``start`` at or after the end of the video, and for an ``end`` more than a frame after it.
+    ``times_s``: ascending, when each frame begins; ``duration_s``: when the last one ends. Raises OptionError for a
+    ``start`` at or behind the end of the video, and for an ``end`` behind it by more than a frame.
     """
     times = np.asarray(times_s, dtype=np.float64)
     if start is not None and start >= duration_s - SAME_TIME_S:
@@ -105,7 +104,7 @@ def frame_range(times_s: Sequence[float], duration_s: float, start: float | None
 
 
 def check_count(frames: int) -> None:
-    """Raise OptionError for more frames than one answer may use."""
+    """Raise OptionError for more frames than one answer may be about."""
     if frames > MAX_VIDEO_FRAMES:
         raise OptionError(
             f"{frames} frames would be taken, more than the limit of {MAX_VIDEO_FRAMES}; ask for fewer with "

@@ -136,7 +136,7 @@ class NgramSession:
 
 
 def load_processor(model: NgramModel) -> LlavaOnevisionProcessor:
-    """The processor of the target. Raises CheckpointError."""
+    """Text and frames as the target has them. Raises CheckpointError."""
     from pvlm_backends.processing import load_processor
 
     processor = load_processor(str(tokenizer_folder(model.tokenizer)))
