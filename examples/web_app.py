@@ -7,8 +7,8 @@ Run it with ``uvicorn --app-dir examples web_app:app`` or ``python examples/web_
 
 ``GET /metrics`` is for Prometheus, and ``GET /health`` says how the models are (503 without a target).
 
-The body is the video. One process is enough (each of uvicorn's ``--workers`` would load models of its own): reading
-videos, the draft and the target run in processes of their own, and the event loop stays free.
+The body is the video. One process is enough: reading videos, the draft and the target run in processes of their own,
+and the event loop stays free. Each of uvicorn's ``--workers`` would load its own models.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from pvlm import Engine, EngineBusy, OptionError, PromptError, PvlmError, Target
 from pvlm.telemetry.prometheus import PrometheusMetrics
 
 MAX_VIDEO_BYTES = 64 << 20
-"""Held in memory for each caller, also for those that wait."""
+"""Kept in memory for each caller, also for waiting ones."""
 OPTIONS = {"max_tokens": int, "temperature": float, "seed": int, "num_frames": int, "start": float, "end": float}
-"""What a caller may set; the rest is the server's to decide."""
+"""The options that a caller may set."""
 STATUS = {OptionError: 400, VideoError: 422, PromptError: 422, TargetLost: 503, EngineBusy: 503}
-"""Of errors; any other is 500."""
+"""Statuses of errors; any other error is 500."""
 REGISTRY = CollectorRegistry()
 
 
 def create_app(engine: Engine, *, callers: int = 20) -> Starlette:
-    """``callers`` may send a video, wait for their turn at the engine, or be answered; who comes then gets 503."""
+    """An application for up to ``callers`` callers at a time, waiting ones included; one more gets 503."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ def create_app(engine: Engine, *, callers: int = 20) -> Starlette:
 
 
 async def answer(request: Request) -> Response:
-    """The whole answer: text, finish_reason and stats."""
+    """The whole answer as one object: text, finish_reason and stats."""
     question, options = asked(request)
     async with place_for(request) as video:
         found = await request.app.state.engine.answer(video, question, **options)
@@ -80,7 +80,7 @@ async def answer(request: Request) -> Response:
 async def stream(request: Request) -> Response:
     """Server-sent events: ``text`` for each piece, then ``done`` (finish_reason and stats) or ``error``."""
     events = answer_events(request, *asked(request))
-    first = await anext(events)  # an error up to here is still a status of its own
+    first = await anext(events)  # an error so far can still set the status
     return EventStream(first, events)
 
 
@@ -89,7 +89,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """How draft and target are; without a draft, answers are slower and the same."""
+    """Health of draft and target. Without a draft, answers are slower and the same."""
     found = await request.app.state.engine.health(timeout_s=1.0)
     status = 200 if found["target"].state in ("running", "silent") else 503
     return Response(msgspec.json.encode(found), status, media_type="application/json")
@@ -114,7 +114,7 @@ async def answer_events(request: Request, question: str, options: dict[str, Any]
 
 
 def asked(request: Request) -> tuple[str, dict[str, Any]]:
-    """Question and options of the query. Raises OptionError."""
+    """Question and options from the query. Raises OptionError."""
     query = dict(request.query_params)
     question = query.pop("question", "")
     options = {}
@@ -129,7 +129,7 @@ def asked(request: Request) -> tuple[str, dict[str, Any]]:
 
 
 async def video_of(request: Request) -> bytearray:
-    """The body. Raises HTTPException if it is too long."""
+    """The request's body. Raises HTTPException for a body beyond the limit."""
     video = bytearray()
     async for part in request.stream():
         video += part
@@ -139,7 +139,7 @@ async def video_of(request: Request) -> bytearray:
 
 
 class Places:
-    """Bounds the videos in memory. How many answers are written at once is the engine's to say (``max_sessions``)."""
+    """Bounds the videos in memory. The engine bounds the answers in progress (``max_sessions``)."""
 
     def __init__(self, callers: int) -> None:
         self.free = callers
@@ -147,10 +147,10 @@ class Places:
 
 @asynccontextmanager
 async def place_for(request: Request) -> AsyncIterator[bytearray]:
-    """Take a place, and read the video. Raises HTTPException at once if there is no place.
+    """Take a place, and read the video. Raises HTTPException at once without a free place.
 
-    The body is read before the engine is asked, for only then does a server notice that a caller leaves; and a slow
-    upload keeps nobody from being answered.
+    The body is read before the engine is asked, for two reasons. A server notices only after the body that a caller
+    leaves, and a slow upload delays no other caller.
     """
     places: Places = request.app.state.places
     if not places.free:
@@ -181,14 +181,14 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # the caller left while the video was sent: nobody will read this
+    return Response(status_code=499)  # the caller left during the upload: no one reads this response
 
 
 # ---- callers that leave -------------------------------------------------------------------------------------------
 
 
 class CancelWhenCallerLeaves:
-    """Middleware. By itself a server lets a handler run on when nobody waits for its response any more."""
+    """Middleware that cancels a handler when its caller leaves. A server by itself lets the handler continue."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -219,7 +219,7 @@ class CancelWhenCallerLeaves:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. Ends its generator, and so the answer, also when the caller leaves between two events."""
+    """Server-sent events. Ends the generator, and so the answer, also when the caller leaves between two events."""
 
     def __init__(self, first: bytes, events: AsyncIterator[bytes]) -> None:
         super().__init__(self._all(first), media_type="text/event-stream", headers={"Cache-Control": "no-store"})

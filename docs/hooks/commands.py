@@ -14,7 +14,7 @@ def on_page_markdown(markdown: str, *, page, config, files) -> str:
     """Put the help of every command in place of the marker."""
     if page.file.src_uri != PAGE:
         return markdown
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "84"  # as wide as a page
     from pvlm.cli import build_parser
 
     sections = [f"## {name}\n\n```text\n{parser.format_help()}```" for name, parser in commands("pvlm", build_parser())]

@@ -18,7 +18,7 @@ MAX_FRAME_SIDE = 16_384
 MAX_VIDEO_TOKENS = 2**22
 """Of one prompt."""
 MAX_WINDOW = 64
-"""Tokens of a window; a window longer than any sensible c = T_p / T_q only delays rejections."""
+"""Tokens of a window; one that is longer than any sensible c = T_p / T_q only delays rejections."""
 MAX_LEAD = 16
 """Windows that the draft may be ahead."""
 MAX_PROPOSAL = 1024

@@ -1,4 +1,4 @@
-"""One answer, recorded and drawn: see `Trace`."""
+"""What goes on in one answer, recorded, and the pictures of it: see `Trace`."""
 
 from pvlm.trace.trace import Trace, make_directory
 

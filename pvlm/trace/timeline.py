@@ -187,7 +187,7 @@ class _Builder:
                 text = f"rollback to {rollback.keep + len(rollback.tokens)} tokens (epoch {rollback.epoch})"
                 self._marks.append(Mark(row="draft", kind="rollback", at_ms=at_ms, text=text))
             case ToTargetActor(Step(count=-1)):
-                self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target continues alone"))
+                self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target goes on alone"))
             case ToTargetActor(Step(count=0)):
                 text = "together with the draft again"
                 self._marks.append(Mark(row="target", kind="together", at_ms=at_ms, text=text))

@@ -216,7 +216,7 @@ async def test_waiting_is_what_is_left_between_an_actor_s_work() -> None:
 async def test_a_trace_is_of_one_answer(tmp_path: Path) -> None:
     _, trace = await traced()
     async with Engine.create(**TOY) as engine:
-        with pytest.raises(EngineStateError, match=r"already holds an answer: make a new Trace\(\)"):
+        with pytest.raises(EngineStateError, match=r"holds an answer already: make another Trace\(\)"):
             await engine.answer(FRAMES, "What?", trace=trace)
     with pytest.raises(EngineStateError, match="this trace is empty"):
         Trace().write(tmp_path / "nothing")

@@ -1,6 +1,6 @@
-"""The plug-in: what pvlm asks of a model (`pvlm_protocols.backend`), answered by an n-gram model.
+"""The plug-in: the interface of a model (`pvlm_protocols.backend`) over an n-gram model.
 
-It never looks at the video. For a draft that is allowed: it only guesses, and the target decides.
+The model never uses the video. A draft may do so: it only guesses, and the target decides.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:  # importing a plug-in must be cheap: heavy packages are impor
     from .model import NgramModel
 
 MAX_POSITIONS = 1 << 20
-"""Nothing in an n-gram model is bounded, but a number must be told."""
+"""An n-gram model has no bound, but `ModelInfo` needs a number."""
 
 
 class NgramBackend:
-    """Made by `load`, in the worker. The engine's process only ever calls `processor`."""
+    """An n-gram model. `load` makes it in the worker; the engine's process calls `processor` alone."""
 
     def __init__(self, name: str, model: NgramModel, processor: LlavaOnevisionProcessor) -> None:
         self._model = model
@@ -45,7 +45,7 @@ class NgramBackend:
     def open(self, prompt: Prompt, capacity: int) -> NgramSession:
         """Start on a prompt. Raises PromptError."""
         text_tokens = len(self._processor.prepare(Prompt(prompt.question)))
-        # As many video tokens as the target has, though none is used: then any prune mask of the target's fits.
+        # The target's number of video tokens, though none is used: any prune mask of the target then fits.
         frames = 0 if prompt.frames is None else len(prompt.frames)
         return NgramSession(self._model, frames * self._processor.tokens_per_frame, text_tokens, capacity)
 
@@ -54,12 +54,12 @@ class NgramBackend:
 
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
-        """The target's own, so that the tokenizers agree. Raises CheckpointError."""
+        """The target's processor, so that the tokenizers agree. Raises CheckpointError."""
         return load_processor(cls._read(model))
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> NgramBackend:
-        """Raises CheckpointError, and BackendError if it is to be a target."""
+        """Load a model. Raises CheckpointError, and BackendError for the role of a target."""
         if options.role == "target":
             raise BackendError("an n-gram model does not see the video: it can be a draft, not a target")
         if options.extra:
@@ -78,7 +78,7 @@ class NgramBackend:
 
 
 class NgramSession:
-    """One answer: its tokens are all the cache there is."""
+    """One answer; its cache is its tokens."""
 
     def __init__(self, model: NgramModel, video_tokens: int, text_tokens: int, capacity: int) -> None:
         self.video_tokens = video_tokens
@@ -103,13 +103,13 @@ class NgramSession:
     ) -> torch.Tensor:
         """Logits of the first token, float32 ``(vocab_size,)``."""
         if on_early_layer is not None:
-            raise BackendError("an n-gram model has no layers to look at: it can be a draft, not a target")
+            raise BackendError("an n-gram model has no layers: it can be a draft, not a target")
         if on_progress is not None:
             on_progress()
         return self._logits([0])[0]
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
-        """Float32 ``(n, vocab_size)``: row i predicts what follows ``tokens[i]``. No layers, so no progress to tell."""
+        """Float32 ``(n, vocab_size)``: row i predicts what follows ``tokens[i]``. There are no layers to report."""
         if not tokens or min(tokens) < 0 or max(tokens) >= self._model.vocab_size:
             raise ValueError(f"tokens must be one or more ids below {self._model.vocab_size}, not {list(tokens)}")
         before = self.length
@@ -128,7 +128,7 @@ class NgramSession:
         self._tokens.clear()
 
     def _logits(self, lengths: Sequence[int]) -> torch.Tensor:
-        """A row for each beginning of the answer."""
+        """A row for each prefix of the answer."""
         import numpy as np
         import torch
 
@@ -141,7 +141,7 @@ def load_processor(model: NgramModel) -> LlavaOnevisionProcessor:
 
     processor = load_processor(str(tokenizer_folder(model.tokenizer)))
     if processor.tokenizer_fingerprint != model.tokenizer_fingerprint:
-        raise CheckpointError(f"the tokenizer of '{model.tokenizer}' is not the one that was counted: train again")
+        raise CheckpointError(f"the tokenizer of '{model.tokenizer}' has changed since the training: train again")
     return processor
 
 

@@ -1,4 +1,4 @@
-"""The model: how often which token followed which tokens."""
+"""The model: counts of tokens after other tokens."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class NgramModel(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tokenizer: str
-    """The checkpoint whose tokenizer it is; ``bundled``: pvlm's own target."""
+    """The checkpoint of the tokenizer; ``bundled``: pvlm's bundled target."""
     tokenizer_fingerprint: str
     vocab_size: int
     end_token: int
-    """Ends every text, and stands in front of it, so that a model knows how texts begin."""
+    """Id after and before every text; the second teaches the model how texts begin."""
     order: int
     counts: dict[str, dict[int, int]]
 
     @classmethod
     def counted(cls, texts: Iterable[Sequence[int]], *, end_token: int, order: int, **about: str | int) -> Self:
-        """A model of texts, each given as ids."""
+        """A model of texts, each a sequence of ids."""
         counts: dict[str, Counter[int]] = {}
         for text in texts:
             ids = [end_token] * (order - 1) + [*text, end_token]
@@ -42,13 +42,14 @@ class NgramModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Raises CheckpointError."""
+        """Read a model from a file. Raises CheckpointError."""
         try:
             return msgspec.json.decode(Path(path).read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError) as error:
             raise CheckpointError(f"{path} cannot be read as an n-gram model: {error}") from error
 
     def write(self, path: str | Path) -> None:
+        """Write the model to a file."""
         Path(path).write_bytes(msgspec.json.encode(self))
 
     def log_probabilities(self, text: Sequence[int]) -> NDArray[np.float32]:

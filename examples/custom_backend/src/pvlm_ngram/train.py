@@ -34,7 +34,7 @@ def train(texts: Iterable[str], *, tokenizer: str = "bundled", order: int = 4) -
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pvlm_ngram.train", description="Count n-grams for drafting.")
     parser.add_argument("texts", type=Path, help="texts such as the target's answers, one a line")
-    parser.add_argument("model", type=Path, help="where to write the model (JSON)")
+    parser.add_argument("model", type=Path, help="file of the model (JSON)")
     parser.add_argument("--tokenizer", default="bundled", help="the target's checkpoint (default: the bundled one)")
     parser.add_argument("--order", type=int, default=4, help="1 + tokens of context (default: 4)")
     options = parser.parse_args()
