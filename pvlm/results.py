@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Literal
 
 import msgspec
 
-from pvlm.coordination.statistics import Counts
-
-FinishReason = Literal["stop", "length"]
+from pvlm_protocols.messages import FinishReason as FinishReason
 
 
 class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,13 +108,3 @@ def median_or_none(values: list[float]) -> float | None:
 
 def ratio_or_none(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def acceptance(counts: Counts) -> dict[str, float | None]:
-    """The three acceptance figures of `AnswerStats`."""
-    accepted, rejected = counts.accepted_tokens, counts.rejected_tokens
-    return {
-        "acceptance_rate": ratio_or_none(accepted, accepted + rejected),
-        "draft_efficiency": ratio_or_none(accepted, counts.drafted_tokens),
-        "mean_accepted_length": ratio_or_none(accepted, rejected),
-    }

@@ -24,7 +24,6 @@ from pvlm_protocols.limits import (
     MAX_END_TOKENS,
     MAX_ERROR_CHARACTERS,
     MAX_ID,
-    MAX_LEAD,
     MAX_MILLISECONDS,
     MAX_QUESTION_CHARACTERS,
     MAX_STOPPED,
@@ -48,6 +47,10 @@ TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
 
 Coupling = Literal["auto", "greedy", "speculative", "gumbel"]
 FinishReason = Literal["stop", "length"]
+TargetMode = Literal["turns", "together", "alone"]
+"""``turns``: verify a window, add a token, wait for the next window. ``together``: verify windows while the draft
+writes further ones. ``alone``: decode, and verify only windows that have arrived.
+"""
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -97,14 +100,12 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """How draft and target share the work.
 
-    ``alone``: no draft, the target decodes by itself. ``bonus``: after a fully accepted window the target draws one
-    token more (vanilla speculative decoding). ``lead``: how many windows the draft may be ahead of the committed
-    text. ``overlap_prefill``: publish the mask as soon as the early layers have run, not after the prefill.
+    ``mode``: with ``turns`` (plain speculative decoding) the draft writes one window and waits for its verdict; with
+    ``together`` it may be one further window ahead; with ``alone`` the session has no draft. ``overlap_prefill``:
+    publish the mask as soon as the early layers have run, not after the prefill.
     """
 
-    alone: bool = False
-    bonus: bool = False
-    lead: Annotated[int, Meta(ge=1, le=MAX_LEAD)] = 2
+    mode: TargetMode = "together"
     overlap_prefill: bool = True
 
 
@@ -193,11 +194,10 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     stopped: Annotated[tuple[Stopped, ...], Meta(max_length=MAX_STOPPED)] = ()
 
 
-class Step(SessionMessage, frozen=True, kw_only=True):
-    """Decode up to ``count`` further tokens alone whenever no window is at hand (-1: all that remain; 0: none)."""
+class SetMode(SessionMessage, frozen=True, kw_only=True):
+    """Another mode for the target."""
 
-    epoch: Serial
-    count: Annotated[int, Meta(ge=-1, le=MAX_ANSWER_TOKENS)]
+    mode: TargetMode
 
 
 class Rollback(SessionMessage, frozen=True, kw_only=True):
@@ -334,12 +334,12 @@ class Pong(Message, frozen=True, kw_only=True):
 
 
 ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop
-ToTarget = Open | Close | DraftWindow | Step | SetWindow | Ping | Stop
+ToTarget = Open | Close | DraftWindow | SetMode | SetWindow | Ping | Stop
 FromDraft = Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Pong
 FromTarget = (
     Hello | Loading | Opened | PrefillProgress | PruneMask | PrefillDone | Verdict | Closed | Failed | Dying | Pong
 )
-ToActor = Open | Close | PruneMask | DraftWindow | Step | Rollback | Advance | SetWindow | Ping | Stop
+ToActor = Open | Close | PruneMask | DraftWindow | SetMode | Rollback | Advance | SetWindow | Ping | Stop
 FromActor = (
     Hello
     | Loading

@@ -30,7 +30,7 @@ from pvlm.errors import (
     TargetLost,
     VideoError,
 )
-from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, acceptance, median_or_none, ratio_or_none
+from pvlm.results import Answer, AnswerStats, Chunk, FinishReason, median_or_none, ratio_or_none
 from pvlm.runtime.pair import Runtime
 from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
@@ -154,7 +154,7 @@ class AnswerStream:
                 )
             )
         if (metrics := self._reporter.metrics) is not None:
-            self._report = AnswerReport(metrics, self._coordinator.counts, self._started_s)
+            self._report = AnswerReport(metrics, self._started_s)
         self._session = runtime.open(self._coordinator, self._on_command, self._report, self._recorder)
 
     async def _resized(self, processor: Processor) -> VideoFrames | None:
@@ -331,7 +331,7 @@ class AnswerStream:
             draft_token_ms=median_or_none(counts.draft_token_ms),
             accepted_tokens=counts.accepted_tokens,
             rejected_tokens=counts.rejected_tokens,
-            **acceptance(counts),
+            **counts.acceptance(),
             rollbacks=counts.rollbacks,
             rests=counts.rests,
             origins="".join(self._origins),

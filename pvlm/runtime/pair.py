@@ -177,15 +177,11 @@ class Runtime:
             parallel_decode = self.config.parallel_decode
         match method:
             case "ar":
-                return Schedule(alone=True)
+                return Schedule(mode="alone")
             case "sd":
-                return Schedule(bonus=True, lead=1, overlap_prefill=False)
+                return Schedule(mode="turns", overlap_prefill=False)
             case "parallel":
-                return Schedule(
-                    bonus=not parallel_decode,
-                    lead=2 if parallel_decode else 1,
-                    overlap_prefill=parallel_prefill,
-                )
+                return Schedule(mode="together" if parallel_decode else "turns", overlap_prefill=parallel_prefill)
 
     def window_policy(self, schedule: Schedule, pruning: Pruning, window: WindowSetting) -> WindowPolicy:
         """What chooses the windows. One that learns is kept, for what it has learned holds for the next answer with
@@ -195,7 +191,7 @@ class Runtime:
             return FixedWindow(window)
         alike = schedule, pruning.method, pruning.ratio
         if (policy := self._policies.pop(alike, None)) is None:
-            policy = AutoWindow(vanilla=schedule.bonus)
+            policy = AutoWindow(vanilla=schedule.mode == "turns")
         self._policies[alike] = policy  # as the last one
         if len(self._policies) > POLICIES:
             del self._policies[next(iter(self._policies))]
@@ -209,7 +205,7 @@ class Runtime:
         recorder: Recorder | None = None,
     ) -> LiveSession:
         """Start a session; `target_there` comes before. ``on_command`` gets what is not for an actor, at once;
-        ``recorder`` every event and command; ``report`` every event, when its commands are out.
+        ``recorder`` every event and command; ``report`` the commands of every event, when they are out.
         """
         session = LiveSession(self._actors, coordinator, on_command, self._reporter, report, recorder)
         self._sessions[coordinator.session] = session
@@ -233,7 +229,7 @@ class Runtime:
 
     def _tell_shared(self) -> None:
         for session in self._sessions.values():
-            session.coordinator.measuring.shared = len(self._sessions) > 1
+            session.coordinator.measurements.shared = len(self._sessions) > 1
 
     async def target_there(self) -> None:
         """Wait while a lost target is being started again. Raises TargetLost, EngineStateError."""

@@ -18,7 +18,8 @@ from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, 
 from pvlm.speculation.randomness import Purpose, uniform
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
 from pvlm.speculation.settings import DistributionSettings
-from pvlm.speculation.verification import accepted_count, gumbel_choices, residual_draw, speculative_accept
+from pvlm.speculation.text import agreement
+from pvlm.speculation.verification import gumbel_choices, residual_draw, speculative_accept
 from pvlm_protocols.messages import Sampling
 
 
@@ -222,5 +223,5 @@ _NOTHING_TESTED = WindowJudgement(0, None)
 
 
 def _compare(choices: Sequence[int], tokens: Sequence[int]) -> WindowJudgement:
-    accepted = accepted_count(choices, tokens)
+    accepted = agreement(choices, tokens)
     return WindowJudgement(accepted, choices[accepted] if accepted < len(tokens) else None)

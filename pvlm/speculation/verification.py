@@ -19,14 +19,6 @@ from pvlm.speculation.randomness import gumbel_noise
 from pvlm.speculation.sampling import draw
 
 
-def accepted_count(choices: Sequence[int], drafted: Sequence[int]) -> int:
-    """How many drafted tokens equal the target's own choices, counted up to the first that does not."""
-    for index, (choice, token) in enumerate(zip(choices, drafted, strict=False)):
-        if choice != token:
-            return index
-    return min(len(choices), len(drafted))
-
-
 def gumbel_choices(scores: Tensor, seed: int, positions: Sequence[int], ids: Tensor | None = None) -> list[int]:
     """Draw one token for each row by the Gumbel-max trick: ``argmax(score + noise)``, in float64.
 

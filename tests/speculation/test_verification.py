@@ -19,8 +19,8 @@ from scipy import stats
 from pvlm.speculation.proposals import Proposal, draw_from_proposal, make_proposal
 from pvlm.speculation.randomness import uniform
 from pvlm.speculation.sampling import draw, normalised
+from pvlm.speculation.text import agreement
 from pvlm.speculation.verification import (
-    accepted_count,
     gumbel_choices,
     residual_draw,
     speculative_accept,
@@ -168,8 +168,8 @@ def test_equal_distributions_always_agree(q_weights: list[float], u: float) -> N
 
 
 @given(choices=st.lists(st.integers(0, 2), max_size=8), drafted=st.lists(st.integers(0, 2), max_size=8))
-def test_accepted_count_is_the_common_prefix(choices: list[int], drafted: list[int]) -> None:
-    count = accepted_count(choices, drafted)
+def test_agreement_is_the_common_prefix(choices: list[int], drafted: list[int]) -> None:
+    count = agreement(choices, drafted)
     assert choices[:count] == drafted[:count]
     assert count == min(len(choices), len(drafted)) or choices[count] != drafted[count]
 
