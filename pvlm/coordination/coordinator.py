@@ -162,9 +162,9 @@ class Coordinator:
             return []
         self.measurements.reconsider()
         self.measurements.outdate()
-        before = self.mode
+        before, target_open = self.mode, self._target_open
         self.mode, commands = transition(self, event)
-        if self.mode.of_target != before.of_target and self._target_open:
+        if self.mode.of_target != before.of_target and target_open and self._target_open:
             commands = [ToTargetActor(SetMode(session=self.session, mode=self.mode.of_target)), *commands]
         return commands
 
