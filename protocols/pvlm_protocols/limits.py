@@ -19,8 +19,6 @@ MAX_VIDEO_TOKENS = 2**22
 """Of one prompt."""
 MAX_WINDOW = 64
 """Tokens of a window; one that is longer than any sensible c = T_p / T_q only delays rejections."""
-MAX_LEAD = 16
-"""Windows that the draft may be ahead."""
 MAX_PROPOSAL = 1024
 """Ids in the proposal of a drafted token."""
 MAX_STOP_TOKENS = 128

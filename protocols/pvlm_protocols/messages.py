@@ -1,12 +1,12 @@
-"""The messages that actors exchange, grouped by receiver.
+"""The messages that actors exchange, grouped by who receives them.
 
-Every struct is tagged, frozen, and travels as a map. A map takes a few bytes more than an array, but a reordered or
+Every struct is tagged, frozen, and travels as a map: a few bytes more than an array, but a reordered or
 renamed field cannot decode silently wrong. `tests/protocols` pins the encoded bytes.
 
-Positions count answer tokens: position 0 is the first token of the answer. Times are in seconds of the sender's
-monotonic clock; the engine converts those of other hosts to its own.
+Positions count answer tokens: position 0 is the first token of the answer. Times are of the monotonic clock of the host
+that tells of them; the engine puts those of other hosts on its own.
 
-The bounds of numbers, texts and tuples are part of the types: a value beyond them does not decode.
+The bounds of numbers, and the lengths of texts and tuples, are part of the types: what is beyond them does not decode.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pvlm_protocols.limits import (
     MAX_END_TOKENS,
     MAX_ERROR_CHARACTERS,
     MAX_ID,
-    MAX_LEAD,
     MAX_MILLISECONDS,
     MAX_QUESTION_CHARACTERS,
     MAX_STOPPED,
@@ -35,9 +34,9 @@ from pvlm_protocols.limits import (
 )
 
 Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Number of a session or an epoch; a seed."""
+"""Names something: a session, an epoch, a seed."""
 Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
-"""Position of an answer token, or a number of answer tokens."""
+"""Of an answer token, or how many of them there are."""
 Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
@@ -48,6 +47,10 @@ TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
 
 Coupling = Literal["auto", "greedy", "speculative", "gumbel"]
 FinishReason = Literal["stop", "length"]
+TargetMode = Literal["turns", "together", "alone"]
+"""``turns``: verify a window, add a token, wait for the next window. ``together``: verify windows while the draft
+writes further ones. ``alone``: decode, and verify only windows that have arrived.
+"""
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -64,10 +67,10 @@ class SessionMessage(Message, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """The choice of tokens, and the end of the answer.
+    """How tokens are chosen and where the answer ends.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``vocab_limit``: both models have
-    the ids below it. ``coupling`` is resolved (never ``auto``) before it travels.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``vocab_limit``: ids at or above it
+    do not exist for both models. ``coupling`` is resolved (never ``auto``) before it travels.
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
@@ -82,9 +85,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruning(msgspec.Struct, frozen=True, kw_only=True):
-    """The choice of video tokens for the draft.
+    """Which video tokens the draft may see.
 
-    ``ratio``: the dropped share; ``early_layer`` 0: the target chooses by its depth.
+    ``ratio`` is the share that is dropped; ``early_layer`` 0 lets the target choose by its depth.
     """
 
     method: Name = "uv"
@@ -97,14 +100,12 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """How draft and target share the work.
 
-    ``alone``: no draft, the target decodes by itself. ``bonus``: after a fully accepted window the target draws one
-    token more (vanilla speculative decoding). ``lead``: how many windows the draft may be ahead of the committed
-    text. ``overlap_prefill``: publish the mask as soon as the early layers have run, not after the prefill.
+    ``mode``: with ``turns`` (plain speculative decoding) the draft writes one window and waits for its verdict; with
+    ``together`` it may be one further window ahead; with ``alone`` the session has no draft. ``overlap_prefill``:
+    publish the mask as soon as the early layers have run, not after the prefill.
     """
 
-    alone: bool = False
-    bonus: bool = False
-    lead: Annotated[int, Meta(ge=1, le=MAX_LEAD)] = 2
+    mode: TargetMode = "together"
     overlap_prefill: bool = True
 
 
@@ -119,8 +120,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """Work that a rollback stopped before its window was sent: ``tokens`` drafted tokens, the first at position
-    ``start`` (0: in the middle of the first token). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
+    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
+    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
     """
 
     epoch: Serial
@@ -141,8 +142,8 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
-    """Start a session. To continue the session of a lost actor: ``committed``, its committed answer tokens, and
-    ``epoch``, above all earlier ones.
+    """Start a session. To go on with one that a lost actor had: ``committed``, the answer tokens that are settled
+    already, and ``epoch``, above all earlier ones.
     """
 
     question: Annotated[str, Meta(max_length=MAX_QUESTION_CHARACTERS)]
@@ -177,9 +178,9 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
 
     ``proposal_ids`` int32 and ``proposal_probs`` float32, both ``(len(tokens), K)``: the k-sparse distributions that
     the tokens were drawn from, unused places at id -1 and probability 0; None under greedy and Gumbel coupling.
-    ``draft_ms``: time spent on the tokens; ``began_s`` and ``ended_s``: the
-    start of the first and the end of the last, in seconds of the monotonic clock of the draft's host. Travels from the
-    draft to the coordinator and on to the target. ``stopped``: work that rollbacks have stopped since the last window.
+    ``draft_ms``: time spent on the tokens. ``began_s`` and ``ended_s``: when the first was begun and the last was
+    complete, in seconds of the monotonic clock of the draft's host. ``stopped``: what the draft has written in vain
+    since the last window. Travels from the draft to the coordinator and on to the target.
     """
 
     epoch: Serial
@@ -193,15 +194,14 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     stopped: Annotated[tuple[Stopped, ...], Meta(max_length=MAX_STOPPED)] = ()
 
 
-class Step(SessionMessage, frozen=True, kw_only=True):
-    """Decode up to ``count`` further tokens alone whenever there is no window (-1: all remaining ones; 0: none)."""
+class SetMode(SessionMessage, frozen=True, kw_only=True):
+    """Another mode for the target."""
 
-    epoch: Serial
-    count: Annotated[int, Meta(ge=-1, le=MAX_ANSWER_TOKENS)]
+    mode: TargetMode
 
 
 class Rollback(SessionMessage, frozen=True, kw_only=True):
-    """Keep ``keep`` answer tokens, append ``tokens``, and continue to draft from there in the new ``epoch``."""
+    """Keep ``keep`` answer tokens, append ``tokens``, and draft on from there in the new ``epoch``."""
 
     epoch: Serial
     keep: Position
@@ -224,8 +224,6 @@ class SetWindow(SessionMessage, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """Ask for a `Pong` with the same ``nonce``."""
-
     nonce: Serial
 
 
@@ -253,8 +251,8 @@ class Loading(Message, frozen=True, kw_only=True):
 
 
 class Opened(SessionMessage, frozen=True, kw_only=True):
-    """The prompt is built, and the vision tower has run. ``ended_s``: the time, in seconds of the monotonic clock of
-    the actor's host.
+    """The prompt is built, and the vision tower has run. ``ended_s``: when, in seconds of the monotonic clock of the
+    actor's host.
     """
 
     role: Role
@@ -265,8 +263,6 @@ class Opened(SessionMessage, frozen=True, kw_only=True):
 
 
 class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
-    """Finished fraction of the prefill, 0 to 1."""
-
     role: Role
     fraction: Share
 
@@ -281,12 +277,13 @@ class PrefillDone(SessionMessage, frozen=True, kw_only=True):
 
 
 class Verdict(SessionMessage, frozen=True, kw_only=True):
-    """Tokens that the target has settled: ``tokens`` follow the ``start`` tokens that were committed before.
+    """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
 
-    The first ``accepted`` of them are the draft's; a token after them is the target's own. ``rejected``: the target
-    rejected a drafted token, and dropped its remaining tokens of ``epoch``. ``window``: drafted tokens in the pass (0:
-    a solo step). ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one). ``ended_s``: its
-    end, in seconds of the monotonic clock of the target's host. ``finish``: the reason if the answer ends here.
+    The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target
+    turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
+    the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
+    one), ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer
+    ends here, if it does.
     """
 
     epoch: Serial
@@ -302,13 +299,11 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
 
 
 class Closed(SessionMessage, frozen=True, kw_only=True):
-    """The session is freed."""
-
     role: Role
 
 
 class Failed(SessionMessage, frozen=True, kw_only=True):
-    """A session failed at an actor; the actor continues."""
+    """A session failed at an actor, which lives on."""
 
     role: Role
     error: Name
@@ -317,7 +312,7 @@ class Failed(SessionMessage, frozen=True, kw_only=True):
 
 
 class Dying(Message, frozen=True, kw_only=True):
-    """The actor ends."""
+    """The whole actor is going down."""
 
     role: Role
     error: Name
@@ -326,8 +321,8 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """``progress`` counts layers and units of work; ``sessions``: number of open sessions; ``dropped``: number of
-    dropped messages; ``at_s``: time of sending, in seconds of the monotonic clock of the actor's host.
+    """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many messages
+    it has dropped; ``at_s``: when it was said, in seconds of the monotonic clock of the actor's host.
     """
 
     nonce: Serial
@@ -339,12 +334,12 @@ class Pong(Message, frozen=True, kw_only=True):
 
 
 ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop
-ToTarget = Open | Close | DraftWindow | Step | SetWindow | Ping | Stop
+ToTarget = Open | Close | DraftWindow | SetMode | SetWindow | Ping | Stop
 FromDraft = Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Pong
 FromTarget = (
     Hello | Loading | Opened | PrefillProgress | PruneMask | PrefillDone | Verdict | Closed | Failed | Dying | Pong
 )
-ToActor = Open | Close | PruneMask | DraftWindow | Step | Rollback | Advance | SetWindow | Ping | Stop
+ToActor = Open | Close | PruneMask | DraftWindow | SetMode | Rollback | Advance | SetWindow | Ping | Stop
 FromActor = (
     Hello
     | Loading

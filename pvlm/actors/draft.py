@@ -12,6 +12,7 @@ from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_s
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
+from pvlm.speculation.text import finish_reason
 from pvlm_protocols.backend import GreedyDrafting, PromptError, Session
 from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
@@ -36,7 +37,7 @@ class DraftActor(Actor):
 
 
 class DraftSession(ActorSession):
-    """``tokens`` are the answer as the draft knows it: what is committed, and its own tokens behind that.
+    """``tokens`` are the answer as the draft knows it: the committed tokens, and its own after them.
 
     The cache holds the first ``model.length`` of them; the rest is fed when the next token is wanted, so the last token
     of a window costs nothing if it is rejected.
@@ -99,7 +100,7 @@ class DraftSession(ActorSession):
                 self.model.truncate(keep)
 
     def outdates(self, message: SessionMessage) -> bool:
-        """A rollback is not awaited by the token that it makes worthless; a prefill serves all."""
+        """A rollback makes the token in work worthless. A prefill serves every epoch."""
         return self._prefill_logits is not None and isinstance(message, Rollback) and message.epoch > self.epoch
 
     # ---- work -----------------------------------------------------------------------------------------------------
@@ -109,14 +110,17 @@ class DraftSession(ActorSession):
             return True
         if self._prefill_logits is None:
             return self._mask is not None
-        # A window may be begun while at most ``lead - 1`` windows before it wait for their verdict.
-        sampling = self.opening.sampling
-        ended = len(self.tokens) > 0 and self.tokens[-1] in sampling.end_token_ids
-        in_lead = self._window_begun <= self.committed + (self.opening.schedule.lead - 1) * self.window.gamma
-        return in_lead and len(self.tokens) < sampling.max_tokens and not ended
+        # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict.
+        lead = 0 if self.opening.schedule.mode == "turns" else self.window.gamma
+        return self._window_begun <= self.committed + lead and not self._ended()
+
+    def _ended(self) -> bool:
+        """Is the answer complete, as far as the draft knows it?"""
+        last = self.tokens[-1] if self.tokens else None
+        return finish_reason(len(self.tokens), last, self.opening.sampling) is not None
 
     def urgent(self) -> bool:
-        """The target has everything that was written before: a session that writes further ahead can wait."""
+        """A session is urgent whose windows have all been verified; one that writes further ahead can wait."""
         return self._prefill_logits is None or self._window_begun <= self.committed
 
     def work(self) -> None:
@@ -166,7 +170,7 @@ class DraftSession(ActorSession):
         )
 
     def _draft(self, model: Session) -> None:
-        """Write tokens until a window is complete, a message has come, or there are other sessions to serve."""
+        """Write tokens until a window is complete, a message has come, or other sessions wait for a turn."""
         started = time.monotonic()
         if not self._drafted:
             self._began_s = started
@@ -182,10 +186,10 @@ class DraftSession(ActorSession):
             raise
 
     def _drafts(self, model: Session) -> Iterator[Drafted]:
-        """Tokens behind the answer, each of which is appended to it before the next one is asked for."""
+        """The next tokens of the answer. Each is appended to the answer before the next one is asked for."""
         sampling = self.opening.sampling
-        # A target whose vocabulary is padded further may, if hardly ever, commit an id that the draft does not have.
-        # Any other stands in for it: only the guesses behind it suffer.
+        # A target whose vocabulary is padded further may commit an id that the draft does not have. That is rare, and
+        # any other id can replace it: only the guesses after it suffer.
         last = self.actor.backend.info.vocab_size - 1
         logits = self._prefill_logits
         while True:
@@ -213,13 +217,7 @@ class DraftSession(ActorSession):
         if drafted.proposal is not None:
             self._proposals.append(drafted.proposal)
         self._draft_ms += milliseconds_since(started)
-        sampling = self.opening.sampling
-        written = len(self.tokens) - self._window_begun
-        complete = (
-            written >= self._window_size
-            or drafted.token in sampling.end_token_ids
-            or len(self.tokens) >= sampling.max_tokens
-        )
+        complete = len(self.tokens) - self._window_begun >= self._window_size or self._ended()
         if complete:
             self._send()
             self._start_window(self.window.gamma)

@@ -12,6 +12,7 @@ from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
 from pvlm.speculation.pruning import default_early_layer, kept_count, load_pruner
+from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import EarlyStates, Session
 from pvlm_protocols.messages import (
     DraftWindow,
@@ -20,8 +21,8 @@ from pvlm_protocols.messages import (
     PrefillDone,
     PruneMask,
     SessionMessage,
+    SetMode,
     SetWindow,
-    Step,
     Verdict,
 )
 
@@ -38,9 +39,12 @@ class TargetActor(Actor):
 class TargetSession(ActorSession):
     """``committed`` is the answer so far. The cache covers it but for at most one *pending* token, its last.
 
-    - *holding* (``_logits`` is set): nothing is pending, and the logits of the next position are at hand. They settle
-      the first drafted token without a pass; without a drafted token, a step alone draws from them.
+    - *holding* (``_logits`` is set): no token is pending, and the logits of the next position are at hand. They settle
+      the first drafted token without a pass; alone, the target draws from them.
     - *pending* (``_logits`` is None): a pass over ``[pending, x1 ... xk]`` settles the drafted tokens x1 to xk.
+
+    ``mode`` says what it does without a drafted token: ``turns``: wait; ``together``: one pass over the pending token,
+    after a rejection only when the patience for the draft is over; ``alone``: decode.
 
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
     """
@@ -55,10 +59,9 @@ class TargetSession(ActorSession):
         self._prefilled = False
         self._logits: torch.Tensor | None = None
         self._queue: deque[Drafted] = deque()
-        schedule = opening.schedule
-        # Without an overlapped prefill no drafted token can be waiting yet: plain speculative decoding draws the first.
-        self._steps = -1 if schedule.alone else int(schedule.bonus and not schedule.overlap_prefill)
-        self._wants_window = False
+        self.mode = opening.schedule.mode
+        self._rejected = False
+        """The last verdict rejected a drafted token, and the draft's next window is worth a wait."""
         self._idle_since = time.monotonic()
 
     # ---- messages -------------------------------------------------------------------------------------------------
@@ -67,8 +70,8 @@ class TargetSession(ActorSession):
         match message:
             case DraftWindow():
                 self._take_window(message)
-            case Step():
-                self._steps = message.count
+            case SetMode():
+                self.mode = message.mode
             case SetWindow():
                 self.window = message.window
 
@@ -81,15 +84,14 @@ class TargetSession(ActorSession):
             self._queue.clear()
         if window.start > self._reach():
             return
-        for index, drafted in enumerate(_unpack(window)):
-            position = window.start + index
-            if position < len(self.committed):
-                if self.committed[position] != drafted.token:
-                    self.epoch = window.epoch + 1
-                    self._queue.clear()
-                    return
-            elif position == self._reach() and position < self.opening.sampling.max_tokens:
-                self._queue.append(drafted)
+        drafted = _unpack(window)
+        decided = self.committed[window.start :]
+        if agreement(window.tokens, decided) < min(len(drafted), len(decided)):
+            self.epoch = window.epoch + 1
+            self._queue.clear()
+            return
+        room = self.opening.sampling.max_tokens - self._reach()
+        self._queue.extend(drafted[self._reach() - window.start :][:room])
 
     def _reach(self) -> int:
         """Answer tokens that are committed or wait for their verdict."""
@@ -102,27 +104,29 @@ class TargetSession(ActorSession):
             return True
         if self.finished:
             return False
-        if self._steps != 0 or self._queue:
+        if self._queue or self.mode == "alone":
             return True
-        return self._logits is None and not self._waiting()
+        if self._logits is not None:  # without an overlapped prefill no window can be here: draw the first token
+            return self.mode == "turns" and not self.opening.schedule.overlap_prefill
+        return not self._waiting()
 
     def urgent(self) -> bool:
         """A step alone, while the draft writes, settles one token: a pass over another session's window settles more,
         and may last until the window is there.
         """
-        return self._steps != 0 or bool(self._queue) or not self._prefilled
+        return self.mode != "together" or bool(self._queue) or not self._prefilled
 
     def patience_s(self) -> float | None:
-        if self.finished or not self._prefilled or self._logits is not None or not self._wants_window:
+        if self.finished or not self._prefilled or self._logits is not None or not self._rejected:
             return None
-        if self.opening.schedule.bonus:
+        if self.mode == "turns":
             return None
         return max(0.0, self.window.patience_ms / 1000 - (time.monotonic() - self._idle_since))
 
     def _waiting(self) -> bool:
         """Pending, and a window is worth waiting for."""
         patience = self.patience_s()
-        return self._wants_window and (patience is None or patience > 0)
+        return self.mode == "turns" or (patience is not None and patience > 0)
 
     def work(self) -> None:
         if self.model is None:
@@ -137,10 +141,12 @@ class TargetSession(ActorSession):
 
     def _prunes(self, model: Session) -> bool:
         pruning = self.opening.pruning
-        return not self.opening.schedule.alone and kept_count(model.video_tokens, pruning.ratio) < model.video_tokens
+        return (
+            self.opening.schedule.mode != "alone" and kept_count(model.video_tokens, pruning.ratio) < model.video_tokens
+        )
 
     def _publish_mask(self, model: Session, states: EarlyStates | None) -> None:
-        if self.opening.schedule.alone:
+        if self.opening.schedule.mode == "alone":
             return
         pruning = self.opening.pruning
         videos = model.video_tokens
@@ -209,7 +215,7 @@ class TargetSession(ActorSession):
             accepted_in_pass, rejected = self._settle_by_pass(model)
             accepted += accepted_in_pass
             pass_ms = milliseconds_since(started)
-        self._wants_window = self.opening.schedule.bonus or (rejected and self.window.wait > 0)
+        self._rejected = rejected and self.window.wait > 0
         self._idle_since = time.monotonic()
         self.post(
             Verdict(
@@ -267,25 +273,21 @@ class TargetSession(ActorSession):
             model.truncate(len(self.committed) - 1)
             return accepted, True
         self._logits = rows[-1]
-        if self.opening.schedule.bonus or (self._steps != 0 and not drafted):
+        if self.mode == "turns" or (self.mode == "alone" and not drafted):
             self._logits = None
             self._draw_alone(rows[-1])
         return accepted, False
 
     def _draw_alone(self, logits: torch.Tensor) -> None:
         self._commit(self.coupling.choose(logits, position=len(self.committed), epoch=self.epoch))
-        if self._steps > 0:
-            self._steps -= 1
 
     def _commit(self, token: int) -> None:
         self.committed.append(token)
         self.finished = self._finish_reason() is not None
 
     def _finish_reason(self) -> FinishReason | None:
-        sampling = self.opening.sampling
-        if self.committed and self.committed[-1] in sampling.end_token_ids:
-            return "stop"
-        return "length" if len(self.committed) >= sampling.max_tokens else None
+        last = self.committed[-1] if self.committed else None
+        return finish_reason(len(self.committed), last, self.opening.sampling)
 
 
 def _unpack(window: DraftWindow) -> list[Drafted]:

@@ -130,14 +130,13 @@ def _schedule(config: EngineConfig, method: Method, options: AnswerOptions) -> S
     prefill, decode = options.parallel_prefill, options.parallel_decode
     match method:
         case "ar":
-            return Schedule(alone=True)
+            return Schedule(mode="alone")
         case "sd":
-            return Schedule(bonus=True, lead=1, overlap_prefill=False)
+            return Schedule(mode="turns", overlap_prefill=False)
         case "parallel":
             together = config.parallel_decode if decode is None else decode
             return Schedule(
-                bonus=not together,
-                lead=2 if together else 1,
+                mode="together" if together else "turns",
                 overlap_prefill=config.parallel_prefill if prefill is None else prefill,
             )
 

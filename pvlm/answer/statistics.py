@@ -55,7 +55,6 @@ def answer_stats(
     """
     new_tokens = len(timeline.origins)
     decode_s = timeline.between_s("prefilled", "finished")
-    accepted, rejected = counts.accepted_tokens, counts.rejected_tokens
     figures = {
         **vars(counts),
         "method": request.method,
@@ -71,9 +70,7 @@ def answer_stats(
         "target_passes_ms": list(zip(counts.target_pass_tokens, counts.target_pass_ms, strict=True)),
         "target_idle_ms": median_or_none(counts.idle_ms),
         "draft_token_ms": median_or_none(counts.draft_token_ms),
-        "acceptance_rate": ratio_or_none(accepted, accepted + rejected),
-        "draft_efficiency": ratio_or_none(accepted, counts.drafted_tokens),
-        "mean_accepted_length": ratio_or_none(accepted, rejected),
+        **counts.acceptance(),
         "origins": "".join(timeline.origins),
         "prune": request.target.pruning.method if request.draft is not None else "none",
         "draft_prefill_ms": counts.prefill_ms.get("draft"),

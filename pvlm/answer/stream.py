@@ -91,7 +91,7 @@ class AnswerStream:
         if self._recorder is not None:
             self._recorder.began(_recorded(pair, request, video))
         if (metrics := self._reporter.metrics) is not None:
-            self._report = AnswerReport(metrics, coordinator.counts, self._timeline.at_s("asked"))
+            self._report = AnswerReport(metrics, self._timeline.at_s("asked"))
         self._writer = Writer(
             request.target.session,
             TextStream(pair.target_processor.decode, options.stop_strings),

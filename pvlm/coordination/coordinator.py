@@ -1,27 +1,34 @@
 """One session as a state machine without I/O: ``handle(event) -> [commands]``.
 
-Draft and target never speak to each other; everything goes through here, so the committed text, the epochs and the
-statistics have one owner, and every interleaving can be replayed in a test.
+Draft and target never talk to each other; every message passes through here. So the committed text, the epochs and the
+statistics have one owner, and a test can replay every interleaving.
 
-The rule that makes it lossless is short: *only the target's verdicts commit tokens*. What the draft wrote is a
-**line**, the committed prefix as of the last rollback and the draft's windows behind it. As long as the committed
-text agrees with the line, windows are forwarded and the draft is told how far it is confirmed. Where they part, the
-line is dead: the epoch is raised, and the draft is sent back to the committed text.
+One round:
 
-Where the window policy says that a draft does not pay, the target goes on *alone* for a while. Then the draft is asked
-for one window, a *probe*, while the target goes on: comparing the two costs the target nothing. The draft's first
-window is a probe too, so a draft that is slow to start holds nobody up; only a fixed window is waited for.
+- *speculate*: a window of the draft arrives. It continues the **line**, the draft's own version of the answer.
+- *verify*: while the line agrees with the committed text, the window goes to the target.
+- *commit*: a verdict of the target arrives, and its tokens are committed. If the line still agrees, the draft is told
+  how much of it is confirmed (`Advance`). If not, the line is dead: the epoch rises, and the draft is sent back to the
+  committed text (`Rollback`).
 
-A draft that is gone leaves the target alone; when it is back its session is opened anew behind the committed text, and
-its first window is a probe. A target that is gone stops everything; when it is back its session is opened anew from the
-committed tokens, and the draft is sent back to them. Each opening raises the epoch, so nothing that was under way
-counts, and no random draw is made twice.
+The rule that makes it lossless: *only the target's verdicts commit tokens*.
+
+The `Mode` decides what an event leads to; `TRANSITIONS` at the end of this module is the table. Where the window policy
+finds that drafting does not pay, the target decodes alone for a while. Then the draft writes one window, a *probe*,
+while the target continues, so the comparison costs the target nothing. The first window is a probe too, unless the
+policy is patient: a draft that is slow to start delays nobody.
+
+A lost draft leaves the target alone. When it is back, its session is opened again after the committed text, and its
+first window is a probe. A lost target stops the answer. When it is back, its session is opened again from the committed
+tokens, and the draft is sent back to them. Each opening raises the epoch, so messages from before it do not count, and
+no random draw is made twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any
 
 import msgspec
 
@@ -34,6 +41,7 @@ from pvlm.coordination.events import (
     Event,
     Fail,
     Finish,
+    Judged,
     PrefillFinished,
     Progress,
     StopAfter,
@@ -42,35 +50,46 @@ from pvlm.coordination.events import (
     TargetGone,
     ToDraftActor,
     ToTargetActor,
+    WindowTaken,
 )
-from pvlm.coordination.measurement import Measuring
-from pvlm.coordination.rest import Resting
+from pvlm.coordination.modes import Mode, Rest
+from pvlm.coordination.statistics import Counts, Measurements
+from pvlm.coordination.text import Text
 from pvlm.coordination.validation import verdict_problem, window_problem
 from pvlm.errors import InvalidTransition
+from pvlm.speculation.text import agreement
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.messages import (
     Advance,
     Close,
+    Closed,
     DraftWindow,
+    Dying,
     Failed,
     FinishReason,
+    Hello,
+    Loading,
     Open,
     Opened,
+    Pong,
     PrefillDone,
     PrefillProgress,
     PruneMask,
     Rollback,
+    SetMode,
     SetWindow,
-    Step,
     ToDraft,
     Verdict,
     Window,
 )
 
+Transition = tuple[Mode, list[Command]]
+"""The mode after an event, and the commands that answer it."""
+
 
 class State(Enum):
-    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; while the target is away RECOVERING, and then
-    PREFILLING again; FAILED is reached from everywhere but FINISHED.
+    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; while the target is lost RECOVERING, and then
+    PREFILLING again; FAILED is reached from every state but FINISHED.
     """
 
     NEW = auto()
@@ -87,29 +106,38 @@ class Coordinator:
     def __init__(
         self, opening: Open, policy: WindowPolicy, draft_opening: Open | None = None, draft_away: str = ""
     ) -> None:
-        """``draft_opening``: what the draft is opened with (its frames may be of another size); None: no draft.
-        ``draft_away``: why there is no draft just now; `DraftBack` tells when there is.
+        """``draft_opening``: opens the session at the draft, whose frames may be of another size; None: no draft.
+        ``draft_away``: why no draft runs at the moment; `DraftBack` reports when one does.
         """
         self.state = State.NEW
-        self.committed: list[int] = list(opening.committed)
-        self.epoch = opening.epoch
-        self.measuring = Measuring(policy)
-        self.counts = self.measuring.counts
-        self.counts.draft_lost = draft_away
         self.finish: FinishReason | None = None
+        self.measurements = Measurements(policy)
+        self.counts.draft_lost = draft_away
+        self.text = Text(opening.committed, opening.epoch)
         self._opening = opening
         self._draft_opening = draft_opening
-        self._learned = False
         self._draft = draft_opening is not None and not draft_away
-        self._line: list[int] = list(opening.committed)
-        self._told: Window = opening.window
+        self._target_window = opening.window
         self._mask: PruneMask | None = None
         self._prefilled = False
-        self._resting = Resting()
+        self._rest = Rest()
+        self.mode = self._first_mode()
 
     @property
     def session(self) -> int:
         return self._opening.session
+
+    @property
+    def counts(self) -> Counts:
+        return self.measurements.counts
+
+    @property
+    def committed(self) -> list[int]:
+        return self.text.committed
+
+    @property
+    def epoch(self) -> int:
+        return self.text.epoch
 
     @property
     def done(self) -> bool:
@@ -126,306 +154,336 @@ class Coordinator:
         return commands
 
     def handle(self, event: Event) -> list[Command]:
-        """Take one event in. Late and repeated events are dropped by rule and counted, never an error."""
-        if self.done or self.state is State.NEW:
+        """Take an event, enter the mode that `TRANSITIONS` names, and return the commands. Late and repeated events
+        are dropped by rule, and are no error.
+        """
+        transition = TRANSITIONS.get((self.mode, type(event)))
+        if transition is None or self.done or self.state is State.NEW:
             return []
-        self.reconsider()
-        self._learned = True
-        match event:
-            case Verdict():
-                return self._on_verdict(event)
-            case DraftWindow():
-                return self._on_window(event)
-            case PruneMask():
-                return self._on_mask(event)
-            case PrefillDone():
-                return self._on_prefill_done(event)
-            case Opened(role="target"):
-                self.counts.prompt_tokens = event.prompt_tokens
-                self.counts.video_tokens = event.video_tokens
-                if self._mask is None:
-                    self.counts.kept_video_tokens = event.video_tokens
-                return []
-            case PrefillProgress(role="target"):
-                return [Progress(event.fraction)]
-            case Failed(role="target"):
-                self.state = State.FAILED
-                return [Fail(event.error, event.message, event.traceback), *self._closing()]
-            case Failed(role="draft"):
-                self._draft_opening = None  # it would fail again
-                return self._on_draft_gone(f"{event.error}: {event.message}")
-            case DraftGone():
-                return self._on_draft_gone(event.reason)
-            case DraftBack():
-                return self._on_draft_back()
-            case TargetGone():
-                self.state = State.RECOVERING
-                return []
-            case TargetBack():
-                return self._on_target_back()
-            case TargetGivenUp():
-                self.state = State.FAILED
-                return [Fail("TargetLost", event.reason, event.traceback), *self._closing()]
-            case StopAfter(tokens):
-                self.state = State.FINISHED
-                self.finish = "stop"
-                del self.committed[tokens:]
-                return [Finish("stop"), *self._closing()]
-            case Cancelled():
-                self.state = State.FAILED
-                return self._closing()
-            case _:
-                return []
+        self.measurements.reconsider()
+        self.measurements.outdate()
+        before, target_open = self.mode, self._target_open
+        self.mode, commands = transition(self, event)
+        if self.mode.of_target != before.of_target and target_open and self._target_open:
+            commands = [ToTargetActor(SetMode(session=self.session, mode=self.mode.of_target)), *commands]
+        return commands
 
     def reconsider(self) -> None:
-        """Choose the window anew, by what the last event has taught.
+        """Choose the window again, from what the last event has taught.
 
-        `handle` does so before it looks at the next event. Who calls this when the commands are out, and nobody waits,
-        takes the time for it (up to a millisecond) off the way from a verdict to the draft.
+        `handle` does so before it takes the next event. A caller that does it when the commands are out, and nobody
+        waits, shortens the way from a verdict to the draft by up to a millisecond.
         """
-        if self._learned:
-            self._learned = False
-            self.measuring.reconsider()
+        self.measurements.reconsider()
 
-    # ---- prefill --------------------------------------------------------------------------------------------------
+    # ---- speculate: a window of the draft -------------------------------------------------------------------------
 
-    def _on_mask(self, mask: PruneMask) -> list[Command]:
-        if self._mask is not None:  # from a target that was opened again
-            return []
-        self._mask = mask
-        self.counts.kept_video_tokens = mask.kept
-        return self._to_draft(mask) if self._opening.schedule.overlap_prefill else []
+    def _verify(self, window: DraftWindow) -> Transition:
+        """TURNS, TOGETHER: the target verifies what continues the committed text."""
+        if (refused := self._extend_line(window)) is not None:
+            return refused
+        if self.text.parted(window.start) or self.text.ahead < 0:
+            return self.mode, [*self._roll_back(), self._drop(window)]
+        if self.text.ahead == 0:  # the target has written all of it already
+            return self.mode, [*self._advance(), self._drop(window)]
+        return self.mode, self._forward(window)
 
-    def _on_prefill_done(self, done: PrefillDone) -> list[Command]:
-        self.counts.prefill_ms.setdefault(done.role, done.prefill_ms)
-        if done.role == "draft" or self.state is not State.PREFILLING:
-            return []
-        self.state = State.DECODING
-        if self._prefilled:
-            return []
-        self._prefilled = True
-        held = None if self._opening.schedule.overlap_prefill else self._mask
-        return [PrefillFinished(), *([] if held is None else self._to_draft(held))]
+    def _rest_on(self, window: DraftWindow) -> Transition:
+        """ALONE: a window that was under way when the rest began is not needed."""
+        return self._extend_line(window) or (self.mode, [self._drop(window)])
 
-    # ---- decoding -------------------------------------------------------------------------------------------------
+    def _compare(self, window: DraftWindow) -> Transition:
+        """PROBING: compare the probe with what the target has written meanwhile. The part beyond that is verified if
+        both work together from now on, or if there was nothing to compare.
+        """
+        if (refused := self._extend_line(window)) is not None:
+            return refused
+        parted = self.text.parted(window.start)
+        ahead = not parted and self.text.ahead > 0
+        agreed = agreement(window.tokens, self.committed[window.start :])
+        self.measurements.probed(agreed, parted)
+        self.measurements.outdate()
+        self.measurements.reconsider()
+        together = self.measurements.pays
+        commands = self._forward(window) if ahead and (together or not agreed) else [self._drop(window)]
+        if not together:
+            return self._begin_rest(commands)
+        self._rest.reset()
+        return self._paired, [*commands, *(self._advance() if ahead else self._roll_back())]
 
-    def _on_window(self, window: DraftWindow) -> list[Command]:
-        self.measuring.drafted(window)
-        if not self._draft or window.epoch != self.epoch or window.start < len(self._line):
-            self.counts.dropped_windows += 1
-            return []
+    def _extend_line(self, window: DraftWindow) -> Transition | None:
+        """Append a window to the line. Returns a transition where the window is late or invalid."""
+        self.measurements.drafted(window)
+        late = window.epoch != self.epoch or window.start < len(self.text.line)
+        if late or not self._draft or not self._target_open:
+            return self.mode, [self._drop(window)]
         sampling = self._opening.sampling if self._draft_opening is None else self._draft_opening.sampling
-        if problem := window_problem(window, len(self._line), sampling):
+        if problem := window_problem(window, len(self.text.line), sampling):
             self._draft_opening = None  # nothing it writes can be trusted
-            return self._on_draft_gone(f"it wrote nonsense: {problem}")
-        self._line.extend(window.tokens)
-        self.measuring.continued(window)
-        if self._resting.alone:
-            return self._on_window_while_alone(window)
-        if self._parted(window.start):
-            self.counts.dropped_windows += 1
-            return self._roll_back()
-        if len(self._line) <= len(self.committed):  # all of it is behind the committed text
-            self.counts.dropped_windows += 1
-            return self._roll_back() if len(self._line) < len(self.committed) else self._advance()
-        return self._forward(window)
+            close = self._to_draft(Close(session=self.session))
+            mode, commands = self._lose_draft(f"it wrote nonsense: {problem}")
+            return mode, [*close, *commands, self._drop(window)]
+        self.text.line.extend(window.tokens)
+        self.measurements.continued(window)
+        return None
 
     def _forward(self, window: DraftWindow) -> list[Command]:
-        self.measuring.forwarded(window)
-        return [ToTargetActor(window)]
+        self.measurements.sent(window)
+        return [ToTargetActor(window), WindowTaken(window, sent=True)]
 
-    def _on_verdict(self, verdict: Verdict) -> list[Command]:
-        if verdict.start != len(self.committed) or self.state is State.RECOVERING:
-            self.counts.dropped_verdicts += 1
-            return []
+    def _drop(self, window: DraftWindow) -> Command:
+        self.counts.dropped_windows += 1
+        return WindowTaken(window, sent=False)
+
+    # ---- commit: a verdict of the target --------------------------------------------------------------------------
+
+    def _commit(self, verdict: Verdict) -> Transition:
+        """Every mode: commit the tokens, then let draft and target continue as the mode says."""
+        if verdict.start != len(self.committed) or not self._target_open:
+            return self.mode, []
         if problem := verdict_problem(verdict, len(self.committed), self.epoch, self._opening.sampling):
-            self.state = State.FAILED
-            return [Fail("ProtocolError", f"its verdict makes no sense: {problem}", ""), *self._closing()]
+            return self._end(State.FAILED, Fail("ProtocolError", f"its verdict makes no sense: {problem}", ""))
         self.committed.extend(verdict.tokens)
-        self.measuring.judged(verdict, waits=self._told.wait > 0)
-        emit: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
+        self.measurements.judged(verdict, waits=self._target_window.wait > 0)
+        told: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
+        told.append(Judged(verdict))
         if verdict.finish is not None:
-            self.state = State.FINISHED
             self.finish = verdict.finish
-            return [*emit, Finish(verdict.finish), *self._closing()]
-        if not self._draft:
-            self.epoch = max(self.epoch, verdict.epoch + int(verdict.rejected))
-            return emit
-        return self._go_on(verdict) + emit  # the draft waits; the text can
+            return self._end(State.FINISHED, *told, Finish(verdict.finish))
+        alone = self.mode.of_target == "alone"
+        mode, commands = self._continue_alone(verdict) if alone else self._continue_together(verdict)
+        return mode, [*commands, *told]  # the draft waits; the text can
 
-    def _go_on(self, verdict: Verdict) -> list[Command]:
-        """What the actors hear after a verdict."""
-        if self._resting.alone:
-            return self._on_verdict_while_alone(verdict)
+    def _continue_together(self, verdict: Verdict) -> Transition:
+        """TURNS, TOGETHER: confirm the line, or send the draft back; rest where drafting does not pay."""
         if not verdict.tokens:
-            return []
-        if not self.measuring.pays:
-            return self._go_alone(verdict)
-        # A draft that waits for the target's token (it may write one window only) is sent on at once; one that writes
-        # on may have guessed that token, which its next window will show.
-        behind = len(self.committed) > len(self._line)
-        if verdict.rejected or self._parted(verdict.start) or (behind and self._opening.schedule.bonus):
-            return self._roll_back()
-        return self._advance()
+            return self.mode, []
+        if not self.measurements.pays:
+            self._follow_epoch(verdict)
+            return self._begin_rest([])
+        # A draft that takes turns waits for the target's token. One that writes on may have guessed that token, and
+        # its next window will show it.
+        waits = self.mode is Mode.TURNS and self.text.ahead < 0
+        if verdict.rejected or self.text.parted(verdict.start) or waits:
+            return self.mode, self._roll_back()
+        return self.mode, self._advance()
 
-    def _parted(self, start: int) -> bool:
-        """Do line and committed text differ at or behind ``start``?"""
-        end = min(len(self._line), len(self.committed))
-        return self._line[start:end] != self.committed[start:end]
+    def _continue_alone(self, verdict: Verdict) -> Transition:
+        """ALONE, PROBING: work together again if drafting has come to pay; else probe the draft after its rest."""
+        self._follow_epoch(verdict)
+        if not self._draft:
+            return self.mode, []
+        if (verdict.accepted or verdict.rejected) and self.measurements.pays:
+            self._rest.reset()
+            return self._paired, self._roll_back()
+        if self.mode is Mode.PROBING or not self._rest.over(len(self.committed)):
+            return self.mode, []
+        return Mode.PROBING, self._send_back(self.measurements.probe())
+
+    def _follow_epoch(self, verdict: Verdict) -> None:
+        """The target raises its epoch at a rejection; no rollback follows here that would raise this one."""
+        self.text.epoch = max(self.epoch, verdict.epoch + int(verdict.rejected))
+        self.measurements.forget_rejection()
+
+    def _begin_rest(self, commands: list[Command]) -> Transition:
+        """The draft stops by itself, since nothing it writes is confirmed."""
+        self.counts.rests += 1
+        self._rest.begin(len(self.committed))
+        return Mode.ALONE, commands
+
+    # ---- what the draft is told -----------------------------------------------------------------------------------
 
     def _roll_back(self) -> list[Command]:
         self.counts.rollbacks += 1
-        return self._send_back(self.measuring.window())
+        return self._send_back(self.measurements.window())
 
     def _send_back(self, window: Window) -> list[Command]:
         """Raise the epoch and send the draft to the committed text."""
-        keep = _agreement(self._line, self.committed)
-        self.epoch += 1
-        self._line = list(self.committed)
-        commands = self._set_window(window)
-        return commands + self._to_draft(
-            Rollback(
-                session=self.session,
-                epoch=self.epoch,
-                keep=keep,
-                tokens=tuple(self.committed[keep:]),
-                window=window,
-            )
-        )
+        keep = self.text.restart()
+        tokens = tuple(self.committed[keep:])
+        rollback = Rollback(session=self.session, epoch=self.epoch, keep=keep, tokens=tokens, window=window)
+        return [*self._set_window(window), *self._to_draft(rollback)]
 
     def _advance(self) -> list[Command]:
-        window = self.measuring.window()
-        length = min(len(self.committed), len(self._line))
-        commands = self._set_window(window)
-        return commands + self._to_draft(Advance(session=self.session, epoch=self.epoch, length=length, window=window))
+        window = self.measurements.window()
+        length = min(len(self.committed), len(self.text.line))
+        advance = Advance(session=self.session, epoch=self.epoch, length=length, window=window)
+        return [*self._set_window(window), *self._to_draft(advance)]
 
     def _set_window(self, window: Window) -> list[Command]:
         """Tell the target, if what concerns it has changed."""
-        told = self._told
+        told = self._target_window
         same = window.wait == told.wait and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
-        if self._opening.schedule.bonus or same:
+        if self._opening.schedule.mode == "turns" or same or not self._target_open:
             return []
-        self._told = window
+        self._target_window = window
         return [ToTargetActor(SetWindow(session=self.session, window=window))]
-
-    # ---- the target alone -----------------------------------------------------------------------------------------
-
-    def _go_alone(self, verdict: Verdict) -> list[Command]:
-        """Tell the target to go on by itself; the draft stops by itself, since nothing it writes is confirmed."""
-        self._follow(verdict)
-        self._rest()
-        return [self._step(-1)]
-
-    def _rest(self) -> None:
-        self.counts.rests += 1
-        self._resting.rest(len(self.committed))
-
-    def _follow(self, verdict: Verdict) -> None:
-        """Without a rollback: the target has raised its epoch at a rejection."""
-        self.epoch += int(verdict.rejected)
-        self.measuring.forget_rejection()
-
-    def _on_verdict_while_alone(self, verdict: Verdict) -> list[Command]:
-        self._follow(verdict)
-        if (verdict.accepted or verdict.rejected) and self.measuring.pays:
-            return self._together(self._roll_back())
-        if not self._resting.over(len(self.committed)):
-            return []
-        self._resting.probe()
-        return self._send_back(self.measuring.probe())
-
-    def _on_window_while_alone(self, window: DraftWindow) -> list[Command]:
-        """A probe is compared with what the target has written meanwhile. It is sent on, as far as it is ahead of that,
-        if the two work together from now on, or if there was nothing to compare it with.
-        """
-        if not self._resting.probing:
-            self.counts.dropped_windows += 1
-            return []
-        self._resting.probing = False
-        parted = self._parted(window.start)
-        ahead = not parted and len(self._line) > len(self.committed)
-        agreed = _agreement(window.tokens, self.committed[window.start :])
-        self.measuring.probed(agreed, parted)
-        self.measuring.reconsider()
-        together = self.measuring.pays
-        wanted = ahead and (together or not agreed)
-        commands = self._forward(window) if wanted else []
-        self.counts.dropped_windows += int(not wanted)
-        if together:
-            return [*commands, *self._together(self._advance() if ahead else self._roll_back())]
-        self._rest()
-        return commands
-
-    def _together(self, commands: list[Command]) -> list[Command]:
-        """Draft and target again; ``commands`` tell the draft."""
-        self._resting.end()
-        return [self._step(0), *commands]
-
-    # ---- actors that are lost, and come back ----------------------------------------------------------------------
-
-    def _open_target(self, opening: Open) -> list[Command]:
-        """Without a draft it goes on alone; where its first window is not waited for, until that is there."""
-        self._resting.end()
-        if self._draft and not opening.schedule.bonus and not self.measuring.patient:
-            self._resting.probe()
-        alone = self._resting.alone or not self._draft
-        return [ToTargetActor(opening), *([self._step(-1)] if alone else [])]
-
-    def _on_target_back(self) -> list[Command]:
-        """Go on from the committed tokens."""
-        if self.state is not State.RECOVERING:
-            return []
-        self.state = State.PREFILLING
-        self.counts.target_recoveries += 1
-        self.measuring.interrupted()
-        if self._draft:
-            to_draft = self._send_back(self.measuring.window())
-        else:
-            self.epoch, to_draft = self.epoch + 1, []
-        opening = msgspec.structs.replace(
-            self._opening, committed=tuple(self.committed), epoch=self.epoch, window=self._told
-        )
-        return [*self._open_target(opening), *to_draft]
-
-    def _on_draft_gone(self, reason: str) -> list[Command]:
-        """Go on without the draft: the text does not depend on it."""
-        if not self._draft:
-            return []
-        self.counts.draft_lost = reason
-        commands = self._to_draft(Close(session=self.session))
-        self._draft = False
-        self._resting.end()
-        return [*commands, self._step(-1)]
-
-    def _on_draft_back(self) -> list[Command]:
-        """Let it join behind what is committed; the target goes on alone until its first window is there."""
-        if self._draft or self._draft_opening is None:
-            return []
-        self._draft = True
-        self.counts.draft_rejoins += 1
-        self.epoch += 1
-        self._line = list(self.committed)
-        self._resting.probe()
-        opening = msgspec.structs.replace(
-            self._draft_opening, committed=tuple(self.committed), epoch=self.epoch, window=self.measuring.probe()
-        )
-        allowed = self._prefilled or self._opening.schedule.overlap_prefill
-        mask = self._to_draft(self._mask) if self._mask is not None and allowed else []
-        return [ToDraftActor(opening), *mask]
-
-    # ---- ends -----------------------------------------------------------------------------------------------------
-
-    def _closing(self) -> list[Command]:
-        return [ToTargetActor(Close(session=self.session)), *self._to_draft(Close(session=self.session))]
-
-    def _step(self, count: int) -> Command:
-        return ToTargetActor(Step(session=self.session, epoch=self.epoch, count=count))
 
     def _to_draft(self, message: ToDraft) -> list[Command]:
         return [ToDraftActor(message)] if self._draft else []
 
+    # ---- prefill --------------------------------------------------------------------------------------------------
 
-def _agreement(drafted: Sequence[int], decided: Sequence[int]) -> int:
-    """How many tokens at their beginning are the same."""
-    pairs = zip(drafted, decided, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(drafted), len(decided)))
+    def _on_opened(self, opened: Opened) -> Transition:
+        if opened.role == "target":
+            self.counts.prompt_tokens = opened.prompt_tokens
+            self.counts.video_tokens = opened.video_tokens
+            if self._mask is None:
+                self.counts.kept_video_tokens = opened.video_tokens
+        return self.mode, []
+
+    def _on_prefill_progress(self, progress: PrefillProgress) -> Transition:
+        return self.mode, [Progress(progress.fraction)] if progress.role == "target" else []
+
+    def _on_mask(self, mask: PruneMask) -> Transition:
+        if self._mask is not None:  # from a target that was opened again
+            return self.mode, []
+        self._mask = mask
+        self.counts.kept_video_tokens = mask.kept
+        return self.mode, self._to_draft(mask) if self._opening.schedule.overlap_prefill else []
+
+    def _on_prefill_done(self, done: PrefillDone) -> Transition:
+        self.counts.prefill_ms.setdefault(done.role, done.prefill_ms)
+        if done.role == "draft" or self.state is not State.PREFILLING:
+            return self.mode, []
+        self.state = State.DECODING
+        if self._prefilled:
+            return self.mode, []
+        self._prefilled = True
+        held = None if self._opening.schedule.overlap_prefill else self._mask
+        return self.mode, [PrefillFinished(), *([] if held is None else self._to_draft(held))]
+
+    # ---- actors that are lost, and come back ----------------------------------------------------------------------
+
+    def _first_mode(self) -> Mode:
+        """The mode at an opening of the target."""
+        if not self._draft:
+            return Mode.ALONE
+        return self._paired if self._paired is Mode.TURNS or self.measurements.patient else Mode.PROBING
+
+    @property
+    def _paired(self) -> Mode:
+        """The mode in which draft and target work together in this session."""
+        return Mode.TURNS if self._opening.schedule.mode == "turns" else Mode.TOGETHER
+
+    @property
+    def _target_open(self) -> bool:
+        """Does the target hold the session?"""
+        return self.state in (State.PREFILLING, State.DECODING)
+
+    def _open_target(self, opening: Open) -> list[Command]:
+        commands: list[Command] = [ToTargetActor(opening)]
+        if self.mode.of_target != opening.schedule.mode:
+            commands.append(ToTargetActor(SetMode(session=self.session, mode=self.mode.of_target)))
+        return commands
+
+    def _on_target_gone(self, _: TargetGone) -> Transition:
+        self.state = State.RECOVERING
+        return self.mode, []
+
+    def _on_target_back(self, _: TargetBack) -> Transition:
+        """Continue from the committed tokens."""
+        if self.state is not State.RECOVERING:
+            return self.mode, []
+        self.counts.target_recoveries += 1
+        self.measurements.interrupted()
+        self.text.epoch += 1  # the lost target may have drawn in the next epoch already, and nobody has heard of it
+        rollback = self._send_back(self.measurements.window())
+        self._rest.reset()
+        self.mode = self._first_mode()
+        self.state = State.PREFILLING
+        opening = msgspec.structs.replace(
+            self._opening, committed=tuple(self.committed), epoch=self.epoch, window=self._target_window
+        )
+        return self.mode, [*self._open_target(opening), *rollback]
+
+    def _on_target_given_up(self, event: TargetGivenUp) -> Transition:
+        return self._end(State.FAILED, Fail("TargetLost", event.reason, event.traceback))
+
+    def _on_failed(self, failed: Failed) -> Transition:
+        """The actor has closed the session already."""
+        if failed.role == "draft":
+            self._draft_opening = None  # it would fail again
+            return self._lose_draft(f"{failed.error}: {failed.message}")
+        self.state = State.FAILED
+        fail = Fail(failed.error, failed.message, failed.traceback)
+        return self.mode, [fail, *self._to_draft(Close(session=self.session))]
+
+    def _on_draft_gone(self, gone: DraftGone) -> Transition:
+        return self._lose_draft(gone.reason)
+
+    def _lose_draft(self, reason: str) -> Transition:
+        """Continue without the draft: the text does not depend on it."""
+        if not self._draft:
+            return self.mode, []
+        self.counts.draft_lost = reason
+        self._draft = False
+        self._rest.reset()
+        return Mode.ALONE, []
+
+    def _on_draft_back(self, _: DraftBack) -> Transition:
+        """Let it join after the committed text; the target continues alone until the draft's first window arrives."""
+        if self._draft or self._draft_opening is None:
+            return self.mode, []
+        self._draft = True
+        self.counts.draft_rejoins += 1
+        self.text.restart()
+        opening = msgspec.structs.replace(
+            self._draft_opening, committed=tuple(self.committed), epoch=self.epoch, window=self.measurements.probe()
+        )
+        allowed = self._prefilled or self._opening.schedule.overlap_prefill
+        mask = self._to_draft(self._mask) if self._mask is not None and allowed else []
+        return Mode.PROBING, [ToDraftActor(opening), *mask]
+
+    # ---- ends -----------------------------------------------------------------------------------------------------
+
+    def _on_stop_after(self, stop: StopAfter) -> Transition:
+        self.finish = "stop"
+        del self.committed[stop.tokens :]
+        return self._end(State.FINISHED, Finish("stop"))
+
+    def _on_cancelled(self, _: Cancelled) -> Transition:
+        return self._end(State.FAILED)
+
+    def _end(self, state: State, *told: Command) -> Transition:
+        close = Close(session=self.session)
+        target: list[Command] = [ToTargetActor(close)] if self._target_open else []
+        self.state = state
+        return self.mode, [*told, *target, *self._to_draft(close)]
+
+
+Handler = Callable[[Coordinator, Any], Transition]
+
+_IN_EVERY_MODE: dict[type[Event], Handler] = {
+    Verdict: Coordinator._commit,
+    Opened: Coordinator._on_opened,
+    PrefillProgress: Coordinator._on_prefill_progress,
+    PruneMask: Coordinator._on_mask,
+    PrefillDone: Coordinator._on_prefill_done,
+    Failed: Coordinator._on_failed,
+    DraftGone: Coordinator._on_draft_gone,
+    DraftBack: Coordinator._on_draft_back,
+    TargetGone: Coordinator._on_target_gone,
+    TargetBack: Coordinator._on_target_back,
+    TargetGivenUp: Coordinator._on_target_given_up,
+    StopAfter: Coordinator._on_stop_after,
+    Cancelled: Coordinator._on_cancelled,
+}
+
+TRANSITIONS: dict[tuple[Mode, type[Event]], Handler] = {
+    (Mode.TURNS, DraftWindow): Coordinator._verify,
+    (Mode.TOGETHER, DraftWindow): Coordinator._verify,
+    (Mode.ALONE, DraftWindow): Coordinator._rest_on,
+    (Mode.PROBING, DraftWindow): Coordinator._compare,
+    **{(mode, event): handler for mode in Mode for event, handler in _IN_EVERY_MODE.items()},
+}
+"""The table: what handles an event in a mode. A handler returns the next mode and the commands."""
+
+DROPPED: dict[type[Event], str] = {
+    Hello: "the supervisor takes it when the actor starts",
+    Loading: "the supervisor takes it while the actor starts",
+    Pong: "the supervisor takes it",
+    Dying: "the supervisor takes it; the loss of the actor is an event of its own",
+    Closed: "the session at work takes it, and frees the actor",
+}
+"""Events that no mode handles, and why."""

@@ -1,47 +1,42 @@
-"""What goes into a `Coordinator` beside the actors' messages, and what comes out of it."""
+"""The events that a `Coordinator` takes besides the actors' messages, and the commands that it gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pvlm_protocols.messages import FinishReason, FromActor, ToDraft, ToTarget
+from pvlm_protocols.messages import DraftWindow, FinishReason, FromActor, ToDraft, ToTarget, Verdict
 
 # ---- events that are no messages ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DraftGone:
-    """The draft actor is gone, or has given this session up."""
+    """The draft actor is lost, and the session with it."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class DraftBack:
-    """There is a draft actor again."""
+    """A draft actor runs again."""
 
 
 @dataclass(frozen=True)
 class TargetGone:
-    """The target actor is gone; `TargetBack` or `TargetGivenUp` follows."""
+    """The target actor is lost; `TargetBack` or `TargetGivenUp` follows."""
 
 
 @dataclass(frozen=True)
 class TargetBack:
-    """There is a target actor again."""
+    """A target actor runs again."""
 
 
 @dataclass(frozen=True)
 class TargetGivenUp:
-    """The target actor is not started again. ``traceback``: its own of what it failed from, or empty."""
+    """The target actor is not started again. ``traceback``: the target's own, or empty."""
 
     reason: str
     traceback: str = ""
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The caller has left."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,11 @@ class StopAfter:
     """The answer is complete with its first ``tokens`` tokens: they contain a stop string."""
 
     tokens: int
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The caller has left."""
 
 
 Event = FromActor | DraftGone | DraftBack | TargetGone | TargetBack | TargetGivenUp | StopAfter | Cancelled
@@ -79,7 +79,7 @@ class Emit:
 
 @dataclass(frozen=True)
 class Progress:
-    """The target's prefill has come so far, 0 to 1."""
+    """The completed share of the target's prefill, 0 to 1."""
 
     fraction: float
 
@@ -103,4 +103,23 @@ class Fail:
     traceback: str
 
 
-Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Finish | Fail
+# ---- records: what happened, for everybody who counts or draws it --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WindowTaken:
+    """A window of the draft was ``sent`` to the target, or dropped."""
+
+    window: DraftWindow
+    sent: bool
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The tokens of a verdict were committed. A verdict that was dropped has no such record."""
+
+    verdict: Verdict
+
+
+Record = WindowTaken | Judged
+Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Finish | Fail | Record

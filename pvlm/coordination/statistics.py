@@ -1,15 +1,24 @@
-"""What a `Coordinator` counts and times."""
+"""What happened in one session: its counts, and the measurements from which the window policy learns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from pvlm.results import ratio_or_none
+from pvlm.speculation.gaps import Gaps
+from pvlm.speculation.windows import WindowPolicy
+from pvlm_protocols.limits import MAX_MILLISECONDS
+from pvlm_protocols.messages import DraftWindow, Verdict, Window
+
+PROBE_TOKENS = 4
+"""The shortest probe."""
 
 
 @dataclass
 class Counts:
     """What happened in one session. Times in ms; only tokens of the answer are counted.
 
-    ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what is left of the gap
+    ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what remains of the gap
     without the time in which the draft was computing (see `Gap`).
     """
 
@@ -26,7 +35,6 @@ class Counts:
     rests: int = 0
     windows: list[int] = field(default_factory=list)
     dropped_windows: int = 0
-    dropped_verdicts: int = 0
     prompt_tokens: int = 0
     video_tokens: int = 0
     kept_video_tokens: int = 0
@@ -34,3 +42,120 @@ class Counts:
     draft_lost: str = ""
     draft_rejoins: int = 0
     target_recoveries: int = 0
+
+    def acceptance(self) -> dict[str, float | None]:
+        """The three acceptance figures of `AnswerStats`."""
+        accepted, rejected = self.accepted_tokens, self.rejected_tokens
+        return {
+            "acceptance_rate": ratio_or_none(accepted, accepted + rejected),
+            "draft_efficiency": ratio_or_none(accepted, self.drafted_tokens),
+            "mean_accepted_length": ratio_or_none(accepted, rejected),
+        }
+
+
+class Measurements:
+    """Counts one session, lets its window policy learn, and asks it for windows."""
+
+    def __init__(self, policy: WindowPolicy) -> None:
+        self.counts = Counts()
+        self.shared = False
+        """Other sessions have turns at the same actors, so the waits of this one do not measure draft and target."""
+        self._policy = policy
+        self._choice = policy.choice()
+        self._outdated = False
+        self._gaps = Gaps()
+        self._rejected_s: float | None = None
+        """When the last verdict rejected a token; None once the draft's next window has arrived."""
+        self._awaited = False
+        """The last verdict rejected a token, and the target waits for the next window."""
+
+    # ---- what happened --------------------------------------------------------------------------------------------
+
+    def drafted(self, window: DraftWindow) -> None:
+        """A window has arrived, of whatever epoch."""
+        self.counts.drafted_tokens += len(window.tokens)
+        if window.tokens and window.draft_ms > 0:
+            self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
+            self._policy.observe_draft(window.draft_ms / len(window.tokens))
+
+    def continued(self, window: DraftWindow) -> None:
+        """A window has arrived that continues the line."""
+        if self._rejected_s is not None:
+            if not self.shared:
+                self._policy.observe_lag(max(0.0, window.began_s - self._rejected_s) * 1000)
+            self._rejected_s = None
+
+    def sent(self, window: DraftWindow) -> None:
+        """A window has been sent to the target."""
+        self._gaps.sent(window)
+
+    def judged(self, verdict: Verdict, *, waits: bool) -> None:
+        """A verdict was committed. ``waits``: after a rejection the target waits for the next window."""
+        counts = self.counts
+        counts.accepted_tokens += verdict.accepted
+        counts.rejected_tokens += verdict.rejected
+        if verdict.accepted or verdict.rejected:
+            self._policy.observe_tested(verdict.accepted, int(verdict.rejected))
+        if verdict.window:
+            counts.windows.append(verdict.window)
+        if verdict.pass_tokens:
+            counts.target_passes += 1
+            counts.target_pass_ms.append(verdict.pass_ms)
+            counts.target_pass_tokens.append(verdict.pass_tokens)
+            self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
+            if (gap := self._gaps.passed(verdict)) is not None:
+                counts.idle_ms.append(gap.ms)
+                if verdict.window or not self._awaited:  # else it has waited in vain
+                    counts.coordination_ms.append(gap.coordination_ms)
+                if verdict.window and not self._awaited and not self.shared:
+                    self._policy.observe_coordination(gap.coordination_ms)
+        self._awaited = verdict.rejected and waits
+        if verdict.rejected:
+            self._rejected_s = verdict.ended_s
+
+    def probed(self, agreed: int, parted: bool) -> None:
+        """A probe was compared with the target's text: ``agreed`` tokens were the same, and with ``parted`` the next
+        one was not.
+        """
+        if agreed or parted:
+            self._policy.observe_tested(agreed, int(parted))
+
+    def forget_rejection(self) -> None:
+        """The draft does not continue after a rejection, so its next window does not measure the lag."""
+        self._rejected_s = None
+
+    def interrupted(self) -> None:
+        """The target was lost: the gap before its next pass measures nothing."""
+        self._gaps = Gaps()
+        self._rejected_s, self._awaited = None, False
+
+    # ---- what follows ---------------------------------------------------------------------------------------------
+
+    def outdate(self) -> None:
+        """The next `reconsider` has to choose again."""
+        self._outdated = True
+
+    def reconsider(self) -> None:
+        """Choose the window again, if anything has happened since the last choice. Takes up to a millisecond."""
+        if self._outdated:
+            self._outdated = False
+            self._choice = self._policy.choice()
+
+    @property
+    def pays(self) -> bool:
+        """Does drafting pay?"""
+        return self._choice.pays
+
+    @property
+    def patient(self) -> bool:
+        """Does the target wait for the draft's first window, however long that takes?"""
+        return self._policy.patient
+
+    def window(self) -> Window:
+        """The sizes of the next windows."""
+        choice = self._choice
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=min(choice.patience_ms, MAX_MILLISECONDS))
+
+    def probe(self) -> Window:
+        """The window of a probe."""
+        return Window(gamma=max(self._choice.gamma, PROBE_TOKENS))

@@ -1,18 +1,19 @@
-"""What an actor says, held against what it can have to say: pure functions that name what is wrong, or give ``""``.
+"""Checks of an actor's messages: pure functions that return what is invalid, or ``""``.
 
-The codec has refused what is beyond the bounds of a message's types. These know the session.
+The codec has refused what is beyond the bounds of a message's types. These functions know the session.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pvlm.speculation.text import finish_reason
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import DraftWindow, FinishReason, FromActor, FromDraft, FromTarget, Sampling, Verdict
+from pvlm_protocols.messages import DraftWindow, FromActor, FromDraft, FromTarget, Sampling, Verdict
 
 
 def misplaced(role: Role, message: FromActor) -> str:
-    """A message that the actor of a role does not send."""
+    """Is it a message that the actor of a role does not send?"""
     kind = type(message).__name__
     if not isinstance(message, FromTarget if role == "target" else FromDraft):
         return f"a {role} sends no {kind}"
@@ -22,7 +23,7 @@ def misplaced(role: Role, message: FromActor) -> str:
 
 
 def window_problem(window: DraftWindow, line: int, sampling: Sampling) -> str:
-    """A window that no draft can have written behind ``line`` tokens. ``sampling``: the draft's."""
+    """Can no draft have written this window after ``line`` tokens? ``sampling``: the draft's."""
     if window.start > line:
         return f"it goes on at token {window.start}, but only {line} were heard of"
     if not window.tokens:
@@ -35,9 +36,9 @@ def window_problem(window: DraftWindow, line: int, sampling: Sampling) -> str:
 
 
 def verdict_problem(verdict: Verdict, committed: int, epoch: int, sampling: Sampling) -> str:
-    """A verdict that no target can have given where so many tokens were ``committed``, in ``epoch``."""
+    """Can no target have given this verdict in ``epoch``, with ``committed`` tokens settled before it?"""
     tokens = verdict.tokens
-    if verdict.epoch > epoch + sampling.max_tokens:  # the target raises it, too, but not without a token
+    if verdict.epoch > epoch + sampling.max_tokens:  # the target raises it too, but never without a token
         return f"epoch {verdict.epoch} in epoch {epoch}"
     if wrong := _outside(tokens, sampling):
         return wrong
@@ -47,9 +48,7 @@ def verdict_problem(verdict: Verdict, committed: int, epoch: int, sampling: Samp
         return f"{committed + len(tokens)} tokens of an answer that may have {sampling.max_tokens}"
     if any(token in sampling.end_token_ids for token in tokens[:-1]):
         return "tokens behind an end token"
-    finish: FinishReason | None = "length" if committed + len(tokens) == sampling.max_tokens else None
-    if tokens and tokens[-1] in sampling.end_token_ids:
-        finish = "stop"
+    finish = finish_reason(committed + len(tokens), tokens[-1] if tokens else None, sampling)
     if verdict.finish != finish:
         return f"the answer ends with {verdict.finish} where it should with {finish}"
     return ""

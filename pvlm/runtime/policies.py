@@ -22,7 +22,7 @@ class WindowPolicies:
             return FixedWindow(window)
         kind = schedule, pruning.method, pruning.ratio
         if (policy := self._kept.pop(kind, None)) is None:
-            policy = AutoWindow(vanilla=schedule.bonus)
+            policy = AutoWindow(vanilla=schedule.mode == "turns")
         self._kept[kind] = policy  # the last key is the most recently used
         if len(self._kept) > POLICIES:
             del self._kept[next(iter(self._kept))]

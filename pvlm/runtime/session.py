@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import anyio
 
 from pvlm.coordination.coordinator import Coordinator
-from pvlm.coordination.events import Command, Event, ToDraftActor, ToTargetActor
+from pvlm.coordination.events import Command, Event, Judged, ToDraftActor, ToTargetActor, WindowTaken
 from pvlm.runtime.supervisor import Supervisor
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
@@ -69,7 +69,7 @@ class LiveSession:
         self.execute(commands)
         self.coordinator.reconsider()
         if self._report is not None:
-            self._report.handled(event)
+            self._report.handled(commands)
 
     def execute(self, commands: list[Command]) -> None:
         for command in commands:
@@ -78,6 +78,8 @@ class LiveSession:
                     self._send("target", message)
                 case ToDraftActor(message):
                     self._send("draft", message)
+                case WindowTaken() | Judged():
+                    pass
                 case _:
                     self._on_command(command)
 

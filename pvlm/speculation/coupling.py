@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pvlm.speculation.agreement import agreement
 from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, propose
 from pvlm.speculation.randomness import Purpose, uniform
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
 from pvlm.speculation.settings import DistributionSettings
+from pvlm.speculation.text import agreement
 from pvlm.speculation.verification import gumbel_choices, residual_draw, speculative_accept
 from pvlm_protocols.messages import Sampling
 

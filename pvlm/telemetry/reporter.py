@@ -1,16 +1,16 @@
-"""What an engine tells whoever operates it: events for the log, and `pvlm.telemetry.metrics`."""
+"""What an engine reports to its operators: events for the log, and `pvlm.telemetry.metrics`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import structlog
 
-from pvlm.coordination.events import Event
-from pvlm.coordination.statistics import Counts
+from pvlm.coordination.events import Command, Judged, WindowTaken
 from pvlm.telemetry.metrics import (
     ACCEPTED_TOKENS,
     ACCEPTED_TOKENS_PER_POSITION,
@@ -25,7 +25,6 @@ from pvlm.telemetry.metrics import (
     Metrics,
 )
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import Verdict
 
 Fault = Literal[
     "worker_lost",
@@ -49,7 +48,7 @@ log = structlog.get_logger()
 
 
 class Reporter:
-    """Of one engine. Without ``metrics`` only the log is told."""
+    """Reports for one engine. Without ``metrics`` it only writes the log."""
 
     def __init__(self, metrics: Metrics | None = None) -> None:
         self.metrics = metrics
@@ -71,7 +70,7 @@ class Reporter:
 
     @contextmanager
     def during(self, gauge: Metric) -> Iterator[None]:
-        """One more as long as the context lasts."""
+        """Count one more in a gauge while the context lasts."""
         self.add(gauge)
         try:
             yield
@@ -80,28 +79,26 @@ class Reporter:
 
 
 TELL_EVERY_S = 1.0
+"""How often the figures of an answer are reported while it is written."""
 
 
 class AnswerReport:
-    """Tells `Metrics` of one answer while it is written: once a second, for telling them of each pass would take tens
-    of microseconds right behind it.
+    """Reports one answer to `Metrics` while it is written. It does so once a second, because a report after each pass
+    would take tens of microseconds of the loop's time.
     """
 
-    def __init__(self, metrics: Metrics, counts: Counts, started_s: float) -> None:
+    def __init__(self, metrics: Metrics, started_s: float) -> None:
         """``started_s``: when the answer was asked for, by ``time.perf_counter``."""
         self._metrics = metrics
-        self._counts = counts
-        self._told = (0, 0, 0)
-        self._told_s = self._last_token_s = started_s
+        self._reported_s = self._last_token_s = started_s
         self._tokens = 0
         self._gaps: list[tuple[int, float]] = []
-        """Tokens that have come together, and how long after those before; not told yet, like those below."""
-        self._drafts = 0
+        """Tokens that have come together, and the time since those before; not reported yet, like the counts below."""
+        self._counted: Counter[Metric] = Counter()
         self._accepted_by_position: list[int] = []
-        self._verified = 0
 
     def tokens(self, count: int) -> None:
-        """So many tokens have come together."""
+        """``count`` tokens have come together."""
         now_s = time.perf_counter()
         if self._tokens == 0:
             self._metrics.observe(TIME_TO_FIRST_TOKEN, now_s - self._last_token_s)
@@ -111,39 +108,35 @@ class AnswerReport:
         self._tokens += count
         self._last_token_s = now_s
 
-    def handled(self, event: Event) -> None:
-        """The coordinator has taken in an event."""
-        match event:
-            case Verdict():
-                verified, self._verified = self._verified, len(self._counts.windows)
-                if self._verified > verified:  # it was not dropped
-                    self._count_positions(event)
-        if time.perf_counter() - self._told_s >= TELL_EVERY_S:
+    def handled(self, commands: Sequence[Command]) -> None:
+        """The coordinator has taken an event and given these commands."""
+        for command in commands:
+            match command:
+                case WindowTaken(window):
+                    self._counted[DRAFT_TOKENS] += len(window.tokens)
+                case Judged(verdict) if verdict.window:
+                    self._counted[DRAFTS] += 1
+                    self._counted[ACCEPTED_TOKENS] += verdict.accepted
+                    self._counted[REJECTED_TOKENS] += verdict.rejected
+                    by_position = self._accepted_by_position
+                    by_position += [0] * (verdict.accepted - len(by_position))
+                    for position in range(verdict.accepted):
+                        by_position[position] += 1
+        if time.perf_counter() - self._reported_s >= TELL_EVERY_S:
             self.tell()
 
-    def _count_positions(self, verdict: Verdict) -> None:
-        self._drafts += 1
-        by_position = self._accepted_by_position
-        by_position += [0] * (verdict.accepted - len(by_position))
-        for position in range(verdict.accepted):
-            by_position[position] += 1
-
     def tell(self) -> None:
-        """What has come since it was told last."""
-        metrics, counts = self._metrics, self._counts
-        now = (counts.drafted_tokens, counts.accepted_tokens, counts.rejected_tokens)
-        grown = [count - told for count, told in zip(now, self._told, strict=True)]
-        by_position = self._accepted_by_position
-        for metric, count in zip((DRAFT_TOKENS, ACCEPTED_TOKENS, REJECTED_TOKENS), grown, strict=True):
-            metrics.add(metric, count)
-        metrics.add(DRAFTS, self._drafts)
-        for position, count in enumerate(by_position):
+        """Report what has come since the last report."""
+        metrics = self._metrics
+        for metric in (DRAFTS, DRAFT_TOKENS, ACCEPTED_TOKENS, REJECTED_TOKENS):
+            metrics.add(metric, self._counted[metric])
+        for position, count in enumerate(self._accepted_by_position):
             metrics.add(ACCEPTED_TOKENS_PER_POSITION, count, position=str(position))
         for tokens, gap_s in self._gaps:
             metrics.add(GENERATION_TOKENS, tokens)
             for _ in range(tokens):
                 metrics.observe(INTER_TOKEN_LATENCY, gap_s / tokens)
-        self._told, self._told_s = now, time.perf_counter()
-        self._drafts = 0
-        by_position.clear()
+        self._counted.clear()
+        self._accepted_by_position.clear()
         self._gaps.clear()
+        self._reported_s = time.perf_counter()

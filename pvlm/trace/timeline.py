@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from pvlm.coordination.events import Command, DraftGone, Fail, ToDraftActor, ToTargetActor
+from pvlm.coordination.events import Command, DraftGone, Fail, Judged, ToDraftActor, ToTargetActor, WindowTaken
 from pvlm.trace.recording import Handled, Recording
 from pvlm.trace.tokens import label
 from pvlm_protocols.backend import Role
@@ -20,7 +20,7 @@ from pvlm_protocols.messages import (
     PrefillDone,
     PruneMask,
     Rollback,
-    Step,
+    SetMode,
     Stopped,
     Verdict,
 )
@@ -169,11 +169,7 @@ class _Builder:
                 text = f"prune mask: {mask.kept} of {mask.video_tokens} video tokens stay ({mask.method})"
                 self._marks.append(Mark(row="target", kind="mask", at_ms=at_ms, text=text))
             case DraftWindow() as window:
-                if any(isinstance(given, ToTargetActor) and given.message is window for given in handled.commands):
-                    self._forwarded.add(id(window))
                 self._windows.append(window)
-            case Verdict() as verdict if verdict.start == len(self._committed):
-                self._settle(verdict)
             case Failed(role="draft") as failed:
                 self._marks.append(Mark(row="draft", kind="lost", at_ms=at_ms, text=f"draft lost: {failed.message}"))
             case DraftGone(reason):
@@ -186,9 +182,13 @@ class _Builder:
             case ToDraftActor(Rollback() as rollback):
                 text = f"rollback to {rollback.keep + len(rollback.tokens)} tokens (epoch {rollback.epoch})"
                 self._marks.append(Mark(row="draft", kind="rollback", at_ms=at_ms, text=text))
-            case ToTargetActor(Step(count=-1)):
-                self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target goes on alone"))
-            case ToTargetActor(Step(count=0)):
+            case WindowTaken(window, sent=True):
+                self._forwarded.add(id(window))
+            case Judged(verdict):
+                self._settle(verdict)
+            case ToTargetActor(SetMode(mode="alone")):
+                self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target continues alone"))
+            case ToTargetActor(SetMode()):
                 text = "together with the draft again"
                 self._marks.append(Mark(row="target", kind="together", at_ms=at_ms, text=text))
             case Fail(error, message):

@@ -62,10 +62,10 @@ def test_both_openings_differ_in_frames_and_vocabulary_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "options", "schedule"),
     [
-        ({}, {"method": "ar"}, Schedule(alone=True)),
-        ({}, {"method": "sd"}, Schedule(bonus=True, lead=1, overlap_prefill=False)),
-        ({}, {}, Schedule(bonus=False, lead=2, overlap_prefill=True)),
-        ({"parallel_decode": False}, {}, Schedule(bonus=True, lead=1, overlap_prefill=True)),
+        ({}, {"method": "ar"}, Schedule(mode="alone")),
+        ({}, {"method": "sd"}, Schedule(mode="turns", overlap_prefill=False)),
+        ({}, {}, Schedule(mode="together", overlap_prefill=True)),
+        ({"parallel_decode": False}, {}, Schedule(mode="turns", overlap_prefill=True)),
         ({"parallel_decode": False}, {"parallel_decode": True}, Schedule()),
         ({"parallel_prefill": False}, {}, Schedule(overlap_prefill=False)),
         ({}, {"parallel_prefill": False}, Schedule(overlap_prefill=False)),

@@ -60,11 +60,11 @@ class Mailbox:
 
 
 SCHEDULES = {
-    "ar": Schedule(alone=True),
-    "sd": Schedule(bonus=True, lead=1, overlap_prefill=False),
+    "ar": Schedule(mode="alone"),
+    "sd": Schedule(mode="turns", overlap_prefill=False),
     "parallel": Schedule(),
     "no-prefill": Schedule(overlap_prefill=False),
-    "no-decode": Schedule(bonus=True, lead=1),
+    "no-decode": Schedule(mode="turns"),
 }
 
 
@@ -116,10 +116,10 @@ class Harness:
             window=window or Window(gamma=4),
         )
         self.coordinator = Coordinator(
-            opening, policy or FixedWindow(4), None if SCHEDULES[schedule].alone else opening, draft_away
+            opening, policy or FixedWindow(4), None if SCHEDULES[schedule].mode == "alone" else opening, draft_away
         )
         self.totals = Totals()
-        self.report = AnswerReport(self.totals, self.coordinator.counts, time.perf_counter())
+        self.report = AnswerReport(self.totals, time.perf_counter())
         self._carry_out(self.coordinator.start())
 
     def moves(self) -> list[str]:
@@ -183,8 +183,9 @@ class Harness:
         self.deliver(DraftGone("killed"))
 
     def deliver(self, event: Any) -> None:
-        self._carry_out(self.coordinator.handle(event))
-        self.report.handled(event)
+        commands = self.coordinator.handle(event)
+        self._carry_out(commands)
+        self.report.handled(commands)
 
     def _run(self, actor: Actor) -> None:
         """One turn of the actor's loop."""

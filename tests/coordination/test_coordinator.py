@@ -99,7 +99,7 @@ def test_repeated_late_and_forged_messages_are_dropped(order, seed, data):
             late = rng.choice(heard)
             coordinator = harness.coordinator
             is_old = isinstance(late, DraftWindow) and (
-                late.epoch < coordinator.epoch or late.start != len(coordinator._line)
+                late.epoch < coordinator.epoch or late.start != len(coordinator.text.line)
             )
             if is_old or (isinstance(late, Verdict) and late.start < len(coordinator.committed) and late.tokens):
                 harness.deliver(late)
@@ -331,7 +331,7 @@ def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamm
         policy=Moody(gamma, min(wait, gamma), rng),
         sampling=sampling(max_tokens=60),
     )
-    harness.coordinator._resting.rest_tokens = rest
+    harness.coordinator._rest.tokens = rest
     assert harness.play(any_order(rng)) == target.greedy(60)
 
 

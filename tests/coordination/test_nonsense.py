@@ -42,8 +42,8 @@ from pvlm_protocols.messages import (
     PruneMask,
     Pruning,
     Rollback,
+    SetMode,
     SetWindow,
-    Step,
     Stop,
     ToActor,
     Verdict,
@@ -129,7 +129,7 @@ anything = st.builds(in_session, messages_of(tuple(kind for kind in TO_ACTOR if 
 sensible = st.one_of(
     st.builds(opening, numbers, schedule=st.sampled_from(list(SCHEDULES.values()))),
     st.builds(mask, numbers),
-    st.builds(Step, session=numbers, epoch=st.integers(0, 2), count=st.integers(-1, 5)),
+    st.builds(SetMode, session=numbers, mode=st.sampled_from(["turns", "together", "alone"])),
 )
 
 
@@ -179,7 +179,7 @@ EXPECTED = [BACKENDS["target"]._text.token(position) for position in range(TOKEN
         ("target", DraftWindow(session=1, epoch=0, start=0, tokens=(VOCABULARY,) * 3), None),
         ("target", DraftWindow(session=1, epoch=2**63 - 1, start=0, tokens=(VOCABULARY,) * 3), None),
         ("target", SetWindow(session=1, window=Window(gamma=1, wait=64, patience_ms=1e9)), None),
-        ("target", Step(session=7, epoch=2**63 - 1, count=5), None),
+        ("target", SetMode(session=7, mode="alone"), None),
     ],
 )
 def test_a_session_that_is_told_nonsense_fails_alone_and_says_why(
@@ -264,7 +264,7 @@ def events(draw: st.DrawFn, coordinator: Coordinator) -> Any:
                     accepted = draw(st.integers(0, len(tokens)))
                     event = msgspec.structs.replace(event, finish=finish, accepted=accepted)
             case DraftWindow():
-                start = len(coordinator._line)
+                start = len(coordinator.text.line)
                 event = msgspec.structs.replace(
                     event, epoch=coordinator.epoch, start=start, tokens=tokens, proposal_ids=None, proposal_probs=None
                 )
@@ -283,7 +283,7 @@ def test_whatever_actors_say_the_coordinator_goes_on_or_fails_with_a_reason(
 ) -> None:
     """What it sends decodes, what it emits is of the vocabulary and no longer than it may be, and never taken back."""
     opened = opening(1, schedule=SCHEDULES[schedule])
-    coordinator = Coordinator(opened, policy(), None if opened.schedule.alone else opened)
+    coordinator = Coordinator(opened, policy(), None if opened.schedule.mode == "alone" else opened)
     emitted: list[int] = []
     event: Event = Cancelled()
     commands = coordinator.start()

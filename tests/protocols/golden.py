@@ -28,10 +28,8 @@ GOLDEN: dict[str, bytes] = {
         b"\xabearly_layer\x03"
         b"\xb1compact_positions\xc3"
         b"\xa4seed\x04"
-        b"\xa8schedule\x84"
-        b"\xa5alone\xc3"
-        b"\xa5bonus\xc3"
-        b"\xa4lead\x01"
+        b"\xa8schedule\x82"
+        b"\xa4mode\xa5turns"
         b"\xafoverlap_prefill\xc2"
         b"\xa6window\x83"
         b"\xa5gamma\x05"
@@ -73,11 +71,10 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
-    "Step": (
-        b"\x84\xa4type\xa4Step"
+    "SetMode": (
+        b"\x83\xa4type\xa7SetMode"
         b"\xa7session\x07"
-        b"\xa5epoch\x01"
-        b"\xa5count\xff"
+        b"\xa4mode\xa5alone"
     ),
     "Rollback": (
         b"\x86\xa4type\xa8Rollback"

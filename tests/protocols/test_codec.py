@@ -40,7 +40,7 @@ from pvlm_protocols.messages import (
     Open,
     Ping,
     Rollback,
-    Step,
+    SetMode,
     Stopped,
     VideoFrames,
     Window,
@@ -287,7 +287,7 @@ def test_an_array_of_another_size_than_its_shape_says(
         ([HEADER], "not a message of this protocol"),
         ([HEADER + b"\x80"], "missing required field `type`"),
         ([HEADER + b"\x81\xa4type\xa5Other"], "Invalid value 'Other'"),
-        ([HEADER + b"\x81\xa4type\xa4Step"], "missing required field"),
+        ([HEADER + b"\x81\xa4type\xa7SetMode"], "missing required field"),
         ([HEADER + b"\x81\xa4type\xa4Stop\x00"], "trailing characters"),
         ([HEADER + b"\x91" * 400_000], "not a message of this protocol"),
         ([HEADER + b"\x82\xa4type\xa4Stop\xa1x" + b"\x91" * 400_000], "not a message of this protocol"),
@@ -433,19 +433,19 @@ def body(fields: Any) -> list[bytes]:
 
 
 def test_the_order_of_fields_does_not_matter() -> None:
-    fields = {"count": 3, "epoch": 1, "session": 7, "type": "Step"}
-    assert decode_for_actor(body(fields)) == Step(session=7, epoch=1, count=3)
+    fields = {"mode": "alone", "session": 7, "type": "SetMode"}
+    assert decode_for_actor(body(fields)) == SetMode(session=7, mode="alone")
 
 
 def test_a_message_without_names_is_refused() -> None:
     """As an array, swapped fields of one type would decode silently wrong."""
     with pytest.raises(ProtocolError):
-        decode_for_actor(body(["Step", 7, 1, 3]))
+        decode_for_actor(body(["SetMode", 7, "alone"]))
 
 
 def test_a_renamed_field_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="missing required field `epoch`"):
-        decode_for_actor(body({"type": "Step", "session": 7, "era": 1, "count": 3}))
+    with pytest.raises(ProtocolError, match="missing required field `mode`"):
+        decode_for_actor(body({"type": "SetMode", "session": 7, "pace": "alone"}))
 
 
 def test_a_field_that_is_not_known_is_passed_over() -> None:

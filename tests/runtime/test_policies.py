@@ -6,7 +6,7 @@ from pvlm.runtime.policies import POLICIES, WindowPolicies
 from pvlm_protocols.messages import Pruning, Schedule
 
 TOGETHER = Schedule()
-TURNS = Schedule(bonus=True, lead=1)
+TURNS = Schedule(mode="turns")
 
 
 def test_answers_of_the_same_schedule_and_pruning_share_a_policy() -> None:

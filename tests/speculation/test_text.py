@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlm.speculation.agreement import agreement
+from pvlm.speculation.text import agreement
 
 tokens = st.lists(st.integers(0, 2), max_size=8)
 

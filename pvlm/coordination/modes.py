@@ -1,0 +1,56 @@
+"""How draft and target work together at a moment, and how long the draft rests."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pvlm_protocols.messages import TargetMode
+
+REST_TOKENS = 16
+"""Tokens that the target first writes alone where a draft does not pay; doubled each time, up to `REST_TOKENS_MAX`."""
+REST_TOKENS_MAX = 64
+
+
+class Mode(Enum):
+    """Who works, and who waits for whom. `docs/architecture.md` has the table of transitions."""
+
+    TURNS = "turns"
+    """Plain speculative decoding: the draft writes a window, then the target verifies it and adds a token."""
+    TOGETHER = "together"
+    """The draft writes the next window while the target verifies the last one."""
+    ALONE = "alone"
+    """The target decodes by itself. The draft rests, or has been lost."""
+    PROBING = "probing"
+    """The target decodes by itself until the draft's next window arrives, which is then compared with its text."""
+
+    @property
+    def of_target(self) -> TargetMode:
+        """What the target does in this mode."""
+        match self:
+            case Mode.TURNS:
+                return "turns"
+            case Mode.TOGETHER:
+                return "together"
+            case Mode.ALONE | Mode.PROBING:
+                return "alone"
+
+
+class Rest:
+    """How long the draft rests: longer each time, until draft and target work together again."""
+
+    def __init__(self, tokens: int = REST_TOKENS) -> None:
+        self.tokens = tokens
+        self._until = 0
+
+    def begin(self, length: int) -> None:
+        """Rest from an answer of ``length`` tokens on."""
+        self._until = length + self.tokens
+        self.tokens = min(2 * self.tokens, REST_TOKENS_MAX)
+
+    def over(self, length: int) -> bool:
+        """Has the target written enough tokens alone?"""
+        return length >= self._until
+
+    def reset(self) -> None:
+        """The next rest is a short one."""
+        self.tokens = REST_TOKENS

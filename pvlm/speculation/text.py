@@ -1,0 +1,22 @@
+"""Pure functions on the tokens of an answer: how far two texts agree, and where an answer ends. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pvlm_protocols.messages import FinishReason, Sampling
+
+
+def agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    for index, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return index
+    return min(len(one), len(other))
+
+
+def finish_reason(length: int, last: int | None, sampling: Sampling) -> FinishReason | None:
+    """Why an answer of ``length`` tokens, the last of which is ``last``, is complete; None if it is not."""
+    if length and last in sampling.end_token_ids:
+        return "stop"
+    return "length" if length >= sampling.max_tokens else None
