@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta, inspect
+from msgspec.inspect import FloatType, IntType
 
 from pvlm.endpoints import on_loopback, split_endpoint
 from pvlm.errors import ConfigError, OptionError
-from pvlm.speculation.settings import DistributionSettings
-from pvlm_protocols.backend import Role
-from pvlm_protocols.limits import (
-    MAX_ANSWER_TOKENS,
-    MAX_ID,
-    MAX_QUESTION_CHARACTERS,
-    MAX_STOP_TOKENS,
-    MAX_WINDOW,
-)
+from pvlm_protocols.backend import Count, Role
+from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS
+from pvlm_protocols.messages import Ratio, SamplingOptions, Serial, WindowSize
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
 Transport = Literal["ipc", "tcp", "inproc"]
-WindowSetting = Literal["auto"] | int
+WindowSetting = Literal["auto"] | WindowSize
+AtLeastOne = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Duration = Annotated[float, Meta(gt=0)]
+
+MIN_TEMPERATURE = 1e-5
+"""Below it ``logits / temperature`` leaves the range of float32; 0 itself means greedy."""
 
 BUNDLED = "bundled"
 """The name of the pair of tiny models that comes with pvlm."""
@@ -59,9 +63,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, novelty, uniform, random, none); auto: uv for
     method parallel, none for sd.
     """
-    prune_ratio: float = 0.5
+    prune_ratio: Ratio = 0.5
     """Share of the video tokens that the draft does not see; 0 <= ratio < 1."""
-    early_layer: int = 0
+    early_layer: Count = 0
     """Target layer whose output UV-Prune compares with the input, and whose attention others use; 0: by depth."""
     compact_positions: bool = False
     """Renumber kept tokens in the draft, instead of leaving them at their original positions."""
@@ -73,9 +77,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     draft_device: str | None = None
     dtype: str = "auto"
     draft_dtype: str | None = None
-    threads: int | None = None
+    threads: AtLeastOne | None = None
     """CPU threads of the target; None: one for each core of its affinity."""
-    draft_threads: int | None = None
+    draft_threads: AtLeastOne | None = None
     affinity: tuple[int, ...] | None = None
     """Cores of the target's process; None: the cores are shared out, at least one for each actor; (): leave them alone.
     """
@@ -95,45 +99,32 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_pickle: bool = False
     video_reader: str = "decord"
     """Entry point of group ``pvlm.video_readers``."""
-    max_sessions: int = 4
+    max_sessions: AtLeastOne = 4
     """Answers that are written at once; each has a KV cache in both models. Further ones wait, first come first served.
     """
-    max_waiting: int = 64
+    max_waiting: NotNegative = 64
     """Answers that may wait; one more gets `EngineBusy` at once."""
-    start_timeout_s: float = 600.0
+    start_timeout_s: Duration = 600.0
     """How long loading may take, and how long a worker on another host is waited for."""
-    decode_timeout_s: float = 120.0
+    decode_timeout_s: Duration = 120.0
     """How long reading a video may take."""
-    draft_restarts: int = 3
+    draft_restarts: NotNegative = 3
     """How often in a row a lost draft is started again; one that has run for ten minutes counts as new. A worker on
     another host is not started, but waited for.
     """
-    target_restarts: int = 3
+    target_restarts: NotNegative = 3
     """As ``draft_restarts``; without a target answers end with `TargetLost`."""
-    hang_timeout_s: float = 60.0
+    hang_timeout_s: Duration = 60.0
     """A model that has not been heard of for so long is taken to hang, and is started again. It is heard of between two
     layers of a prefill and between two passes: one layer over the longest prompt, or its vision tower, must be faster.
     """
-    close_timeout_s: float = 2.0
+    close_timeout_s: Duration = 2.0
     """How long the models may take to free an answer that was left; one that takes longer is started again."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune_ratio < 1:
-            raise ConfigError(f"prune_ratio is {self.prune_ratio}: it must be at least 0 and less than 1")
-        _check_window(self.window, ConfigError)
+        _check_bounds(type(self), msgspec.structs.asdict(self), ConfigError)
         if self.method in ("parallel", "sd") and self.draft is None:
             raise ConfigError(f"method '{self.method}' needs a draft: give one (draft=...), or use method='ar'")
-        for name in ("threads", "draft_threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: it must be at least 1")
-        for name, least in (("max_sessions", 1), ("max_waiting", 0), ("draft_restarts", 0), ("target_restarts", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{name} is {value}: it must be at least {least}")
-        for name in ("start_timeout_s", "decode_timeout_s", "hang_timeout_s", "close_timeout_s"):
-            if not (seconds := getattr(self, name)) > 0:
-                raise ConfigError(f"{name} is {seconds:g}: it must be above 0")
-        if not 0 <= self.early_layer <= MAX_ID:
-            raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
         self._check_listening()
 
     def _check_listening(self) -> None:
@@ -191,17 +182,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.method
 
 
-class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of one answer. The last six, ``method`` to ``window``, default to the engine's."""
+class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one answer: those of `SamplingOptions`, and these. The last six default to the engine's."""
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    """0: greedy."""
-    top_k: int = 0
-    """0: off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
+    seed: Serial | None = None
     coupling: Literal["auto", "speculative", "gumbel"] = "auto"
     """How draft and target share randomness; auto: gumbel if a seed is given, else speculative."""
     stop: tuple[str, ...] | str = ()
@@ -219,25 +203,19 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     parallel_prefill: bool | None = None
     parallel_decode: bool | None = None
     prune: str | None = None
-    prune_ratio: float | None = None
+    prune_ratio: Ratio | None = None
     window: WindowSetting | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_tokens <= MAX_ANSWER_TOKENS:
-            raise OptionError(f"max_tokens is {self.max_tokens}: it must be from 1 to {MAX_ANSWER_TOKENS}")
+        _check_bounds(type(self), msgspec.structs.asdict(self), OptionError)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise OptionError(f"temperature is {self.temperature}: use 0 (greedy), or {MIN_TEMPERATURE} and above")
         if (given := len(self.stop_token_ids)) > MAX_STOP_TOKENS:
             raise OptionError(f"stop_token_ids has {given} ids: there may be {MAX_STOP_TOKENS}")
         if wrong := [token for token in self.stop_token_ids if not 0 <= token <= MAX_ID]:
             raise OptionError(f"stop_token_ids holds {wrong[0]}, which is no token's id")
-        DistributionSettings(self.temperature, self.top_k, self.top_p, self.min_p)  # checks them
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise OptionError(f"seed is {self.seed}: it must be from 0 to 2**63 - 1")
-        if self.prune_ratio is not None and not 0 <= self.prune_ratio < 1:
-            raise OptionError(f"prune_ratio is {self.prune_ratio}: it must be at least 0 and less than 1")
         if any(not stop for stop in self.stop_strings):
             raise OptionError("an empty stop string would end every answer at once")
-        if self.window is not None:
-            _check_window(self.window, OptionError)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -294,6 +272,7 @@ def _build(
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
             raise error(f"unknown {what} '{key}': {hint}")
+    _check_bounds(kind, values, error)
     try:
         return msgspec.convert(dict(values), kind)
     except msgspec.ValidationError as problem:
@@ -301,6 +280,42 @@ def _build(
         raise cause if isinstance(cause, error) else error(f"{what}: {problem}") from None
 
 
-def _check_window(window: WindowSetting, error: type[ConfigError] | type[OptionError]) -> None:
-    if isinstance(window, int) and not 1 <= window <= MAX_WINDOW:
-        raise error(f"window is {window}: it must be 'auto' or from 1 to {MAX_WINDOW}")
+def _check_bounds(
+    kind: type[Settings], values: Mapping[str, Any], error: type[ConfigError] | type[OptionError]
+) -> None:
+    """Raise an error that names the first number outside the bounds of its type, and the bounds."""
+    for name, (bounds, words) in _bounds(kind).items():
+        value = values.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue  # None, "auto", or a wrong type, which msgspec reports
+        least, above, most, below = bounds.ge, bounds.gt, bounds.le, bounds.lt
+        too_small = (least is not None and not value >= least) or (above is not None and not value > above)
+        too_large = (most is not None and not value <= most) or (below is not None and not value < below)
+        if too_small or too_large:
+            raise error(f"{name} is {value}: it must be {words}")
+
+
+@cache
+def _bounds(kind: type[Settings]) -> dict[str, tuple[IntType | FloatType, str]]:
+    """The bounded numbers among the fields of a struct, and their bounds in words."""
+    struct = inspect.type_info(kind)
+    assert isinstance(struct, inspect.StructType)
+    found = {}
+    for field in struct.fields:
+        types = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+        names = [repr(value) for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
+        for one in types:
+            if isinstance(one, IntType | FloatType):
+                found[field.name] = one, " or ".join([*names, _in_words(one)])
+    return found
+
+
+def _in_words(bounds: IntType | FloatType) -> str:
+    least = f"at least {bounds.ge}" if bounds.ge is not None else f"above {bounds.gt}"
+    if bounds.le == sys.float_info.max:
+        return f"finite and {least}"
+    if bounds.ge is not None and bounds.le is not None:
+        return f"from {bounds.ge} to {bounds.le}"
+    if bounds.le is not None:
+        return f"{least} and at most {bounds.le}"
+    return least if bounds.lt is None else f"{least} and less than {bounds.lt}"

@@ -17,9 +17,8 @@ from torch import Tensor
 from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, propose
 from pvlm.speculation.randomness import Purpose, uniform
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
-from pvlm.speculation.settings import DistributionSettings
 from pvlm.speculation.verification import accepted_count, gumbel_choices, residual_draw, speculative_accept
-from pvlm_protocols.messages import Sampling
+from pvlm_protocols.messages import Sampling, SamplingOptions
 
 
 class Drafted(NamedTuple):
@@ -79,9 +78,9 @@ def coupling_for(sampling: Sampling, *, session: int) -> Coupling:
         case "greedy":
             return GreedyCoupling(sampling.vocab_limit)
         case "gumbel":
-            return GumbelCoupling(DistributionSettings.of(sampling), sampling.vocab_limit, sampling.seed)
+            return GumbelCoupling(sampling, sampling.vocab_limit, sampling.seed)
         case "speculative":
-            return SpeculativeCoupling(DistributionSettings.of(sampling), sampling.vocab_limit, sampling.seed, session)
+            return SpeculativeCoupling(sampling, sampling.vocab_limit, sampling.seed, session)
         case _:
             raise ValueError(f"coupling is {sampling.coupling!r}: resolve it before a session is opened")
 
@@ -130,7 +129,7 @@ class GumbelCoupling:
     sessions.
     """
 
-    settings: DistributionSettings
+    settings: SamplingOptions
     vocab_limit: int
     seed: int
     draft_ids: int = PROPOSAL_SIZE
@@ -178,7 +177,7 @@ class SpeculativeCoupling:
     Draft and target draw from separate streams: were their draws correlated, the answer's distribution would change.
     """
 
-    settings: DistributionSettings
+    settings: SamplingOptions
     vocab_limit: int
     seed: int
     session: int
