@@ -1,4 +1,4 @@
-"""What a user may set: the engine once (`EngineConfig`), and each answer (`AnswerOptions`)."""
+"""Settings of an engine (`EngineConfig`), and options of one answer (`AnswerOptions`)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ MIN_TEMPERATURE = 1e-5
 """Below it ``logits / temperature`` leaves the range of float32; 0 itself means greedy."""
 
 BUNDLED = "bundled"
-"""The name of the pair of tiny models that comes with pvlm."""
+"""The name of the pair of tiny models in this package."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an engine is set up. Everything has a default; the models default to the bundled pair.
+    """Settings of an engine. Each has a default; the models default to the bundled pair.
 
     ``target``, ``draft``: a checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``.
     ``draft`` "auto" is the bundled draft beside the bundled target and none beside any other. ``draft_*`` options
@@ -57,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parallel_decode: bool = True
     """Method parallel: the draft writes the next window while the target verifies one."""
     window: WindowSetting = "auto"
-    """Tokens a window: a number, or "auto" (from measured times and acceptance)."""
+    """Tokens in a window: a number, or "auto" (from measured times and acceptance)."""
 
     prune: str = "auto"
     """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, novelty, uniform, random, none); auto: uv for
@@ -66,14 +66,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prune_ratio: Ratio = 0.5
     """Share of the video tokens that the draft does not see; 0 <= ratio < 1."""
     early_layer: Count = 0
-    """Target layer whose output UV-Prune compares with the input, and whose attention others use; 0: by depth."""
+    """The target's layer whose output ``uv`` compares with its input, and whose attention other pruners use. 0: chosen
+    by the target's depth.
+    """
     compact_positions: bool = False
-    """Renumber kept tokens in the draft, instead of leaving them at their original positions."""
+    """Renumber the kept video tokens in the draft. Otherwise they stay at their original positions."""
 
     transport: Transport = "ipc"
     """``ipc``, ``tcp`` (loopback): a worker process for each model; ``inproc``: a thread for each, in this process."""
     device: str = "cpu"
-    """Of the target; several, separated by commas, share out its layers: ``"cuda:0,cuda:1"``."""
+    """The target's device. Several devices, separated by commas, share its layers: ``"cuda:0,cuda:1"``."""
     draft_device: str | None = None
     dtype: str = "auto"
     draft_dtype: str | None = None
@@ -81,45 +83,45 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """CPU threads of the target; None: one for each core of its affinity."""
     draft_threads: AtLeastOne | None = None
     affinity: tuple[int, ...] | None = None
-    """Cores of the target's process; None: the cores are shared out, at least one for each actor; (): leave them alone.
-    """
+    """Cores of the target's process. None: the actors share the cores, at least one each; (): no affinity is set."""
     draft_affinity: tuple[int, ...] | None = None
 
     target_listen: str | None = None
-    """Where a target that a person runs on another host connects to, ``tcp://HOST:PORT`` of this one (0.0.0.0: all its
-    addresses), instead of one that the engine starts. ``target`` then names the checkpoint whose tokenizer and
-    processor are read here; weights are not needed.
+    """Address on this host, ``tcp://HOST:PORT``, to which a target worker on another host connects. None: the engine
+    starts the worker itself. HOST 0.0.0.0 stands for all addresses of this host. ``target`` then names the checkpoint
+    whose tokenizer and processor are read here; its weights are not needed.
     """
     draft_listen: str | None = None
-    """The same for the draft; another port."""
+    """The same for the draft, with a port of its own."""
     keys: str | None = None
-    """Directory made by ``pvlm keys new``, for ``target_listen`` and ``draft_listen``; they need it off loopback."""
+    """Directory made by ``pvlm keys new``. ``target_listen`` and ``draft_listen`` need it on other than loopback
+    addresses.
+    """
 
     trust_remote_code: bool = False
     allow_pickle: bool = False
     video_reader: str = "decord"
     """Entry point of group ``pvlm.video_readers``."""
     max_sessions: AtLeastOne = 4
-    """Answers that are written at once; each has a KV cache in both models. Further ones wait, first come first served.
-    """
+    """The largest number of answers written at once. Each has a KV cache in both models. Others wait in order."""
     max_waiting: NotNegative = 64
-    """Answers that may wait; one more gets `EngineBusy` at once."""
+    """The largest number of answers that wait. Another raises `EngineBusy` at once."""
     start_timeout_s: Duration = 600.0
-    """How long loading may take, and how long a worker on another host is waited for."""
+    """The limit for loading a model, and for the wait for a worker on another host."""
     decode_timeout_s: Duration = 120.0
-    """How long reading a video may take."""
+    """The limit for reading a video."""
     draft_restarts: NotNegative = 3
-    """How often in a row a lost draft is started again; one that has run for ten minutes counts as new. A worker on
-    another host is not started, but waited for.
+    """How often in a row a lost draft is restarted. A draft that has run for ten minutes counts as new. A worker on
+    another host is not restarted: the engine waits for it.
     """
     target_restarts: NotNegative = 3
-    """As ``draft_restarts``; without a target answers end with `TargetLost`."""
+    """The same for the target. Without a target, answers end with `TargetLost`."""
     hang_timeout_s: Duration = 60.0
-    """A model that has not been heard of for so long is taken to hang, and is started again. It is heard of between two
-    layers of a prefill and between two passes: one layer over the longest prompt, or its vision tower, must be faster.
+    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, and
+    between two passes. One layer over the longest prompt, and the vision tower, must take less time.
     """
     close_timeout_s: Duration = 2.0
-    """How long the models may take to free an answer that was left; one that takes longer is started again."""
+    """The limit for freeing an answer that was left. A model that takes longer is restarted."""
 
     def __post_init__(self) -> None:
         _check_bounds(type(self), msgspec.structs.asdict(self), ConfigError)
@@ -159,20 +161,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.draft
 
     def listen(self, role: Role) -> str | None:
-        """Where the worker of a role connects to that a person runs; None: the engine starts it."""
+        """The address to which a worker on another host connects; None: the engine starts the worker."""
         return self.target_listen if role == "target" else self.draft_listen
 
     def backend_of(self, role: Role) -> str:
-        """The plug-in that runs a model."""
+        """The name of the plug-in that runs a model."""
         return self.backend if role == "target" else self.draft_backend or self.backend
 
     def checkpoint(self, role: Role) -> str | None:
-        """The directory or hub name of a model, with "auto" and "bundled" resolved; None: there is no draft."""
+        """The directory or hub name of a model, with "auto" and "bundled" resolved; None: no draft."""
         model = self.target if role == "target" else self.draft_model
         return bundled(role) if model == BUNDLED else model
 
     def resolved_method(self) -> Method:
-        """The method with "auto" resolved. Raises ConfigError where a draft is needed and there is none."""
+        """The method with "auto" resolved. Raises ConfigError if the method needs a draft and the engine has none."""
         if self.method == "auto":
             return "parallel" if self.draft_model else "ar"
         if self.method != "ar" and self.draft_model is None:
@@ -242,7 +244,7 @@ def answer_options(options: Mapping[str, Any]) -> AnswerOptions:
 
 
 def check_question(question: str) -> None:
-    """Raise OptionError for a question that no model is asked. Whether a model can take it is for that to say."""
+    """Raise OptionError for a question that is invalid for every model. Each model checks further limits itself."""
     if not question.strip():
         raise OptionError("the question is empty: ask something about the video")
     if len(question) > MAX_QUESTION_CHARACTERS:
@@ -254,7 +256,7 @@ def check_question(question: str) -> None:
     except UnicodeEncodeError as error:
         raise OptionError(
             f"the question's character {error.start} is half of a surrogate pair ({question[error.start]!r}), which is "
-            "no text: decode what it was made from as UTF-8"
+            "not text: decode its bytes as UTF-8"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What an application meets before any model is loaded: names, settings, options, and misuse."""
+"""The interface before any model is loaded: names, settings, options, and misuse."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_settings_from_a_mapping_a_configuration_or_keywords_are_the_same() -> N
         ({"close_timeout_s": float("nan")}, "close_timeout_s is nan: it must be above 0"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Engine.create(settings)
 
@@ -168,7 +168,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
         ({"method": "fast"}, "method"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
+def test_invalid_options(options: dict[str, Any], said: str) -> None:
     """They are refused at once, before anything is loaded."""
     with pytest.raises(OptionError, match=said):
         Engine.create(**NOWHERE).stream("clip.mp4", "?", **options)
@@ -203,7 +203,7 @@ def test_sampling_options_are_written_once() -> None:
     ],
     ids=["empty", "blank", "long", "surrogate"],
 )
-def test_a_question_that_nobody_is_asked_is_refused_at_once(question: str, said: str) -> None:
+def test_an_invalid_question_is_refused_at_once(question: str, said: str) -> None:
     with pytest.raises(OptionError, match=said):
         Engine.create(**NOWHERE).stream("clip.mp4", question)
 
