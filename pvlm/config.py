@@ -1,37 +1,41 @@
-"""What a user may set: the engine once (`EngineConfig`), and each answer (`AnswerOptions`)."""
+"""Settings of an engine (`EngineConfig`), and options of one answer (`AnswerOptions`)."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta, inspect
+from msgspec.inspect import FloatType, IntType
 
 from pvlm.endpoints import on_loopback, split_endpoint
 from pvlm.errors import ConfigError, OptionError
-from pvlm.speculation.settings import DistributionSettings
-from pvlm_protocols.backend import Role
-from pvlm_protocols.limits import (
-    MAX_ANSWER_TOKENS,
-    MAX_ID,
-    MAX_QUESTION_CHARACTERS,
-    MAX_STOP_TOKENS,
-    MAX_WINDOW,
-)
+from pvlm_protocols.backend import Count, Role
+from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS
+from pvlm_protocols.messages import Ratio, SamplingOptions, Serial, WindowSize
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
 Transport = Literal["ipc", "tcp", "inproc"]
-WindowSetting = Literal["auto"] | int
+WindowSetting = Literal["auto"] | WindowSize
+AtLeastOne = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Duration = Annotated[float, Meta(gt=0)]
+
+MIN_TEMPERATURE = 1e-5
+"""Below it ``logits / temperature`` leaves the range of float32; 0 itself means greedy."""
 
 BUNDLED = "bundled"
-"""The name of the pair of tiny models that comes with pvlm."""
+"""The name of the pair of tiny models in this package."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an engine is set up. Everything has a default; the models default to the bundled pair.
+    """Settings of an engine. Each has a default; the models default to the bundled pair.
 
     ``target``, ``draft``: a checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``.
     ``draft`` "auto" is the bundled draft beside the bundled target and none beside any other. ``draft_*`` options
@@ -53,87 +57,76 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parallel_decode: bool = True
     """Method parallel: the draft writes the next window while the target verifies one."""
     window: WindowSetting = "auto"
-    """Tokens a window: a number, or "auto" (from measured times and acceptance)."""
+    """Tokens in a window: a number, or "auto" (from measured times and acceptance)."""
 
     prune: str = "auto"
     """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, novelty, uniform, random, none); auto: uv for
     method parallel, none for sd.
     """
-    prune_ratio: float = 0.5
+    prune_ratio: Ratio = 0.5
     """Share of the video tokens that the draft does not see; 0 <= ratio < 1."""
-    early_layer: int = 0
-    """Target layer whose output UV-Prune compares with the input, and whose attention others use; 0: by depth."""
+    early_layer: Count = 0
+    """The target's layer whose output ``uv`` compares with its input, and whose attention other pruners use. 0: chosen
+    by the target's depth.
+    """
     compact_positions: bool = False
-    """Renumber kept tokens in the draft, instead of leaving them at their original positions."""
+    """Renumber the kept video tokens in the draft. Otherwise they stay at their original positions."""
 
     transport: Transport = "ipc"
     """``ipc``, ``tcp`` (loopback): a worker process for each model; ``inproc``: a thread for each, in this process."""
     device: str = "cpu"
-    """Of the target; several, separated by commas, share out its layers: ``"cuda:0,cuda:1"``."""
+    """The target's device. Several devices, separated by commas, share its layers: ``"cuda:0,cuda:1"``."""
     draft_device: str | None = None
     dtype: str = "auto"
     draft_dtype: str | None = None
-    threads: int | None = None
+    threads: AtLeastOne | None = None
     """CPU threads of the target; None: one for each core of its affinity."""
-    draft_threads: int | None = None
+    draft_threads: AtLeastOne | None = None
     affinity: tuple[int, ...] | None = None
-    """Cores of the target's process; None: the cores are shared out, at least one for each actor; (): leave them alone.
-    """
+    """Cores of the target's process. None: the actors share the cores, at least one each; (): no affinity is set."""
     draft_affinity: tuple[int, ...] | None = None
 
     target_listen: str | None = None
-    """Where a target that a person runs on another host connects to, ``tcp://HOST:PORT`` of this one (0.0.0.0: all its
-    addresses), instead of one that the engine starts. ``target`` then names the checkpoint whose tokenizer and
-    processor are read here; weights are not needed.
+    """Address on this host, ``tcp://HOST:PORT``, to which a target worker on another host connects. None: the engine
+    starts the worker itself. HOST 0.0.0.0 stands for all addresses of this host. ``target`` then names the checkpoint
+    whose tokenizer and processor are read here; its weights are not needed.
     """
     draft_listen: str | None = None
-    """The same for the draft; another port."""
+    """The same for the draft, with a port of its own."""
     keys: str | None = None
-    """Directory made by ``pvlm keys new``, for ``target_listen`` and ``draft_listen``; they need it off loopback."""
+    """Directory made by ``pvlm keys new``. ``target_listen`` and ``draft_listen`` need it on other than loopback
+    addresses.
+    """
 
     trust_remote_code: bool = False
     allow_pickle: bool = False
     video_reader: str = "decord"
     """Entry point of group ``pvlm.video_readers``."""
-    max_sessions: int = 4
-    """Answers that are written at once; each has a KV cache in both models. Further ones wait, first come first served.
+    max_sessions: AtLeastOne = 4
+    """The largest number of answers written at once. Each has a KV cache in both models. Others wait in order."""
+    max_waiting: NotNegative = 64
+    """The largest number of answers that wait. Another raises `EngineBusy` at once."""
+    start_timeout_s: Duration = 600.0
+    """The limit for loading a model, and for the wait for a worker on another host."""
+    decode_timeout_s: Duration = 120.0
+    """The limit for reading a video."""
+    draft_restarts: NotNegative = 3
+    """How often in a row a lost draft is restarted. A draft that has run for ten minutes counts as new. A worker on
+    another host is not restarted: the engine waits for it.
     """
-    max_waiting: int = 64
-    """Answers that may wait; one more gets `EngineBusy` at once."""
-    start_timeout_s: float = 600.0
-    """How long loading may take, and how long a worker on another host is waited for."""
-    decode_timeout_s: float = 120.0
-    """How long reading a video may take."""
-    draft_restarts: int = 3
-    """How often in a row a lost draft is started again; one that has run for ten minutes counts as new. A worker on
-    another host is not started, but waited for.
+    target_restarts: NotNegative = 3
+    """The same for the target. Without a target, answers end with `TargetLost`."""
+    hang_timeout_s: Duration = 60.0
+    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, and
+    between two passes. One layer over the longest prompt, and the vision tower, must take less time.
     """
-    target_restarts: int = 3
-    """As ``draft_restarts``; without a target answers end with `TargetLost`."""
-    hang_timeout_s: float = 60.0
-    """A model that has not been heard of for so long is taken to hang, and is started again. It is heard of between two
-    layers of a prefill and between two passes: one layer over the longest prompt, or its vision tower, must be faster.
-    """
-    close_timeout_s: float = 2.0
-    """How long the models may take to free an answer that was left; one that takes longer is started again."""
+    close_timeout_s: Duration = 2.0
+    """The limit for freeing an answer that was left. A model that takes longer is restarted."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune_ratio < 1:
-            raise ConfigError(f"prune_ratio is {self.prune_ratio}: it must be at least 0 and less than 1")
-        _check_window(self.window, ConfigError)
+        _check_bounds(type(self), msgspec.structs.asdict(self), ConfigError)
         if self.method in ("parallel", "sd") and self.draft is None:
             raise ConfigError(f"method '{self.method}' needs a draft: give one (draft=...), or use method='ar'")
-        for name in ("threads", "draft_threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: it must be at least 1")
-        for name, least in (("max_sessions", 1), ("max_waiting", 0), ("draft_restarts", 0), ("target_restarts", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{name} is {value}: it must be at least {least}")
-        for name in ("start_timeout_s", "decode_timeout_s", "hang_timeout_s", "close_timeout_s"):
-            if not (seconds := getattr(self, name)) > 0:
-                raise ConfigError(f"{name} is {seconds:g}: it must be above 0")
-        if not 0 <= self.early_layer <= MAX_ID:
-            raise ConfigError(f"early_layer is {self.early_layer}: it must be 0 (by depth) or a layer's number")
         self._check_listening()
 
     def _check_listening(self) -> None:
@@ -168,20 +161,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.draft
 
     def listen(self, role: Role) -> str | None:
-        """Where the worker of a role connects to that a person runs; None: the engine starts it."""
+        """The address to which a worker on another host connects; None: the engine starts the worker."""
         return self.target_listen if role == "target" else self.draft_listen
 
     def backend_of(self, role: Role) -> str:
-        """The plug-in that runs a model."""
+        """The name of the plug-in that runs a model."""
         return self.backend if role == "target" else self.draft_backend or self.backend
 
     def checkpoint(self, role: Role) -> str | None:
-        """The directory or hub name of a model, with "auto" and "bundled" resolved; None: there is no draft."""
+        """The directory or hub name of a model, with "auto" and "bundled" resolved; None: no draft."""
         model = self.target if role == "target" else self.draft_model
         return bundled(role) if model == BUNDLED else model
 
     def resolved_method(self) -> Method:
-        """The method with "auto" resolved. Raises ConfigError where a draft is needed and there is none."""
+        """The method with "auto" resolved. Raises ConfigError if the method needs a draft and the engine has none."""
         if self.method == "auto":
             return "parallel" if self.draft_model else "ar"
         if self.method != "ar" and self.draft_model is None:
@@ -191,17 +184,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.method
 
 
-class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of one answer. The last six, ``method`` to ``window``, default to the engine's."""
+class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one answer: those of `SamplingOptions`, and these. The last six default to the engine's."""
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    """0: greedy."""
-    top_k: int = 0
-    """0: off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
+    seed: Serial | None = None
     coupling: Literal["auto", "speculative", "gumbel"] = "auto"
     """How draft and target share randomness; auto: gumbel if a seed is given, else speculative."""
     stop: tuple[str, ...] | str = ()
@@ -219,25 +205,19 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     parallel_prefill: bool | None = None
     parallel_decode: bool | None = None
     prune: str | None = None
-    prune_ratio: float | None = None
+    prune_ratio: Ratio | None = None
     window: WindowSetting | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_tokens <= MAX_ANSWER_TOKENS:
-            raise OptionError(f"max_tokens is {self.max_tokens}: it must be from 1 to {MAX_ANSWER_TOKENS}")
+        _check_bounds(type(self), msgspec.structs.asdict(self), OptionError)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise OptionError(f"temperature is {self.temperature}: use 0 (greedy), or {MIN_TEMPERATURE} and above")
         if (given := len(self.stop_token_ids)) > MAX_STOP_TOKENS:
             raise OptionError(f"stop_token_ids has {given} ids: there may be {MAX_STOP_TOKENS}")
         if wrong := [token for token in self.stop_token_ids if not 0 <= token <= MAX_ID]:
             raise OptionError(f"stop_token_ids holds {wrong[0]}, which is no token's id")
-        DistributionSettings(self.temperature, self.top_k, self.top_p, self.min_p)  # checks them
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise OptionError(f"seed is {self.seed}: it must be from 0 to 2**63 - 1")
-        if self.prune_ratio is not None and not 0 <= self.prune_ratio < 1:
-            raise OptionError(f"prune_ratio is {self.prune_ratio}: it must be at least 0 and less than 1")
         if any(not stop for stop in self.stop_strings):
             raise OptionError("an empty stop string would end every answer at once")
-        if self.window is not None:
-            _check_window(self.window, OptionError)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -265,7 +245,7 @@ def answer_options(options: Mapping[str, Any]) -> AnswerOptions:
 
 
 def check_question(question: str) -> None:
-    """Raise OptionError for a question that no model is asked. Whether a model can take it is for that to say."""
+    """Raise OptionError for a question that is invalid for every model. Each model checks further limits itself."""
     if not question.strip():
         raise OptionError("the question is empty: ask something about the video")
     if len(question) > MAX_QUESTION_CHARACTERS:
@@ -277,7 +257,7 @@ def check_question(question: str) -> None:
     except UnicodeEncodeError as error:
         raise OptionError(
             f"the question's character {error.start} is half of a surrogate pair ({question[error.start]!r}), which is "
-            "no text: decode what it was made from as UTF-8"
+            "not text: decode its bytes as UTF-8"
         ) from None
 
 
@@ -295,6 +275,7 @@ def _build(
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
             raise error(f"unknown {what} '{key}': {hint}")
+    _check_bounds(kind, values, error)
     try:
         return msgspec.convert(dict(values), kind)
     except msgspec.ValidationError as problem:
@@ -302,6 +283,42 @@ def _build(
         raise cause if isinstance(cause, error) else error(f"{what}: {problem}") from None
 
 
-def _check_window(window: WindowSetting, error: type[ConfigError] | type[OptionError]) -> None:
-    if isinstance(window, int) and not 1 <= window <= MAX_WINDOW:
-        raise error(f"window is {window}: it must be 'auto' or from 1 to {MAX_WINDOW}")
+def _check_bounds(
+    kind: type[Settings], values: Mapping[str, Any], error: type[ConfigError] | type[OptionError]
+) -> None:
+    """Raise an error that names the first number outside the bounds of its type, and the bounds."""
+    for name, (bounds, words) in _bounds(kind).items():
+        value = values.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue  # None, "auto", or a wrong type, which msgspec reports
+        least, above, most, below = bounds.ge, bounds.gt, bounds.le, bounds.lt
+        too_small = (least is not None and not value >= least) or (above is not None and not value > above)
+        too_large = (most is not None and not value <= most) or (below is not None and not value < below)
+        if too_small or too_large:
+            raise error(f"{name} is {value}: it must be {words}")
+
+
+@cache
+def _bounds(kind: type[Settings]) -> dict[str, tuple[IntType | FloatType, str]]:
+    """The bounded numbers among the fields of a struct, and their bounds in words."""
+    struct = inspect.type_info(kind)
+    assert isinstance(struct, inspect.StructType)
+    found = {}
+    for field in struct.fields:
+        types = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+        names = [repr(value) for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
+        for one in types:
+            if isinstance(one, IntType | FloatType):
+                found[field.name] = one, " or ".join([*names, _in_words(one)])
+    return found
+
+
+def _in_words(bounds: IntType | FloatType) -> str:
+    least = f"at least {bounds.ge}" if bounds.ge is not None else f"above {bounds.gt}"
+    if bounds.le == sys.float_info.max:
+        return f"finite and {least}"
+    if bounds.ge is not None and bounds.le is not None:
+        return f"from {bounds.ge} to {bounds.le}"
+    if bounds.le is not None:
+        return f"{least} and at most {bounds.le}"
+    return least if bounds.lt is None else f"{least} and less than {bounds.lt}"

@@ -1,16 +1,16 @@
-"""Everything that pvlm raises.
+"""The errors of pvlm.
 
     PvlmError
-    |-- ConfigError (ValueError)        an engine configuration that cannot be
-    |-- OptionError (ValueError)        an option of one answer that cannot be
+    |-- ConfigError (ValueError)        invalid engine configuration
+    |-- OptionError (ValueError)        invalid option of one answer
     |-- VideoError                      a video that cannot be read
     |-- ModelError                      a checkpoint or plug-in that cannot be loaded or used
     |   `-- ModelMismatch               draft and target do not fit together
-    |-- PromptError                     a question that the model cannot take
+    |-- PromptError                     a question that is invalid for the model
     |-- EngineStateError (RuntimeError) the engine is not in a state for this call
-    |-- EngineBusy                      more answers are asked for than the engine lets wait
+    |-- EngineBusy                      too many answers wait
     |-- ActorLost
-    |   `-- TargetLost                  the target is gone and cannot be brought back
+    |   `-- TargetLost                  the target is gone and is not restarted
     `-- InvalidTransition (RuntimeError)  a bug in pvlm: a state machine was misused
 
 Errors that happened in a worker carry the worker's own traceback as their cause (`RemoteTraceback`).
@@ -24,15 +24,15 @@ class PvlmError(Exception):
 
 
 class ConfigError(PvlmError, ValueError):
-    """An engine configuration that cannot be."""
+    """Invalid engine configuration."""
 
 
 class OptionError(PvlmError, ValueError):
-    """An option of one answer that cannot be."""
+    """Invalid option of one answer."""
 
 
 class VideoError(PvlmError):
-    """A video that cannot be read. ``path``: which; ``reason``: why."""
+    """A video that cannot be read, its ``path``, and the ``reason``."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"cannot read video '{path}': {reason}")
@@ -49,7 +49,7 @@ class ModelMismatch(ModelError):
 
 
 class PromptError(PvlmError):
-    """A question that the model cannot take: too long, or with the model's own control tokens in it."""
+    """A question that is invalid for the model: too long, or with the model's own control tokens in it."""
 
 
 class EngineStateError(PvlmError, RuntimeError):
@@ -57,7 +57,7 @@ class EngineStateError(PvlmError, RuntimeError):
 
 
 class EngineBusy(PvlmError):
-    """More answers are asked for than the engine lets wait; try again later."""
+    """Too many answers wait; try again later."""
 
 
 class ActorLost(PvlmError):

@@ -1,4 +1,4 @@
-"""Entry points: the one way in which backends, pruners and video readers are found."""
+"""Plug-ins: backends, pruners and video readers are entry points."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pvlm.errors import ConfigError
 def load_plugin(group: str, name: str) -> Any:
     """The class registered as ``name`` in ``group``. Nothing else of the group is imported.
 
-    Raises ConfigError if there is none (with the known names), or if two packages claim the name, and ImportError where
-    the class cannot be imported.
+    Raises ConfigError if the name is unknown (with the known names) or two packages claim it. Raises ImportError if the
+    class cannot be imported.
     """
     found = {(point.name, point.value): point for point in entry_points(group=group, name=name)}
     if not found:

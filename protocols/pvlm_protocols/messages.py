@@ -42,6 +42,10 @@ Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
 Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Ratio = Annotated[float, Meta(ge=0, lt=1)]
+"""The share of the video tokens that the draft does not see."""
+WindowSize = Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
+"""Tokens of a window."""
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)]
 TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
 
@@ -66,11 +70,11 @@ class SessionMessage(Message, frozen=True, kw_only=True):
 # ---- parts --------------------------------------------------------------------------------------------------------
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are chosen and where the answer ends.
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen: the options that a caller sets and an actor reads, with their bounds.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``vocab_limit``: ids at or above it
-    do not exist for both models. ``coupling`` is resolved (never ``auto``) before it travels.
+    ``temperature`` 0 is greedy. Else logits are divided by it and filtered by top-k, top-p and min-p, in this order.
+    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
@@ -78,6 +82,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_k: Count = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     min_p: Share = 0.0
+
+
+class Sampling(SamplingOptions, frozen=True, kw_only=True):
+    """How tokens are chosen and where the answer ends.
+
+    ``vocab_limit``: ids at or above it do not exist for both models. ``coupling`` is resolved (never ``auto``) before
+    it travels.
+    """
+
     seed: Serial = 0
     coupling: Coupling = "greedy"
     vocab_limit: Annotated[int, Meta(ge=1, le=MAX_ID)]
@@ -91,7 +104,7 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     method: Name = "uv"
-    ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    ratio: Ratio = 0.0
     early_layer: Count = 0
     compact_positions: bool = False
     seed: Serial = 0
@@ -114,7 +127,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     the target waits before its next pass (0: it steps alone at once), but no longer than ``patience_ms``.
     """
 
-    gamma: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
+    gamma: WindowSize
     wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
     patience_ms: Milliseconds = 0.0
 

@@ -1,4 +1,4 @@
-"""From token ids to text as it streams: whole characters only, and nothing that may turn out to be a stop string."""
+"""From token ids to text as it streams: whole characters only, and no possible beginning of a stop string."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ REPLACEMENT = "\ufffd"
 class TextStream:
     """Detokenises an answer token by token.
 
-    ``decode`` turns ids into text and shows an incomplete UTF-8 sequence at the end as U+FFFD. The text excludes the
-    stop string that ended it; `tokens` includes the token that completed it.
+    ``decode`` turns ids into text, with U+FFFD for an incomplete UTF-8 sequence at the end. The text excludes the stop
+    string that ended it; `tokens` includes the token that completed the stop string.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
         self.tokens: list[int] = []
         self.text = ""
-        """What has been released."""
+        """The released text."""
         self.stopped = False
         self._decode = decode
         self._stop = tuple(stop)
         self._held = ""
         self._context = 0  # tokens from here are decoded, so that a tokenizer that joins with spaces sees its context
         self._read = 0  # tokens up to here are in `text` or `_held`
-        self._shown = 0  # and so many characters of the text from `_context` on
+        self._shown = 0  # the number of characters after `_context` that are in `text` or `_held`
 
     def push(self, token: int) -> str:
-        """Take one token; return the text that it releases (often none). Nothing may be pushed after `stopped`."""
+        """Take one token; return the text that it releases, often none. Do not call it after `stopped`."""
         self.tokens.append(token)
         text = self._decode(self.tokens[self._context :])
         whole = text.rstrip(REPLACEMENT)
@@ -39,7 +39,7 @@ class TextStream:
         return self._release()
 
     def flush(self) -> str:
-        """The answer is over: release what was held back."""
+        """Release the held text at the end of the answer."""
         if self.stopped:
             return ""
         self._held += self._decode(self.tokens[self._context :])[self._shown :]
@@ -60,7 +60,7 @@ class TextStream:
         return min(places, default=None)
 
     def _possible_stop(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = 0
         for stop in self._stop:
             for size in range(min(len(stop) - 1, len(self._held)), longest, -1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pvlm.config import EngineConfig
+from pvlm.config import AnswerOptions, EngineConfig
 
 DESCRIBE = "Describe the video in detail."
 """The question of measurements, if none is given."""
@@ -114,10 +114,8 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-ANSWER_OPTIONS = (
-    "num_frames", "fps", "start", "end", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "coupling",
-    "stop",
-)  # fmt: skip
+ANSWER_OPTIONS = tuple(name for name in AnswerOptions.__struct_fields__ if name not in EngineConfig.__struct_fields__)
+"""The others set the engine, and are its defaults for an answer."""
 
 
 def engine_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Running actors, and the sessions over them: what stands between `Engine` and the coordinators."""
+"""The pair of running actors, and the sessions that they share."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ OnLoading = Callable[[Role, float], None]
 
 
 class Pair:
-    """The actors of one engine while it is open. An async context manager; the task group belongs to it.
+    """The actors of one open engine: target and draft, or the target alone. An async context manager.
 
-    Commands are carried out in the call that received the event, and sending never waits: so the order of a
-    coordinator's commands is the order on the wire.
+    Each command is carried out in the call that received the event, and sending never waits. So messages travel in the
+    order of the coordinator's commands.
     """
 
     def __init__(self, config: EngineConfig, on_loading: OnLoading, reporter: Reporter) -> None:
@@ -88,10 +88,10 @@ class Pair:
         return None
 
     async def _stop(self) -> None:
-        """First the tasks, for one of them may be starting an actor again."""
+        """Stop the tasks first: one of them may be restarting an actor."""
         self._tasks.cancel_scope.cancel()
         try:
-            # The caller's error goes its own way: given to the task group, it would come back in an exception group.
+            # Without the caller's error: the task group would wrap it in an exception group.
             await self._tasks.__aexit__(None, None, None)
         finally:
             with anyio.CancelScope(shield=True):
@@ -103,28 +103,28 @@ class Pair:
 
     @property
     def draft_away(self) -> str:
-        """Why there is no draft just now; empty if there is one, or none was asked for."""
+        """Why no draft is running; empty if one is running, or the engine has none."""
         draft = self._actors.get("draft")
         return "" if draft is None or draft.running else draft.reason
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
-        """Those that are there, by role."""
+        """The models of running actors, by role."""
         return {role: actor.info for role, actor in self._actors.items() if actor.running and actor.info is not None}
 
     @property
     def processes(self) -> dict[Role, int]:
-        """Those on this host."""
+        """The process ids of actors on this host, by role."""
         return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
     def vocab_size(self, role: Role) -> int:
         """Width of a logits row, also while the actor is away."""
         info = self._actors[role].info
-        assert info is not None  # both have been started once
+        assert info is not None  # every actor has been started once
         return info.vocab_size
 
     async def health(self, timeout_s: float) -> dict[Role, ActorHealth]:
-        """Ask every actor, at most ``timeout_s``."""
+        """Ask every actor for its health. Waits at most ``timeout_s``."""
         found: dict[Role, ActorHealth] = {}
 
         async def ask(actor: Supervisor) -> None:
@@ -145,8 +145,10 @@ class Pair:
         report: AnswerReport | None = None,
         recorder: Recorder | None = None,
     ) -> LiveSession:
-        """Start a session; `target_there` comes before. ``on_command`` gets what is not for an actor, at once;
-        ``recorder`` every event and command; ``report`` every event, when its commands are out.
+        """Start a session. Call `target_there` first.
+
+        ``on_command`` receives each command that is not for an actor, at once. ``recorder`` receives every event and
+        command. ``report`` receives every event after its commands were carried out.
         """
         session = LiveSession(self._actors, coordinator, on_command, self._reporter, report, recorder)
         self._sessions[coordinator.session] = session
@@ -155,7 +157,7 @@ class Pair:
         return session
 
     async def close(self, session: LiveSession) -> None:
-        """Return when both actors have freed the session. One that does not within `close_timeout_s` is replaced."""
+        """Wait until both actors have freed the session. Replaces an actor that exceeds `close_timeout_s`."""
         timeout_s = self.config.close_timeout_s
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(timeout_s):
@@ -173,7 +175,7 @@ class Pair:
             session.coordinator.measuring.shared = len(self._sessions) > 1
 
     async def target_there(self) -> None:
-        """Wait while a lost target is being started again. Raises TargetLost, EngineStateError."""
+        """Wait while a lost target is being restarted. Raises TargetLost, EngineStateError."""
         if not self._closed and await (target := self._actors["target"]).settled():
             return
         if self._closed:
@@ -200,7 +202,7 @@ class Pair:
             raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
 
     def _check_tokenizers(self) -> None:
-        """Raise ModelMismatch where the same ids stand for other text in the draft."""
+        """Raise ModelMismatch if an id stands for different text in target and draft."""
         target, draft = self.target_processor, self.draft_processor
         if draft is None:
             return
@@ -221,7 +223,7 @@ class Pair:
         return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._check_worker, self._reporter)
 
     def _check_worker(self, role: Role, info: ModelInfo) -> None:
-        """Raise ModelMismatch where a worker on another host has not loaded the model that is known here."""
+        """Raise ModelMismatch if a worker on another host has loaded a different model from the one known here."""
         processor = self.target_processor if role == "target" else self.draft_processor
         assert processor is not None
         where = f"the {role} worker on the other host has loaded '{info.name}'"
@@ -239,7 +241,7 @@ class Pair:
                         f"{where}, which is another model than before: {name} {now} instead of {before}"
                     )
 
-    # ---- what supervisors tell ------------------------------------------------------------------------------------
+    # ---- reports of supervisors -----------------------------------------------------------------------------------
 
     def heard(self, role: Role, message: FromActor) -> None:
         if isinstance(message, SessionMessage) and (session := self._sessions.get(message.session)) is not None:
@@ -259,8 +261,9 @@ class Pair:
                 log.info("session_resumed", role=role, session=session.id)
 
     def unheard(self, role: Role) -> None:
-        """The engine goes down with the scope that it was opened in, and its workers with it: what they hold is freed
-        then, and nobody would hear of it earlier.
+        """Count every session as freed by an actor whose messages are no longer read.
+
+        This happens when the scope that opened the engine is cancelled. The workers end with it, and their memory too.
         """
         for session in list(self._sessions.values()):
             session.freed_by(role)
@@ -273,13 +276,13 @@ class Pair:
 
 
 def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:
-    """``id: target / draft`` for every id whose token differs; one that a side does not have is empty."""
+    """``id: target / draft`` for every id whose token differs; a missing token is empty."""
     pairs = enumerate(zip_longest(target, draft, fillvalue=""))
     return [f"{index}: {ours!r} / {theirs!r}" for index, (ours, theirs) in pairs if ours != theirs]
 
 
 def _first(error: BaseException) -> BaseException:
-    """Out of a group, the first error."""
+    """The first error of a group, or the error itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -17,10 +17,9 @@ from torch import Tensor
 from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, propose
 from pvlm.speculation.randomness import Purpose, uniform
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
-from pvlm.speculation.settings import DistributionSettings
 from pvlm.speculation.text import agreement
 from pvlm.speculation.verification import gumbel_choices, residual_draw, speculative_accept
-from pvlm_protocols.messages import Sampling
+from pvlm_protocols.messages import Sampling, SamplingOptions
 
 
 class Drafted(NamedTuple):
@@ -80,9 +79,9 @@ def coupling_for(sampling: Sampling, *, session: int) -> Coupling:
         case "greedy":
             return GreedyCoupling(sampling.vocab_limit)
         case "gumbel":
-            return GumbelCoupling(DistributionSettings.of(sampling), sampling.vocab_limit, sampling.seed)
+            return GumbelCoupling(sampling, sampling.vocab_limit, sampling.seed)
         case "speculative":
-            return SpeculativeCoupling(DistributionSettings.of(sampling), sampling.vocab_limit, sampling.seed, session)
+            return SpeculativeCoupling(sampling, sampling.vocab_limit, sampling.seed, session)
         case _:
             raise ValueError(f"coupling is {sampling.coupling!r}: resolve it before a session is opened")
 
@@ -131,7 +130,7 @@ class GumbelCoupling:
     sessions.
     """
 
-    settings: DistributionSettings
+    settings: SamplingOptions
     vocab_limit: int
     seed: int
 
@@ -178,7 +177,7 @@ class SpeculativeCoupling:
     Draft and target draw from separate streams, because correlated draws would change the answer's distribution.
     """
 
-    settings: DistributionSettings
+    settings: SamplingOptions
     vocab_limit: int
     seed: int
     session: int

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvlm.speculation.settings import DistributionSettings
+from pvlm_protocols.messages import SamplingOptions
 
 
 def within_vocabulary(logits: Tensor, vocab_limit: int) -> Tensor:
@@ -26,7 +26,7 @@ def greedy_rows(logits: Tensor, vocab_limit: int) -> list[int]:
     return choices
 
 
-def filtered_scores(logits: Tensor, settings: DistributionSettings, vocab_limit: int) -> Tensor:
+def filtered_scores(logits: Tensor, settings: SamplingOptions, vocab_limit: int) -> Tensor:
     """Logits after temperature, top-k, top-p and min-p: float32 ``(n, min(V, vocab_limit))``, filtered ids at -inf.
 
     ``logits``: ``(n, V)``. Order and treatment of ties are those of transformers' ``TemperatureLogitsWarper``,
@@ -55,7 +55,7 @@ def filtered_scores(logits: Tensor, settings: DistributionSettings, vocab_limit:
     return scores
 
 
-def processed(logits: Tensor, settings: DistributionSettings, vocab_limit: int) -> Tensor:
+def processed(logits: Tensor, settings: SamplingOptions, vocab_limit: int) -> Tensor:
     """The processed distribution, float32 ``(n, min(V, vocab_limit))``: the softmax of `filtered_scores`."""
     return filtered_scores(logits, settings, vocab_limit).softmax(dim=-1)
 

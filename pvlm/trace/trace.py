@@ -1,4 +1,4 @@
-"""Recording one answer, and writing the pictures of it."""
+"""The trace of one answer: it records, and writes pictures."""
 
 from __future__ import annotations
 

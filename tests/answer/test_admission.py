@@ -1,4 +1,4 @@
-"""Many answers at once on one engine: as many as are allowed are written, some wait, the rest are sent away."""
+"""Many answers at once on one engine: some are written, some wait, and the rest are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_answers_at_once_are_those_of_each_alone(count: int, sampling: dic
     assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
 
 
-async def test_no_more_are_written_than_are_allowed_and_who_came_first_is_first() -> None:
+async def test_places_are_limited_and_given_in_order() -> None:
     most, finished = 0, []
     async with Engine.create(TOY, max_sessions=2) as engine:
         target = ToyBackend.loaded["target"]
@@ -52,7 +52,7 @@ async def test_no_more_are_written_than_are_allowed_and_who_came_first_is_first(
     assert all(abs(place - number) <= 1 for place, number in enumerate(finished))
 
 
-async def test_one_too_many_is_told_at_once_and_a_place_that_is_left_is_free() -> None:
+async def test_one_too_many_is_refused_at_once_and_a_left_place_is_free() -> None:
     async with Engine.create(TOY, max_sessions=1, max_waiting=1) as engine:
         async with engine.stream(FRAMES, "?", **ENDLESS) as chunks:
             await chunks.__anext__()
@@ -70,7 +70,7 @@ async def test_one_too_many_is_told_at_once_and_a_place_that_is_left_is_free() -
         assert answer.stats.waiting_s > 0.005
 
 
-async def test_without_a_queue_only_so_many_are_taken() -> None:
+async def test_without_a_queue_a_second_answer_is_refused() -> None:
     async with (
         Engine.create(TOY, max_sessions=1, max_waiting=0) as engine,
         engine.stream(FRAMES, "?", **ENDLESS) as chunks,

@@ -1,4 +1,4 @@
-"""Text as it streams: whole characters, nothing that may become a stop string, and nothing behind one."""
+"""Text as it streams: whole characters, no possible beginning of a stop string, and nothing after one."""
 
 from __future__ import annotations
 

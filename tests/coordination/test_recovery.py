@@ -15,7 +15,6 @@ from pvlm.coordination.coordinator import State
 from pvlm.coordination.events import DraftBack, Fail, TargetBack, TargetGivenUp, TargetGone
 from pvlm.speculation import coupling
 from pvlm.speculation.sampling import normalised, processed
-from pvlm.speculation.settings import DistributionSettings
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import Failed, Open, Verdict
 from tests.coordination.harness import SCHEDULES, Harness, sampling
@@ -132,7 +131,7 @@ def test_the_distribution_does_not_depend_on_crashes():
 
     def probabilities(prefix):
         row = target.row(prefix).unsqueeze(0)
-        return normalised(processed(row, DistributionSettings.of(distribution), distribution.vocab_limit)[0]).tolist()
+        return normalised(processed(row, distribution, distribution.vocab_limit)[0]).tolist()
 
     first = probabilities([])
     exact = {(a, b): first[a] * second for a in range(len(first)) for b, second in enumerate(probabilities([a]))}

@@ -21,7 +21,6 @@ from scipy import stats
 from pvlm.speculation import coupling
 from pvlm.speculation.proposals import Proposal
 from pvlm.speculation.sampling import draw, processed
-from pvlm.speculation.settings import DistributionSettings
 from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.messages import Pruning, Sampling
 from tests.coordination.harness import SCHEDULES, Harness, sampling
@@ -53,7 +52,7 @@ def exact(backend: ToyBackend, prefix: tuple[int, ...] = (), mass: float = 1.0) 
     if len(prefix) == TOKENS:
         return {prefix: mass}
     row = backend.row(prefix)[None]
-    probs = processed(row, DistributionSettings.of(SETTINGS), VOCABULARY)[0].double()
+    probs = processed(row, SETTINGS, VOCABULARY)[0].double()
     found: dict[tuple[int, ...], float] = {}
     for token in probs.nonzero().flatten().tolist():
         found |= exact(backend, (*prefix, token), mass * float(probs[token]))

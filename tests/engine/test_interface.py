@@ -1,4 +1,4 @@
-"""What an application meets before any model is loaded: names, settings, options, and misuse."""
+"""The interface before any model is loaded: names, settings, options, and misuse."""
 
 from __future__ import annotations
 
@@ -16,8 +16,19 @@ import numpy as np
 import pytest
 
 import pvlm
-from pvlm import ConfigError, Engine, EngineConfig, EngineState, EngineStateError, ModelMismatch, OptionError
+from pvlm import (
+    AnswerOptions,
+    ConfigError,
+    Engine,
+    EngineConfig,
+    EngineState,
+    EngineStateError,
+    ModelMismatch,
+    OptionError,
+)
+from pvlm.cli.options import ANSWER_OPTIONS
 from pvlm.config import bundled
+from pvlm_protocols.messages import Sampling, SamplingOptions
 from tests.engine.conftest import FRAMES, TOY
 
 NOWHERE: dict[str, Any] = {"target": "/no/such/target", "draft": "/no/such/draft", "backend": "no-such-backend"}
@@ -103,16 +114,19 @@ def test_settings_from_a_mapping_a_configuration_or_keywords_are_the_same() -> N
         ({"prune_ratio": 1.0}, r"prune_ratio is 1\.0: it must be at least 0 and less than 1"),
         ({"prune_ratio": "half"}, "prune_ratio"),
         ({"window": 0}, "window is 0"),
-        ({"window": 1000}, "window is 1000"),
+        ({"window": 1000}, "window is 1000: it must be 'auto' or from 1 to 64"),
         ({"threads": 0}, "threads is 0"),
         ({"early_layer": -1}, "early_layer is -1"),
         ({"max_sessions": 0}, "max_sessions is 0: it must be at least 1"),
         ({"max_waiting": -1}, "max_waiting is -1: it must be at least 0"),
         ({"method": "sd", "draft": None}, "method 'sd' needs a draft"),
         ({"parallel_prefill": "perhaps"}, "parallel_prefill"),
+        ({"draft_restarts": -1}, "draft_restarts is -1: it must be at least 0"),
+        ({"hang_timeout_s": 0}, "hang_timeout_s is 0: it must be above 0"),
+        ({"close_timeout_s": float("nan")}, "close_timeout_s is nan: it must be above 0"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Engine.create(settings)
 
@@ -130,16 +144,19 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
         ({"max_new_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 2.5}, "max_tokens"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"temperature": -1}, "temperature is -1: it must be finite and at least 0"),
+        ({"temperature": 1e-9}, r"temperature is 1e-09: use 0 \(greedy\), or 1e-05 and above"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"top_k": 2**31}, "top_k is 2147483648: use 0"),
+        ({"top_k": 2**31}, "top_k is 2147483648: it must be from 0 to 2147483647"),
         ({"stop_token_ids": [3, -1]}, "stop_token_ids holds -1, which is no token's id"),
         ({"stop_token_ids": [2**31]}, "stop_token_ids holds 2147483648"),
         ({"stop_token_ids": [3] * 129}, "stop_token_ids has 129 ids: there may be 128"),
-        ({"top_p": 0.0}, r"top_p is 0\.0"),
+        ({"top_p": 0.0}, r"top_p is 0\.0: it must be above 0 and at most 1"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
-        ({"min_p": 2.0}, r"min_p is 2\.0"),
+        ({"min_p": 2.0}, r"min_p is 2\.0: it must be from 0 to 1"),
+        ({"min_p": -0.1}, r"min_p is -0\.1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"stop": ""}, "an empty stop string"),
@@ -151,10 +168,29 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
         ({"method": "fast"}, "method"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
+def test_invalid_options(options: dict[str, Any], said: str) -> None:
     """They are refused at once, before anything is loaded."""
     with pytest.raises(OptionError, match=said):
         Engine.create(**NOWHERE).stream("clip.mp4", "?", **options)
+
+
+def test_bounds_hold_for_structs_made_directly() -> None:
+    """Not only for keywords and mappings."""
+    with pytest.raises(OptionError, match=r"top_p is 1\.1: it must be above 0 and at most 1"):
+        AnswerOptions(top_p=1.1)
+    with pytest.raises(OptionError, match="seed is -1: it must be from 0 to"):
+        AnswerOptions(seed=-1)
+    with pytest.raises(ConfigError, match=r"prune_ratio is 1\.0"):
+        EngineConfig(prune_ratio=1.0)
+
+
+def test_sampling_options_are_written_once() -> None:
+    """What a caller sets, what travels and what the command line offers are derived from one struct."""
+    once = set(SamplingOptions.__struct_fields__)
+    assert issubclass(AnswerOptions, SamplingOptions)
+    assert issubclass(Sampling, SamplingOptions)
+    assert not once & {*AnswerOptions.__annotations__, *Sampling.__annotations__}
+    assert once < set(ANSWER_OPTIONS) < set(AnswerOptions.__struct_fields__)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +203,7 @@ def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
     ],
     ids=["empty", "blank", "long", "surrogate"],
 )
-def test_a_question_that_nobody_is_asked_is_refused_at_once(question: str, said: str) -> None:
+def test_an_invalid_question_is_refused_at_once(question: str, said: str) -> None:
     with pytest.raises(OptionError, match=said):
         Engine.create(**NOWHERE).stream("clip.mp4", question)
 

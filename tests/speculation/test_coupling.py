@@ -19,12 +19,11 @@ from pvlm.speculation.coupling import (
 from pvlm.speculation.proposals import InvalidProposal, Proposal
 from pvlm.speculation.randomness import uniform
 from pvlm.speculation.sampling import draw, normalised, processed
-from pvlm.speculation.settings import DistributionSettings
-from pvlm_protocols.messages import Sampling
+from pvlm_protocols.messages import Sampling, SamplingOptions
 
 VOCABULARY = 40
 WIDTH = 48  # Eight ids of padding, to which the models give the largest logits.
-SETTINGS = DistributionSettings(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01)
+SETTINGS = SamplingOptions(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01)
 
 COUPLINGS: list[Coupling] = [
     GreedyCoupling(VOCABULARY),
@@ -151,7 +150,7 @@ def test_an_empty_window_tests_nothing(coupling: Coupling) -> None:
 def test_the_joint_distribution_of_three_tokens_is_the_targets(name: str, gammas: list[int], noise: float) -> None:
     """Chi-square over all three-token answers, each session (or seed) a fresh draw; significance 1e-4."""
     size, sessions = 3, 1500
-    settings = DistributionSettings(temperature=2.0)
+    settings = SamplingOptions(temperature=2.0)
     target, draft = ToyModel(0.0, size, size + 1), ToyModel(noise, size, size + 1)
     counts = np.zeros((size,) * 3)
     for session in range(sessions):
@@ -176,7 +175,7 @@ def test_the_joint_distribution_of_three_tokens_is_the_targets(name: str, gammas
 
 def test_speculative_draws_are_keyed_by_session_epoch_and_position() -> None:
     row = torch.zeros(VOCABULARY)
-    settings = DistributionSettings()
+    settings = SamplingOptions(temperature=1.0)
     drafts = {
         (session, epoch, position): SpeculativeCoupling(settings, VOCABULARY, 1, session)
         .draft(row, position=position, epoch=epoch)
@@ -189,7 +188,7 @@ def test_speculative_draws_are_keyed_by_session_epoch_and_position() -> None:
 
 
 def test_a_token_drawn_alone_has_its_own_stream() -> None:
-    coupling = SpeculativeCoupling(DistributionSettings(), VOCABULARY, 4, 2)
+    coupling = SpeculativeCoupling(SamplingOptions(temperature=1.0), VOCABULARY, 4, 2)
     p = normalised(torch.full((VOCABULARY,), 1 / VOCABULARY))
     alone = [coupling.choose(torch.zeros(VOCABULARY), position=at, epoch=1) for at in range(20)]
     assert alone == [draw(p, uniform(4, "target", "choose", 2, 1, at)) for at in range(20)]
@@ -207,10 +206,10 @@ def test_speculative_refuses_what_cannot_have_been_drawn() -> None:
 
 def test_coupling_for_the_wire() -> None:
     sampling = Sampling(vocab_limit=10, temperature=0.5, top_k=3, seed=7, coupling="speculative")
-    expected = SpeculativeCoupling(DistributionSettings(0.5, 3), 10, 7, 2)
+    expected = SpeculativeCoupling(sampling, 10, 7, 2)
     assert coupling_for(sampling, session=2) == expected
     assert coupling_for(Sampling(vocab_limit=10), session=2) == GreedyCoupling(10)
     gumbel = Sampling(vocab_limit=10, temperature=1.0, seed=7, coupling="gumbel")
-    assert coupling_for(gumbel, session=2) == GumbelCoupling(DistributionSettings(), 10, 7)
+    assert coupling_for(gumbel, session=2) == GumbelCoupling(gumbel, 10, 7)
     with pytest.raises(ValueError, match="resolve it"):
         coupling_for(Sampling(vocab_limit=10, coupling="auto"), session=2)

@@ -10,27 +10,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlm.errors import OptionError
 from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
-from pvlm.speculation.settings import DistributionSettings
+from pvlm_protocols.messages import SamplingOptions
 
 SETTINGS = [
-    DistributionSettings(),
-    DistributionSettings(temperature=0.3),
-    DistributionSettings(temperature=1.7, top_k=1),
-    DistributionSettings(top_k=5),
-    DistributionSettings(top_k=1000),
-    DistributionSettings(top_p=0.9),
-    DistributionSettings(top_p=1e-6),
-    DistributionSettings(top_p=1e-9),
-    DistributionSettings(min_p=0.1),
-    DistributionSettings(min_p=1.0),
-    DistributionSettings(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05),
-    DistributionSettings(temperature=1.5, top_k=50, top_p=0.95, min_p=0.02),
+    SamplingOptions(temperature=1.0),
+    SamplingOptions(temperature=0.3),
+    SamplingOptions(temperature=1.7, top_k=1),
+    SamplingOptions(temperature=1.0, top_k=5),
+    SamplingOptions(temperature=1.0, top_k=1000),
+    SamplingOptions(temperature=1.0, top_p=0.9),
+    SamplingOptions(temperature=1.0, top_p=1e-6),
+    SamplingOptions(temperature=1.0, top_p=1e-9),
+    SamplingOptions(temperature=1.0, min_p=0.1),
+    SamplingOptions(temperature=1.0, min_p=1.0),
+    SamplingOptions(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05),
+    SamplingOptions(temperature=1.5, top_k=50, top_p=0.95, min_p=0.02),
 ]
 
 
-def by_transformers(logits: torch.Tensor, settings: DistributionSettings) -> torch.Tensor:
+def by_transformers(logits: torch.Tensor, settings: SamplingOptions) -> torch.Tensor:
     """What ``generate`` does with scores, in its order."""
     from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -48,7 +47,7 @@ def by_transformers(logits: torch.Tensor, settings: DistributionSettings) -> tor
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_processed_distribution_is_that_of_transformers(settings: DistributionSettings, ties: bool) -> None:
+def test_the_processed_distribution_is_that_of_transformers(settings: SamplingOptions, ties: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(12, 193, generator=generator) * 4
     if ties:
@@ -59,7 +58,7 @@ def test_the_processed_distribution_is_that_of_transformers(settings: Distributi
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_padding_does_not_exist(settings: DistributionSettings) -> None:
+def test_padding_does_not_exist(settings: SamplingOptions) -> None:
     """Even where a model gives its padding the largest logits."""
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
     padded = torch.cat([logits, torch.full((3, 14), 99.0)], dim=-1)
@@ -70,20 +69,20 @@ def test_padding_does_not_exist(settings: DistributionSettings) -> None:
 def test_order_matters_and_is_top_k_before_top_p() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Among the two best, 0.4 has 57%: top-p of 0.5 then keeps it alone. The other order would keep both.
-    kept = processed(logits, DistributionSettings(top_k=2, top_p=0.5), 4)[0] > 0
+    kept = processed(logits, SamplingOptions(temperature=1.0, top_k=2, top_p=0.5), 4)[0] > 0
     assert kept.tolist() == [True, False, False, False]
 
 
 def test_top_p_that_is_met_exactly_keeps_no_more() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    settings = DistributionSettings(top_p=0.5)
+    settings = SamplingOptions(temperature=1.0, top_p=0.5)
     assert processed(logits, settings, 3)[0].tolist() == [1.0, 0.0, 0.0]
     assert torch.equal(filtered_scores(logits, settings, 3), by_transformers(logits, settings))
 
 
 def test_half_precision_is_processed_in_float32() -> None:
     logits = torch.randn(2, 40).to(torch.bfloat16)
-    probs = processed(logits, DistributionSettings(temperature=0.7), 40)
+    probs = processed(logits, SamplingOptions(temperature=0.7), 40)
     assert probs.dtype == torch.float32
     assert torch.equal(probs, (logits.float() / 0.7).softmax(dim=-1))
 
@@ -97,7 +96,7 @@ def test_greedy_takes_the_lowest_of_equal_ids() -> None:
 
 def test_temperature_zero_has_no_distribution() -> None:
     with pytest.raises(ValueError, match="argmax"):
-        processed(torch.zeros(1, 3), DistributionSettings(temperature=0), 3)
+        processed(torch.zeros(1, 3), SamplingOptions(temperature=0), 3)
 
 
 @given(
@@ -132,21 +131,3 @@ def test_draw_refuses_what_is_not_finite(bad: float) -> None:
         draw(np.array([0.5, bad]), 0.5)
     with pytest.raises(ValueError, match="may hold NaN"):
         normalised(torch.tensor([0.5, bad]))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -1.0},
-        {"temperature": math.nan},
-        {"temperature": 1e-9},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"min_p": -0.1},
-        {"min_p": 2.0},
-    ],
-)
-def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
-    with pytest.raises(OptionError, match=next(iter(wrong))):
-        DistributionSettings(**wrong)  # type: ignore[arg-type]
