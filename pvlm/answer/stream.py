@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
+import numpy as np
 import structlog
 
 from pvlm.answer.detokenizer import TextStream
@@ -160,8 +162,14 @@ class AnswerStream:
     async def _resized(self, processor: Processor) -> VideoFrames | None:
         if self._video is None:
             return None
+        video = self._video
+
+        def resize() -> tuple[np.ndarray, int]:
+            pixels = np.ascontiguousarray(processor.resize(video.frames))
+            return pixels, zlib.crc32(pixels)
+
         try:
-            pixels = await anyio.to_thread.run_sync(processor.resize, self._video.frames)
+            pixels, checksum = await anyio.to_thread.run_sync(resize)
         except BackendError as error:
             raise PromptError(str(error)) from error
         if pixels.nbytes > MAX_ARRAY_BYTES:
@@ -169,7 +177,7 @@ class AnswerStream:
                 f"{len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} take {pixels.nbytes} bytes, more than "
                 f"the limit of {MAX_ARRAY_BYTES}: take fewer (num_frames)"
             )
-        return VideoFrames(pixels=pixels, timestamps_s=self._video.timestamps_s)
+        return VideoFrames(pixels=pixels, timestamps_s=video.timestamps_s, checksum=checksum)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
