@@ -145,10 +145,14 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
-    """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame."""
+    """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame.
+
+    ``checksum``: the CRC-32 of the pixels in C order. Connections need it, computed on the event loop if it is None.
+    """
 
     pixels: np.ndarray
     timestamps_s: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_VIDEO_FRAMES)] = ()
+    checksum: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
 
 
 # ---- engine or coordinator -> actor -------------------------------------------------------------------------------

@@ -140,8 +140,8 @@ class Actor(ABC):
             self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.backend.info, pid=os.getpid()))
             while not self._stopped:
                 self.turn()
-        except ChannelClosed:
-            log.info("engine_gone", role=self.role)
+        except ChannelClosed as closed:
+            log.info("engine_gone", role=self.role, reason=str(closed))
         except Exception as error:
             self._last_words(error)
             raise

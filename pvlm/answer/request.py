@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 import anyio.to_thread
 import msgspec
+import numpy as np
 
 from pvlm.config import AnswerOptions, EngineConfig, Method, check_question
 from pvlm.errors import OptionError, PromptError
@@ -178,8 +180,13 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
 async def _resized(video: Video | None, processor: Processor) -> VideoFrames | None:
     if video is None:
         return None
+
+    def resize() -> tuple[np.ndarray, int]:
+        pixels = np.ascontiguousarray(processor.resize(video.frames))
+        return pixels, zlib.crc32(pixels)
+
     try:
-        pixels = await anyio.to_thread.run_sync(processor.resize, video.frames)
+        pixels, checksum = await anyio.to_thread.run_sync(resize)
     except BackendError as error:
         raise PromptError(str(error)) from error
     if pixels.nbytes > MAX_ARRAY_BYTES:
@@ -187,4 +194,4 @@ async def _resized(video: Video | None, processor: Processor) -> VideoFrames | N
             f"{len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} take {pixels.nbytes} bytes, more than "
             f"the limit of {MAX_ARRAY_BYTES}: take fewer (num_frames)"
         )
-    return VideoFrames(pixels=pixels, timestamps_s=video.timestamps_s)
+    return VideoFrames(pixels=pixels, timestamps_s=video.timestamps_s, checksum=checksum)

@@ -57,14 +57,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     spec = WorkerSpec(**{name: getattr(options, name) for name in WorkerSpec.__struct_fields__})
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # an engine keeps the last lines of its workers
+    )
     if spec.life_line:
         return run_worker(options.role, spec)
     from pvlm.workers.standing import serve
 
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
     if spec.model == BUNDLED:
         spec = msgspec.structs.replace(spec, model=bundled(options.role))
     serve(options.role, spec)

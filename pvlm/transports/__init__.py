@@ -1,8 +1,10 @@
-"""How messages get from the engine to an actor and back: one contract, two ways.
+"""How messages travel from the engine to an actor and back: one contract, three transports.
 
-The two ends differ, because their hosts do. The engine lives on an event loop: its end, `Channel`, never blocks. An
-actor is a thread (or a process) that runs a model: its end, `Mailbox`, is read between two tokens without an event
-loop, so that neither a message nor a token pays for a thread switch.
+The two ends differ, because their surroundings do. The engine lives on an event loop: its end, `Channel`, never blocks.
+An actor lives in a thread that runs a model: its end, `Mailbox`, is read between two tokens without an event loop, so
+neither a message nor a token pays for a thread switch.
+
+A message arrives once, in order and undamaged, or the connection is lost.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ from typing import Protocol
 from pvlm_protocols.messages import FromActor, ToActor
 
 MAILBOX_MESSAGES = 1024
-"""Messages that may wait at one end before `Channel.post` refuses more."""
+MAILBOX_BYTES = 4 * 1024**3
+"""How many messages, and how many bytes, may wait at one end before `Channel.post` refuses more."""
 
 
 class ChannelClosed(Exception):
-    """This end has been closed."""
+    """This end has been closed, or the connection to the other end is lost."""
 
 
 class ChannelFull(Exception):
-    """The actor does not read its mailbox: `MAILBOX_MESSAGES` messages wait there."""
+    """The actor does not read its mailbox: `MAILBOX_MESSAGES` messages or `MAILBOX_BYTES` bytes wait for it."""
 
 
 class Channel(Protocol):
@@ -29,7 +32,7 @@ class Channel(Protocol):
 
     @property
     def dropped(self) -> int:
-        """Messages that were received and dropped: malformed, damaged, repeated, or out of turn."""
+        """Messages that arrived and were dropped, because the codec refused them."""
         ...
 
     def post(self, message: ToActor) -> None:
@@ -37,13 +40,14 @@ class Channel(Protocol):
         ...
 
     async def receive(self) -> FromActor:
-        """The next message. Raises ChannelClosed after `aclose`."""
+        """Return the next message. Raises ChannelClosed after `aclose`."""
         ...
 
     def hand_on(self, listener: Callable[[FromActor], None]) -> None:
-        """Call ``listener`` with every message that waits, and from now on with every one that comes; `receive` gets
-        none any more. It is called where the message was read, outside of any task, which saves a turn of the event
-        loop. It must not raise.
+        """Call ``listener`` with every message that waits, and from now on with every message that arrives.
+
+        `receive` gets none any more. ``listener`` is called where the message was read, outside of any task, which
+        saves a turn of the event loop. It must not raise.
         """
         ...
 
@@ -59,16 +63,16 @@ class Mailbox(Protocol):
     def dropped(self) -> int: ...
 
     def take(self, timeout_s: float | None = None) -> ToActor | None:
-        """The next message, or None if none came within ``timeout_s`` (None: wait for ever; 0: do not wait).
+        """Return the next message, or None if none arrived within ``timeout_s`` (None: wait for ever; 0: do not wait).
 
-        Raises ChannelClosed when the other end is known to be gone.
+        Raises ChannelClosed when the connection is lost.
         """
         ...
 
     def post(self, message: FromActor) -> None:
-        """Send, in order; may wait for an engine that is slow to read.
+        """Send in order; may wait for an engine that is slow to read.
 
-        Raises ChannelClosed when the other end is known to be gone.
+        Raises ChannelClosed when the connection is lost.
         """
         ...
 

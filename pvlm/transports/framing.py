@@ -1,7 +1,7 @@
 """Messages in a stream of bytes: where one ends and the next begins. No I/O.
 
-A message is a header, ``b"PVLF"``, one byte with the number of its frames, 8 bytes for the size of each and 4 for the
-CRC-32 of all that (little-endian), and then the frames themselves, as `pvlm.transports.link` makes them.
+A message is a header, ``b"PVLF"``, one byte with the number of its frames, 8 bytes for the size of each and 4 bytes for
+the CRC-32 of the header (little-endian), and then the frames, as `pvlm.transports.link` makes them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pvlm_protocols.codec import MAX_ARRAY_BYTES, MAX_FRAMES, MAX_MESSAGE_BYTES, Buffer, ProtocolError
+from pvlm.transports.link import ConnectionDamaged
+from pvlm_protocols.codec import MAX_ARRAY_BYTES, MAX_FRAMES, MAX_MESSAGE_BYTES, Buffer
 
 _START = struct.Struct("<4sB")
 _MARK = b"PVLF"
 _LARGEST = (2 * MAX_MESSAGE_BYTES, *[MAX_ARRAY_BYTES] * (MAX_FRAMES - 1))
-"""Bytes of each frame. The first is looked at more closely when it is decoded."""
+"""Bytes of each frame. The codec has a tighter limit for the first."""
 
 
 def framed(frames: Sequence[Buffer]) -> list[Buffer]:
-    """What to write for a message. Small messages are one buffer; the frames of large arrays are not copied."""
+    """Return the buffers to write for a message. Only its first frame is copied."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     header = _START.pack(_MARK, len(frames)) + struct.pack(f"<{len(frames)}Q", *sizes)
     return [header + struct.pack("<I", zlib.crc32(header)) + frames[0], *frames[1:]]
@@ -32,58 +33,40 @@ class _Header(NamedTuple):
 
 
 class FrameReader:
-    """Takes bytes as they come and gives whole messages."""
+    """Takes bytes as they arrive and returns whole messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._lost = False
-        """What is at the front is no message, and that has been said."""
 
-    def feed(self, data: bytes) -> Iterator[list[bytes] | ProtocolError]:
-        """The frames of each message that ``data`` completes.
+    def feed(self, data: bytes) -> Iterator[list[bytes]]:
+        """Yield the frames of each message that ``data`` completes.
 
-        Bytes that are no message, or one that exceeds the limits, give one ProtocolError, and are skipped up to what
-        looks like the start of the next.
+        Raises ConnectionDamaged for bytes that are no message, and for a message beyond the limits. Where the next
+        message begins is then unknown.
         """
         self._buffer += data
-        while True:
-            try:
-                header = self._header()
-            except ProtocolError as error:
-                if not self._lost:
-                    self._lost = True
-                    yield error
-                self._skip()
-                continue
-            if header is None or len(self._buffer) < header.size + sum(header.frames):
-                return
-            self._lost = False
+        while (header := self._header()) is not None and len(self._buffer) >= header.size + sum(header.frames):
             yield self._take(header)
 
     def _header(self) -> _Header | None:
-        """Of the message at the front, None while it is incomplete."""
+        """Return the header of the first message, None while it is incomplete."""
         if not _MARK.startswith(self._buffer[: len(_MARK)]):
-            raise ProtocolError(f"not a framed message: it starts with {bytes(self._buffer[: _START.size])!r}")
+            raise ConnectionDamaged(f"not a framed message: it starts with {bytes(self._buffer[: _START.size])!r}")
         if len(self._buffer) < _START.size:
             return None
         count = self._buffer[_START.size - 1]
         if not 1 <= count <= MAX_FRAMES:
-            raise ProtocolError(f"a framed message has 1 to {MAX_FRAMES} frames, not {count}")
+            raise ConnectionDamaged(f"a framed message has 1 to {MAX_FRAMES} frames, not {count}")
         end = _START.size + 8 * count
         if len(self._buffer) < end + 4:
             return None
         sizes = struct.unpack_from(f"<{count}Q", self._buffer, _START.size)
         if struct.unpack_from("<I", self._buffer, end) != (zlib.crc32(self._buffer[:end]),):
-            raise ProtocolError("the header of a framed message is damaged: its checksum differs")
+            raise ConnectionDamaged("the header of a framed message is damaged: its checksum differs")
         for size, largest in zip(sizes, _LARGEST, strict=False):
             if size > largest:
-                raise ProtocolError(f"a frame of {size} bytes exceeds the limit of {largest}")
+                raise ConnectionDamaged(f"a frame of {size} bytes exceeds the limit of {largest}")
         return _Header(end + 4, sizes)
-
-    def _skip(self) -> None:
-        """To the next byte that may begin a message."""
-        at = self._buffer.find(_MARK[:1], 1)
-        del self._buffer[: at if at > 0 else len(self._buffer)]
 
     def _take(self, header: _Header) -> list[bytes]:
         at = header.size

@@ -1,7 +1,7 @@
 """Channel and mailbox over a Unix socket, for an actor in a process of its own on this machine (``ipc://PATH``).
 
-ZeroMQ would do, but it hands each message through a thread of its own at either end: two more wake-ups of an idle core
-for a hop, and there are two hops between a drafted window and its verification.
+ZeroMQ would do, but it hands each message through a thread of its own at either end. That costs two more wake-ups of an
+idle core for each hop, and there are two hops between a drafted window and its verification.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import socket
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from pvlm.transports import ChannelClosed
 from pvlm.transports.framing import FrameReader, framed
-from pvlm.transports.link import Frames
+from pvlm.transports.link import ConnectionDamaged, Frames
 from pvlm.transports.wire import WireChannel, WireMailbox
-from pvlm_protocols.codec import ProtocolError
 
 SCHEME = "ipc://"
 READ_BYTES = 256 * 1024
 
 
 class UnixChannel(WireChannel):
-    """The engine's end; see `pvlm.transports.Channel`. It listens, one worker connects."""
+    """The engine's end; see `pvlm.transports.Channel`. It listens, and one worker connects."""
 
     def __init__(self, endpoint: str) -> None:
-        """``endpoint``: ``ipc://PATH``. Raises OSError if there can be no socket."""
+        """``endpoint``: ``ipc://PATH``. Raises OSError if the socket cannot be made."""
         super().__init__(endpoint)
         self._reader = FrameReader()
         self._connection: socket.socket | None = None
@@ -40,9 +40,17 @@ class UnixChannel(WireChannel):
             raise
         self._loop.add_reader(self._listener, self._on_connection)
 
+    def cut(self, damage: str = "") -> None:
+        super().cut(damage)
+        if self._connection is not None:
+            self._loop.remove_reader(self._connection)
+            self._loop.remove_writer(self._connection)
+            self._connection.close()
+            self._connection = None
+
     def _close(self) -> None:
         self._stop_listening()
-        self._disconnect()
+        self.cut()
 
     def _on_connection(self) -> None:
         assert self._listener is not None
@@ -64,39 +72,35 @@ class UnixChannel(WireChannel):
             return
         except OSError:
             data = b""
-        if not data:  # the worker is gone, which its host notices
-            self._disconnect()
+        if not data:  # the worker has ended, or has found damage itself
+            self.cut()
             return
-        for frames in self._reader.feed(data):
-            if isinstance(frames, ProtocolError):
-                self._wire.damaged(frames)
-            else:
+        try:
+            for frames in self._reader.feed(data):
                 self._arrived(frames)
+        except ConnectionDamaged as error:
+            self.cut(str(error))
 
-    def _queue(self, frames: Frames) -> None:
-        waiting = bool(self._outgoing)
-        self._outgoing.append([memoryview(part) for part in framed(frames)])
-        if not waiting:
-            self._send()
+    def _parts(self, frames: Frames) -> list[Any]:
+        return [memoryview(part) for part in framed(frames)]
 
     def _send(self) -> None:
-        """What can be sent now; the rest waits, for a worker that has not connected yet or does not read."""
         if self._connection is None:
             return
         try:
             while self._outgoing:
-                parts = self._outgoing[0]
+                _, parts = self._outgoing[0]
                 sent = self._connection.sendmsg(parts)
                 while parts and sent >= parts[0].nbytes:
                     sent -= parts.pop(0).nbytes
                 if parts:
                     parts[0] = parts[0][sent:]
                 else:
-                    self._outgoing.popleft()
+                    self._sent()
         except BlockingIOError:
             self._loop.add_writer(self._connection, self._on_writable)
         except OSError:
-            self._disconnect()
+            self.cut()
 
     def _on_writable(self) -> None:
         assert self._connection is not None
@@ -110,13 +114,6 @@ class UnixChannel(WireChannel):
             self._listener = None
             with suppress(OSError):
                 os.unlink(self.endpoint.removeprefix(SCHEME))
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._loop.remove_reader(self._connection)
-            self._loop.remove_writer(self._connection)
-            self._connection.close()
-            self._connection = None
 
 
 class UnixMailbox(WireMailbox):
@@ -144,11 +141,7 @@ class UnixMailbox(WireMailbox):
             raise ChannelClosed from None
         if not data:
             raise ChannelClosed
-        for frames in self._reader.feed(data):
-            if isinstance(frames, ProtocolError):
-                self._wire.damaged(frames)
-            else:
-                self._read.append(frames)
+        self._read.extend(self._reader.feed(data))
         return True
 
     def _write(self, frames: Frames) -> None:

@@ -1,4 +1,4 @@
-"""What sockets have in common: messages become numbered, checked frames, and come back out of them in order."""
+"""What both kinds of sockets share: messages become numbered, checked frames, and frames become messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from pvlm.transports import MAILBOX_MESSAGES, ChannelClosed, ChannelFull
+from pvlm.transports import MAILBOX_BYTES, MAILBOX_MESSAGES, ChannelClosed, ChannelFull
 from pvlm.transports.arrivals import Arrivals
-from pvlm.transports.link import ASK_AFTER_S, Frames, Link
+from pvlm.transports.link import ConnectionDamaged, Frames, Link
 from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_actor, encode
-from pvlm_protocols.messages import FromActor, Message, ToActor
+from pvlm_protocols.messages import FromActor, Message, Open, ToActor
 
 Incoming = TypeVar("Incoming", bound=Message)
 
@@ -23,53 +23,31 @@ log = structlog.get_logger()
 
 
 class Wire(Generic[Incoming]):
-    """One end of a connection: a codec over a `Link`. What is not worth an exception is dropped, counted and logged."""
+    """One end of a connection: a codec over a `Link`."""
 
     def __init__(self, decode: Callable[[Frames], Incoming], write: Callable[[Frames], None], endpoint: str) -> None:
         """``write`` sends frames, or queues them; ``endpoint`` is for the log."""
-        self.link = Link()
+        self.dropped = 0
+        """Messages that arrived as they were sent, and that the codec refused."""
+        self._link = Link()
         self._decode = decode
         self._write = write
         self._endpoint = endpoint
-        self._malformed = 0
-
-    @property
-    def dropped(self) -> int:
-        return self._malformed + self.link.dropped
 
     def post(self, message: Message) -> None:
-        """Raises ProtocolError where the message exceeds the limits, and what ``write`` raises."""
-        self._write(self.link.send(encode(message)))
+        """Write a message. Raises ProtocolError where it exceeds the limits, and what ``write`` raises."""
+        known = message.video.checksum if isinstance(message, Open) and message.video is not None else None
+        self._write(self._link.send(encode(message), known))
 
-    def arrived(self, frames: Frames) -> Iterator[Incoming]:
-        """The messages whose turn has come, mostly one. What the other end must hear is written before."""
+    def arrived(self, frames: Frames) -> Incoming | None:
+        """Return the message, or None where the codec refuses it. Raises ConnectionDamaged."""
+        received = self._link.receive(frames)
         try:
-            messages, answers = self.link.receive(frames)
+            return self._decode(received)
         except ProtocolError as error:
-            self.damaged(error)
-            return
-        for answer in answers:
-            self._write(answer)
-        for message in messages:
-            try:
-                yield self._decode(message)
-            except ProtocolError as error:
-                self._malformed += 1
-                self._log(error)
-
-    def damaged(self, error: ProtocolError) -> None:
-        """Something has come that may have been a message."""
-        self._malformed += 1
-        self._log(error)
-        self._write(self.link.complaint())
-
-    def ask(self) -> None:
-        """Ask for an acknowledgement if one is overdue."""
-        if (question := self.link.question()) is not None:
-            self._write(question)
-
-    def _log(self, error: ProtocolError) -> None:
-        log.debug("message_unreadable", endpoint=self._endpoint, reason=str(error))  # the supervisor tells how many
+            self.dropped += 1
+            log.debug("message_unreadable", endpoint=self._endpoint, reason=str(error))  # the supervisor counts them
+            return None
 
 
 class WireChannel(ABC):
@@ -77,11 +55,16 @@ class WireChannel(ABC):
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
+        self.gone = asyncio.Event()
+        """Set when the connection is lost, also to a worker that has ended."""
+        self.damage = ""
+        """What was wrong with the received bytes, if that is why the connection is lost."""
         self._loop = asyncio.get_running_loop()
         self._arrivals = Arrivals(self._loop)
-        self._outgoing: deque[Any] = deque()
-        self._wire = Wire[FromActor](decode_from_actor, self._queue, endpoint)
-        self._asking: asyncio.TimerHandle | None = None
+        self._outgoing: deque[tuple[int, list[Any]]] = deque()
+        """Messages that were not sent yet: the size of each in bytes, and its parts."""
+        self._outgoing_bytes = 0
+        self._wire = Wire[FromActor](decode_from_actor, self._write, endpoint)
 
     @property
     def dropped(self) -> int:
@@ -90,10 +73,9 @@ class WireChannel(ABC):
     def post(self, message: ToActor) -> None:
         if self._arrivals.closed:
             raise ChannelClosed
-        if self._wire.link.unacknowledged >= MAILBOX_MESSAGES:
+        if len(self._outgoing) >= MAILBOX_MESSAGES or self._outgoing_bytes >= MAILBOX_BYTES:
             raise ChannelFull
         self._wire.post(message)
-        self._ask_later()
 
     async def receive(self) -> FromActor:
         return await self._arrivals.get()
@@ -104,29 +86,42 @@ class WireChannel(ABC):
     async def aclose(self) -> None:
         if not self._arrivals.closed:
             self._arrivals.close()
-            if self._asking is not None:
-                self._asking.cancel()
             self._close()
 
+    def cut(self, damage: str = "") -> None:
+        """The connection is lost. Messages to the worker are dropped from now on."""
+        self.damage = self.damage or damage
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        self.gone.set()
+
     def _arrived(self, frames: Frames) -> None:
-        for message in self._wire.arrived(frames):
+        """Take in a message. Raises ConnectionDamaged."""
+        if (message := self._wire.arrived(frames)) is not None:
             self._arrivals.put(message)
 
-    def _ask_later(self) -> None:
-        if self._asking is None and (seconds := self._wire.link.question_in_s()) is not None:
-            self._asking = self._loop.call_later(seconds, self._ask)
-
-    def _ask(self) -> None:
-        if self._outgoing:  # the other end could not know more yet
-            self._asking = self._loop.call_later(ASK_AFTER_S, self._ask)
+    def _write(self, frames: Frames) -> None:
+        if self.gone.is_set():
             return
-        self._asking = None
-        self._wire.ask()
-        self._ask_later()
+        size = sum(memoryview(frame).nbytes for frame in frames)
+        self._outgoing.append((size, self._parts(frames)))
+        self._outgoing_bytes += size
+        if len(self._outgoing) == 1:  # else the socket takes no more just now
+            self._send()
+
+    def _sent(self) -> None:
+        """The first message of `_outgoing` has been sent."""
+        if self._outgoing:  # else the connection was lost meanwhile
+            size, _ = self._outgoing.popleft()
+            self._outgoing_bytes -= size
+
+    def _parts(self, frames: Frames) -> list[Any]:
+        """What is to be sent for a message."""
+        return list(frames)
 
     @abstractmethod
-    def _queue(self, frames: Frames) -> None:
-        """Append to `_outgoing`, and send what can be sent."""
+    def _send(self) -> None:
+        """Send what can be sent; the rest waits for a worker that has not connected yet, or does not read."""
 
     @abstractmethod
     def _close(self) -> None: ...
@@ -137,7 +132,6 @@ class WireMailbox(ABC):
 
     def __init__(self, endpoint: str) -> None:
         self._wire = Wire[ToActor](decode_for_actor, self._write, endpoint)
-        self._taken: deque[ToActor] = deque()
 
     @property
     def dropped(self) -> int:
@@ -145,29 +139,30 @@ class WireMailbox(ABC):
 
     def take(self, timeout_s: float | None = None) -> ToActor | None:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            for frames in () if self._taken else self._waiting():
-                self._taken.extend(self._wire.arrived(frames))
-                if self._taken:
-                    break
-            if self._taken:
-                return self._taken.popleft()
-            self._wire.ask()
-            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            waits = [wait_s for wait_s in (left_s, self._wire.link.question_in_s()) if wait_s is not None]
-            if not self._receive(min(waits, default=None)) and left_s is not None and left_s == min(waits):
-                return None
+        try:
+            while True:
+                for frames in self._waiting():
+                    if (message := self._wire.arrived(frames)) is not None:
+                        return message
+                left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                if not self._receive(left_s):
+                    return None
+        except ConnectionDamaged as error:
+            raise ChannelClosed(str(error)) from None
 
     def post(self, message: FromActor) -> None:
         self._wire.post(message)
 
     @abstractmethod
     def _waiting(self) -> Iterator[Frames]:
-        """Take what has been received, one after the other."""
+        """Yield and remove what has been received. Raises ChannelClosed."""
 
     @abstractmethod
     def _receive(self, timeout_s: float | None) -> bool:
-        """Whether something came within ``timeout_s`` (None: wait for ever; 0: do not wait). Raises ChannelClosed."""
+        """Whether bytes arrived within ``timeout_s`` (None: wait for ever; 0: do not wait).
+
+        Raises ChannelClosed and ConnectionDamaged.
+        """
 
     @abstractmethod
     def _write(self, frames: Frames) -> None:

@@ -17,7 +17,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pvlm.transports import MAILBOX_MESSAGES
 from pvlm.transports.curve import Authenticator, Keys
-from pvlm.transports.link import Frames
+from pvlm.transports.link import ConnectionDamaged, Frames
 from pvlm.transports.wire import WireChannel
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 
@@ -170,7 +170,10 @@ class ZmqServer:
         """From a worker that has no channel."""
         if (waiting := self._waiting.get(peer)) is not None:
             if len(waiting.messages) < MOST_WAITING:
-                waiting.messages.append(frames)  # what is not kept will be sent again
+                waiting.messages.append(frames)
+            else:
+                del self._waiting[peer]
+                self._farewell(peer, f"it has sent more than {MOST_WAITING} messages before its turn")
         elif frames != [GREETING]:
             self._farewell(peer, "the engine has turned away from this connection")
         elif len(self._waiting) == MOST_WAITING:
@@ -241,8 +244,6 @@ class ZmqChannel(WireChannel):
         """By which the server knows the worker; None until it has come."""
         self.worker = ""
         """Its address and the name of its key."""
-        self.gone = asyncio.Event()
-        """Set when the connection is lost."""
         self._server = server
         self._only = only
         self._retry: asyncio.TimerHandle | None = None
@@ -254,29 +255,20 @@ class ZmqChannel(WireChannel):
 
     def arrived(self, frames: list[bytes]) -> None:
         """Called by the server."""
-        if not self._arrivals.closed:
-            self._arrived(frames)
-
-    def cut(self) -> None:
-        """Called by the server: the worker is not connected any more."""
-        self._outgoing.clear()
-        self.gone.set()
+        if not self._arrivals.closed and not self.gone.is_set():
+            try:
+                self._arrived(frames)
+            except ConnectionDamaged as error:
+                self.cut(str(error))
 
     def dismiss(self, reason: str) -> None:
-        """Tell the worker why nobody listens to it any more. The channel may be closed already."""
+        """Send the worker away, and tell it why. The channel may be closed already."""
         self._server.release(self, reason)
 
-    def _queue(self, frames: Frames) -> None:
-        if not self.gone.is_set():
-            self._outgoing.append(frames)
-            self._send()
-
     def _send(self) -> None:
-        """What can be sent now; the rest waits, for a worker that has not connected yet or does not read."""
         while self._outgoing and self.peer is not None and self._retry is None:
-            if self._server.send(self.peer, self._outgoing[0]):
-                if self._outgoing:  # not cut
-                    self._outgoing.popleft()
+            if self._server.send(self.peer, self._outgoing[0][1]):
+                self._sent()
             else:
                 self._retry = self._loop.call_later(FULL_PAUSE_S, self._send_again)
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ import structlog
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
-from pvlm.transports.sockets import listen
+from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.actors import make_actor
 from pvlm.workers.clocks import HostClock
 from pvlm.workers.process import WorkerSpec, load_backend
@@ -179,7 +179,7 @@ async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tup
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
         raise
-    return channel, ProcessHost(process, directory)
+    return channel, ProcessHost(process, channel, directory)
 
 
 MAX_SOCKET_PATH = 100
@@ -189,8 +189,11 @@ MAX_SOCKET_PATH = 100
 class ProcessHost:
     """An actor in a worker process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, directory: str | None) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, channel: SocketChannel, directory: str | None = None
+    ) -> None:
         self._process = process
+        self._channel = channel
         self._directory = directory
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._reading = asyncio.create_task(self._read_stderr())
@@ -204,7 +207,20 @@ class ProcessHost:
             await self._process.stderr.read()
 
     async def wait(self) -> str:
-        status = await self._process.wait()
+        async with anyio.create_task_group() as waiting:
+
+            async def until(end: Callable[[], Awaitable[object]]) -> None:
+                await end()
+                waiting.cancel_scope.cancel()
+
+            waiting.start_soon(until, self._process.wait)
+            waiting.start_soon(until, self._channel.gone.wait)
+        if self._channel.damage:
+            return f"its connection is lost: {self._channel.damage}"
+        with anyio.move_on_after(STOP_TIMEOUT_S):
+            await self._process.wait()
+        if (status := self._process.returncode) is None:
+            return "it has closed its connection"
         await asyncio.wait([self._reading], timeout=0.5)
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         said = "".join(self._stderr).strip()

@@ -41,7 +41,8 @@ class RemoteHost:
 
     async def wait(self) -> str:
         await self._channel.gone.wait()
-        return f"the connection to {self._channel.worker} is lost"
+        damage = f": {self._channel.damage}" if self._channel.damage else ""
+        return f"the connection to {self._channel.worker} is lost{damage}"
 
     async def aclose(self) -> None:
         self._channel.dismiss("the engine was closed")

@@ -1,4 +1,4 @@
-"""Faults on purpose. What a connection does to messages is done right below the link, at either end of ipc and tcp.
+"""Faults on purpose: what a connection does to messages, right below the link, at either end of ipc and tcp.
 
 In this process `faulty_connections` does it; in a worker its ``sitecustomize``, by the environment that
 `faulty_workers` sets.
@@ -6,7 +6,7 @@ In this process `faulty_connections` does it; in a worker its ``sitecustomize``,
 
 from __future__ import annotations
 
-import asyncio
+import math
 import os
 import random
 import sys
@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from pvlm.transports.framing import FrameReader
-from pvlm.transports.wire import Wire, WireChannel
-from pvlm_protocols.codec import Buffer, ProtocolError
+from pvlm.transports.wire import Wire
+from pvlm_protocols.codec import Buffer
 from tests.support.plugin import plugins
 
 ENVIRONMENT = "PVLM_CHAOS"
@@ -36,36 +36,57 @@ slow = tests.chaos.slow:SlowReader
 Frames = Sequence[Buffer]
 
 
-class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """How often what happens to a message, 0 to 1. ``stream``: to what is read from a Unix socket at once."""
+KINDS = ("drop", "repeat", "swap", "corrupt", "delay", "stream")
+"""``stream`` happens to the bytes that are read from a Unix socket at once, the others to a message that is sent.
 
-    drop: float = 0.0
-    repeat: float = 0.0
-    swap: float = 0.0
-    corrupt: float = 0.0
-    delay: float = 0.0
-    stream: float = 0.0
+All but ``delay`` are a lost connection.
+"""
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """When connection faults come, at one end: every ``every_s`` seconds on average (0: never), one of ``kinds``."""
+
+    every_s: float = 0.0
+    kinds: tuple[str, ...] = KINDS
     delay_s: float = 0.1
     """At most."""
 
 
 class Faults:
-    """Decides by a seed, and counts. ``log``: a file that is told of each, for the process may be killed."""
+    """Decides by a seed, and counts. ``log``: a file where each fault is noted, for the process may be killed."""
 
-    def __init__(self, rates: Rates, seed: int, log: Path | None = None) -> None:
-        self.rates = rates
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        log: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.schedule = schedule
         self.choose = random.Random(seed)
         self.counts: Counter[str] = Counter()
+        self._clock = clock
         self._log = log
+        self._kind = ""
+        self._due_s = math.inf
+        self._plan()
 
-    def happens(self, kind: str) -> bool:
-        if self.choose.random() >= getattr(self.rates, kind):
-            return False
-        self.counts[kind] += 1
+    def _plan(self) -> None:
+        if self.schedule.every_s:
+            self._kind = self.choose.choice(self.schedule.kinds)
+            self._due_s = self._clock() + self.choose.expovariate(1 / self.schedule.every_s)
+
+    def due(self, *kinds: str) -> str:
+        """The fault that happens now, if it is one of ``kinds``; else empty."""
+        if self._kind not in kinds or self._clock() < self._due_s:
+            return ""
+        happens = self._kind
+        self.counts[happens] += 1
         if self._log is not None:
             with self._log.open("a") as file:
-                file.write(f"{kind}\n")
-        return True
+                file.write(f"{happens}\n")
+        self._plan()
+        return happens
 
     def damaged(self, frames: Frames) -> list[Buffer]:
         """A copy with a few bits flipped, or an end cut off."""
@@ -92,7 +113,7 @@ class Faults:
 
 
 class Line:
-    """One direction of a connection."""
+    """What one end of a connection sends."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -101,14 +122,19 @@ class Line:
     def passes(self, frames: Frames) -> list[Frames]:
         """What comes out now, when ``frames`` go in."""
         faults = self._faults
-        if faults.happens("drop"):
-            return []
-        if faults.happens("swap"):
-            self._held.append(frames)
-            return []
-        if faults.happens("corrupt"):
-            frames = faults.damaged(frames)
-        out = [frames, frames] if faults.happens("repeat") else [frames]
+        out = [frames]
+        match faults.due("drop", "repeat", "swap", "corrupt", "delay"):
+            case "drop":
+                out = []
+            case "swap":
+                self._held.append(frames)
+                return []
+            case "corrupt":
+                out = [faults.damaged(frames)]
+            case "repeat":
+                out = [frames, frames]
+            case "delay":
+                time.sleep(faults.choose.uniform(0, faults.schedule.delay_s))
         out += self._held
         self._held = []
         return out
@@ -117,61 +143,34 @@ class Line:
 @contextmanager
 def faulty_connections(faults: Faults) -> Iterator[None]:
     """Connections that are made from now on, in this process, are faulty, until the end of the block."""
-    original_init, original_arrived, original_feed = Wire.__init__, Wire.arrived, FrameReader.feed
+    original_init, original_feed = Wire.__init__, FrameReader.feed
 
     def init(self: Wire[Any], decode: Any, write: Callable[[Frames], None], endpoint: str) -> None:
         outgoing = Line(faults)
 
         def write_faultily(frames: Frames) -> None:
             for passed in outgoing.passes(frames):
-                if faults.happens("delay"):
-                    _write_later(write, passed, faults.choose.uniform(0, faults.rates.delay_s))
-                else:
-                    write(passed)
+                write(passed)
 
         original_init(self, decode, write_faultily, endpoint)
-        self._chaos_incoming = Line(faults)  # type: ignore[attr-defined]
 
-    def arrived(self: Wire[Any], frames: Frames) -> Iterator[Any]:
-        for passed in self._chaos_incoming.passes(frames):  # type: ignore[attr-defined]
-            yield from original_arrived(self, passed)
+    def feed(self: FrameReader, data: bytes) -> Iterator[list[bytes]]:
+        yield from original_feed(self, faults.damaged_stream(data) if faults.due("stream") else data)
 
-    def feed(self: FrameReader, data: bytes) -> Iterator[list[bytes] | ProtocolError]:
-        yield from original_feed(self, faults.damaged_stream(data) if faults.happens("stream") else data)
-
-    Wire.__init__, Wire.arrived, FrameReader.feed = init, arrived, feed  # type: ignore[method-assign, assignment]
+    Wire.__init__, FrameReader.feed = init, feed  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Wire.__init__, Wire.arrived, FrameReader.feed = (  # type: ignore[method-assign]
-            original_init,
-            original_arrived,
-            original_feed,
-        )
-
-
-def _write_later(write: Callable[[Frames], None], frames: Frames, seconds: float) -> None:
-    """An engine's message is overtaken by those behind it; those of an actor, which has no event loop, wait with it."""
-    channel = getattr(write, "__self__", None)
-    if not isinstance(channel, WireChannel):
-        time.sleep(seconds)
-        write(frames)
-        return
-
-    def late() -> None:
-        if not channel._arrivals.closed:
-            write(frames)
-
-    asyncio.get_running_loop().call_later(seconds, late)
+        Wire.__init__, FrameReader.feed = original_init, original_feed  # type: ignore[method-assign]
 
 
 # ---- in workers ---------------------------------------------------------------------------------------------------
 
 
 class WorkerChaos(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told: rates and seed, a file to count in, and the longest pause of its disk behind a shard."""
+    """What a worker gets: schedule and seed, a file to count in, and the longest pause of its disk after a shard."""
 
-    rates: Rates
+    schedule: Schedule
     seed: int
     log: str
     shard_s: float = 0.0
@@ -213,4 +212,4 @@ def begin() -> None:
     assert chaos is not None
     role = sys.orig_argv[sys.orig_argv.index("--role") + 1]
     seed = hash((chaos.seed, role, os.getpid()))
-    until_the_end.enter_context(faulty_connections(Faults(chaos.rates, seed, Path(chaos.log))))
+    until_the_end.enter_context(faulty_connections(Faults(chaos.schedule, seed, Path(chaos.log))))

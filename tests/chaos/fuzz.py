@@ -17,7 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["pvlm", "pvlm_protocols"]):
     from pvlm.errors import VideoError
     from pvlm.transports.framing import FrameReader, framed
-    from pvlm.transports.link import Link
+    from pvlm.transports.link import ConnectionDamaged, Link
     from pvlm.video.mp4 import read_index
     from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_actor, encode
 
@@ -37,18 +37,15 @@ def codec(data: bytes) -> None:
 
 
 def framing(data: bytes) -> None:
-    """A stream that is cut where its first byte says, and a link behind it."""
+    """A stream that is cut where its first byte says, and the link that takes its messages."""
     step = 1 + (data[0] if data else 0)
     reader, link = FrameReader(), Link()
-    for start in range(1, len(data), step):
-        for item in reader.feed(data[start : start + step]):
-            if isinstance(item, ProtocolError):
-                link.complaint()
-                continue
-            try:
-                link.receive(item)
-            except ProtocolError:
-                link.complaint()
+    try:
+        for start in range(1, len(data), step):
+            for frames in reader.feed(data[start : start + step]):
+                link.receive(frames)
+    except ConnectionDamaged:
+        pass
 
 
 def mp4(data: bytes) -> None:

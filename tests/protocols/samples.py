@@ -50,7 +50,9 @@ SAMPLES: tuple[Message, ...] = (
     Open(
         session=7,
         question="Wo ist der Würfel?",
-        video=VideoFrames(pixels=np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3), timestamps_s=(0.0, 0.25)),
+        video=VideoFrames(
+            pixels=np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3), timestamps_s=(0.0, 0.25), checksum=9
+        ),
         sampling=Sampling(
             max_tokens=9,
             temperature=0.5,

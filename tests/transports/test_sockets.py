@@ -1,22 +1,24 @@
-"""What only sockets can suffer: bytes that are no message, endpoints that cannot be had, and processes that end."""
+"""What only sockets can suffer: bytes that are no message, lost connections, bad endpoints, and processes that end."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 from anyio.to_thread import run_sync
 
-from pvlm.transports import ChannelClosed
-from pvlm.transports.sockets import connect, listen
+from pvlm.transports import ChannelClosed, ChannelFull, Mailbox
+from pvlm.transports.sockets import SocketChannel, connect, listen
 from pvlm_protocols.codec import Buffer, encode
-from pvlm_protocols.messages import Closed, DraftWindow, Ping, Pong, Stop
+from pvlm_protocols.messages import Closed, DraftWindow, Ping, Pong, PruneMask, Stop
 from tests.protocols.samples import plain
 from tests.transports.echo_actor import echo
 from tests.transports.strangers import Stranger, UnixStranger, ZmqStranger
@@ -95,89 +97,149 @@ async def test_a_mailbox_drops_and_counts_what_is_no_message(endpoint: str, stra
         mailbox.close()
 
 
+async def lost(channel: SocketChannel) -> str:
+    """Wait until the connection is lost; why."""
+    with anyio.fail_after(20):
+        await channel.gone.wait()
+    return channel.damage
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("frames", DAMAGED)
-async def test_both_ends_drop_what_was_damaged_on_its_way(
+async def test_a_damaged_message_is_a_lost_connection_for_both_ends(
     frames: list[bytes], endpoint: str, stranger: Stranger
 ) -> None:
+    """What came before it is received. Afterwards nothing is sent, and nothing else is received."""
     channel = listen(endpoint)
     try:
         stranger.connect(channel.endpoint)
+        stranger.say(encode(Pong(nonce=3, role="draft", progress=0)))
         stranger.say_bare(frames)
         stranger.say(encode(Pong(nonce=4, role="draft", progress=0)))
+        assert await lost(channel) != ""
         with anyio.fail_after(20):
-            assert await channel.receive() == Pong(nonce=4, role="draft", progress=0)
-        assert channel.dropped == 1
+            assert await channel.receive() == Pong(nonce=3, role="draft", progress=0)
+        with anyio.move_on_after(0.1) as scope:
+            await channel.receive()
+        assert scope.cancelled_caught
+        channel.post(Ping(nonce=1))
+        assert channel.dropped == 0
     finally:
         await channel.aclose()
 
 
 @pytest.mark.anyio
-async def test_what_a_connection_loses_or_damages_arrives_all_the_same(endpoint: str) -> None:
-    """Every seventh thing that either end writes is lost, and every fifth damaged."""
-    channel = listen(endpoint)
-    mailbox = connect(channel.endpoint)
-    count = 200
-
-    def spoilt(write: Callable[[Sequence[Buffer]], None]) -> Callable[[Sequence[Buffer]], None]:
-        written = 0
-
-        def spoil(frames: Sequence[Buffer]) -> None:
-            nonlocal written
-            written += 1
-            if written % 5 == 0:
-                head = bytearray(frames[0])
-                head[written % len(head)] ^= 0x10
-                write([bytes(head), *frames[1:]])
-            elif written % 7:
-                write(frames)
-
-        return spoil
-
-    for end in (channel, mailbox):
-        end._wire._write = spoilt(end._wire._write)
-
-    thread = threading.Thread(target=echo, args=(mailbox, 17))
-    thread.start()
+@pytest.mark.parametrize("frames", DAMAGED)
+async def test_a_damaged_message_closes_the_mailbox(frames: list[bytes], endpoint: str, stranger: Stranger) -> None:
+    mailbox = connect(stranger.bind(endpoint))
     try:
-        with anyio.fail_after(60):
-            for nonce in range(count):
-                channel.post(Ping(nonce=nonce))
-            for nonce in range(count):
-                assert await channel.receive() == Pong(nonce=nonce, role="draft", progress=17)
-            channel.post(Stop())
-            await run_sync(thread.join)
-        assert channel.dropped > 0
-        assert mailbox.dropped > 0
+        stranger.say(encode(Ping(nonce=3)))
+        stranger.say_bare(frames)
+        stranger.say(encode(Ping(nonce=4)))
+        assert await run_sync(mailbox.take, 20) == Ping(nonce=3)
+        with pytest.raises(ChannelClosed, match="message"):
+            await run_sync(mailbox.take, 20)
     finally:
-        await channel.aclose()
         mailbox.close()
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("sender", ["engine", "actor"])
+@pytest.mark.parametrize("fault", ["lost", "repeated", "swapped", "damaged"])
+async def test_any_fault_of_a_connection_ends_it_at_both_ends(sender: str, fault: str, endpoint: str) -> None:
+    """Once, in the middle of a conversation; until then every message arrives."""
+    channel = listen(endpoint)
+    mailbox = connect(channel.endpoint)
+    spoil(channel if sender == "engine" else mailbox, fault, at=50)
+    thread = threading.Thread(target=echo_until_closed, args=(mailbox,))
+    thread.start()
+    answered = 0
+    try:
+        with anyio.fail_after(60):
+            while not channel.gone.is_set():
+                channel.post(Ping(nonce=answered))
+                with anyio.move_on_after(0.5):
+                    assert await channel.receive() == Pong(nonce=answered, role="draft", progress=17)
+                    answered += 1
+            await channel.aclose()
+            await run_sync(thread.join)
+        assert 49 <= answered <= 50
+    finally:
+        await channel.aclose()
+
+
+def spoil(end: Any, fault: str, at: int) -> None:
+    """Have message ``at`` of one end suffer a fault."""
+    write, count, held = end._wire._write, 0, list[Sequence[Buffer]]()
+
+    def spoilt(frames: Sequence[Buffer]) -> None:
+        nonlocal count
+        count += 1
+        if count != at:
+            write(frames)
+            while held:
+                write(held.pop())
+        elif fault == "repeated":
+            write(frames)
+            write(frames)
+        elif fault == "swapped":
+            held.append(frames)
+        elif fault == "damaged":
+            head = bytearray(frames[0])
+            head[-1] ^= 0x10
+            write([bytes(head), *frames[1:]])
+
+    end._wire._write = spoilt
+
+
+def echo_until_closed(mailbox: Mailbox) -> None:
+    with suppress(ChannelClosed):
+        echo(mailbox, 17)
+    mailbox.close()
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("data", NOT_FRAMED)
-async def test_a_stream_that_is_out_of_step_finds_it_again(data: bytes, tmp_path: Path) -> None:
+async def test_a_stream_that_is_out_of_step_is_a_lost_connection(data: bytes, tmp_path: Path) -> None:
     """At both ends of a Unix socket."""
     stranger = UnixStranger()
-    endpoint = stranger.bind(f"ipc://{tmp_path}/a")
-    mailbox = connect(endpoint)
+    mailbox = connect(stranger.bind(f"ipc://{tmp_path}/a"))
     channel = listen(f"ipc://{tmp_path}/b")
     other = UnixStranger()
     other.connect(channel.endpoint)
     try:
         for speaker in (stranger, other):
-            speaker.say_bytes(data)
-        stranger.say(encode(Ping(nonce=1)))
-        other.say(encode(Pong(nonce=1, role="draft", progress=0)))
-        assert await run_sync(mailbox.take, 20) == Ping(nonce=1)
-        with anyio.fail_after(20):
-            assert await channel.receive() == Pong(nonce=1, role="draft", progress=0)
-        assert mailbox.dropped == channel.dropped == 1
+            speaker.say_bytes(data + bytes(16))
+        with pytest.raises(ChannelClosed, match="framed message"):
+            await run_sync(mailbox.take, 20)
+        assert "framed message" in await lost(channel)
     finally:
         mailbox.close()
         await channel.aclose()
         stranger.close()
         other.close()
+
+
+@pytest.mark.anyio
+async def test_a_channel_is_full_by_bytes_too(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has room again when they have been sent."""
+    monkeypatch.setattr("pvlm.transports.wire.MAILBOX_BYTES", 100_000)
+    mask = PruneMask(session=1, bits=bytes(60_000), video_tokens=480_000, kept=1, method="uv", ratio=0.5)
+    channel = listen(endpoint)
+    try:
+        channel.post(mask)
+        channel.post(mask)
+        with pytest.raises(ChannelFull):
+            channel.post(Ping(nonce=1))
+        mailbox = connect(channel.endpoint)
+        with anyio.fail_after(20):
+            assert await run_sync(mailbox.take) == mask
+            assert await run_sync(mailbox.take) == mask
+        channel.post(Ping(nonce=1))
+        assert await run_sync(mailbox.take, 20) == Ping(nonce=1)
+        mailbox.close()
+    finally:
+        await channel.aclose()
 
 
 @pytest.mark.anyio

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import capture_logs
 
 from pvlm import Engine
 from pvlm.telemetry.prometheus import PrometheusMetrics
-from pvlm.transports.framing import framed
-from pvlm.transports.wire import Frames
 from tests.support.toy import ToyBackend
 from tests.workers.conftest import FRAMES, LONG, TOY, until, workers
 
@@ -62,25 +62,39 @@ async def test_a_worker_that_does_not_free_an_answer_is_named() -> None:
     assert [line.get("role") for line in told] == [None] + ["draft"] * 3
 
 
-async def test_messages_that_a_worker_has_dropped_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_that_a_worker_has_dropped_are_reported() -> None:
+    """They arrived as they were sent, and are no messages of the protocol."""
     registry = CollectorRegistry()
-    damage = iter([True, False, True])
-
-    def damaging(frames: Frames) -> list[bytes]:
-        parts = [bytes(part) for part in framed(frames)]
-        if next(damage, False):
-            parts[-1] = parts[-1][:-1] + bytes([parts[-1][-1] ^ 1])
-        return parts
-
     async with Engine.create(TOY, method="ar", metrics=PrometheusMetrics(registry)) as engine:
-        monkeypatch.setattr("pvlm.transports.unix.framed", damaging)
+        channel = engine._runtime._actors["target"]._actor.channel  # type: ignore[union-attr]
         with capture_logs() as logs:
+            for _ in range(3):
+                channel._wire._write(channel._wire._link.send([b"nonsense"]))  # type: ignore[attr-defined]
             answer = await engine.answer(FRAMES, "?", max_tokens=20, ignore_eos=True)
             await engine.health()
         assert list(answer.tokens) == ToyBackend().greedy(20, end_tokens=())
         text = generate_latest(registry).decode()
-    dropped = [line for line in logs if line["event"] == "message_dropped"]
-    count = sum(line["count"] for line in dropped)
-    assert count >= 2  # and what came twice then
-    assert {(line["role"], line["end"], line["log_level"]) for line in dropped} == {("target", "worker", "warning")}
-    assert f'pvlm:faults_total{{kind="message_dropped",role="target"}} {count:.1f}' in text.splitlines()
+    (dropped,) = [line for line in logs if line["event"] == "message_dropped"]
+    told = {name: dropped[name] for name in ("role", "count", "end", "log_level")}
+    assert told == {"role": "target", "count": 3, "end": "worker", "log_level": "warning"}
+    assert 'pvlm:faults_total{kind="message_dropped",role="target"} 3.0' in text.splitlines()
+
+
+async def test_a_damaged_message_is_a_lost_worker() -> None:
+    """The log says what was wrong, whichever end finds it, and the answer goes on."""
+    async with Engine.create(TOY, method="ar") as engine:
+        for direction in ("to the worker", "to the engine"):
+            async with engine.stream(FRAMES, "?", **LONG) as chunks:
+                await chunks.__anext__()
+                wire = engine._runtime._actors["target"]._actor.channel._wire  # type: ignore[union-attr]
+                with capture_logs() as logs:
+                    if direction == "to the worker":
+                        wire._link._sent += 1
+                    else:
+                        wire._link._received += 1
+                    await engine.health()
+                    async for _ in chunks:
+                        pass
+            assert list(chunks.answer.tokens) == ToyBackend().greedy(400, end_tokens=())
+            (lost,) = [line for line in logs if line["event"] == "worker_lost"]
+            assert re.search(r"message \d+ follows message \d+", lost["reason"]), lost["reason"]
