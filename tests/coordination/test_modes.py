@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm.coordination.coordinator import DROPPED, TRANSITIONS, Coordinator, State
+from pvlm.coordination.coordinator import TRANSITIONS, Coordinator
 from pvlm.coordination.events import (
+    DROPPED,
     Cancelled,
     Command,
     DraftBack,
@@ -25,7 +26,7 @@ from pvlm.coordination.events import (
     ToDraftActor,
     ToTargetActor,
 )
-from pvlm.coordination.modes import Mode
+from pvlm.coordination.modes import Mode, State
 from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.messages import (
     Close,
