@@ -255,6 +255,22 @@ def test_a_draft_that_is_back_is_probed_and_then_works_as_before(schedule: str) 
     assert coordinator.mode is PAIRED[schedule]
 
 
+@pytest.mark.parametrize("with_draft", [True, False])
+def test_a_target_that_is_back_draws_in_an_epoch_that_the_lost_one_cannot_have_reached(with_draft: bool) -> None:
+    """The lost target may have rejected a token and drawn further tokens in the next epoch, unheard."""
+    watched = in_mode(Mode.TOGETHER)
+    if not with_draft:
+        watched.handle(DraftGone("killed"))
+    epoch = watched.coordinator.epoch
+    watched.handle(TargetGone())
+    opening = next(
+        command.message
+        for command in watched.handle(TargetBack())
+        if isinstance(command, ToTargetActor) and isinstance(command.message, Open)
+    )
+    assert opening.epoch > epoch + 1
+
+
 def test_an_answer_that_a_stop_string_ended_stays_as_it_is() -> None:
     watched = in_mode(Mode.TOGETHER)
     watched.handle(StopAfter(1))
