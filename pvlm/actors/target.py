@@ -111,8 +111,8 @@ class TargetSession(ActorSession):
         return not self._waiting()
 
     def urgent(self) -> bool:
-        """A step alone, while the draft writes, settles one token: a pass over another session's window settles more,
-        and may last until the window is there.
+        """A pass over the pending token alone, while the draft writes, settles one token. A pass over another session's
+        window settles more, and this session's window may have arrived by then.
         """
         return self.mode != "together" or bool(self._queue) or not self._prefilled
 
@@ -200,14 +200,14 @@ class TargetSession(ActorSession):
         )
 
     def _decode(self, model: Session) -> None:
-        """Settle what can be settled with at most one pass, and tell the coordinator."""
+        """One round: verify the drafted tokens with at most one pass, commit, and report the verdict."""
         start, accepted, rejected = len(self.committed), 0, False
         window = len(self._queue)
         pass_tokens, pass_ms = 0, 0.0
         if self._logits is not None:
             accepted, rejected = self._settle_held(self._logits)
-        # A token that was settled without a pass is now pending, and its pass takes in the rest of the window; but a
-        # correction, or a token drawn alone, is reported first.
+        # A token that was accepted without a pass is now pending, and its pass takes in the rest of the window. A
+        # correction, or a token that the target drew, is reported first.
         drawn_alone = len(self.committed) > start and not accepted
         if self._logits is None and not (rejected or drawn_alone or self.finished):
             started = time.monotonic()

@@ -27,10 +27,7 @@ no random draw is made twice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Any
-
-import msgspec
 
 from pvlm.coordination.events import (
     Cancelled,
@@ -52,7 +49,8 @@ from pvlm.coordination.events import (
     ToTargetActor,
     WindowTaken,
 )
-from pvlm.coordination.modes import Mode, Rest
+from pvlm.coordination.modes import Mode, Rest, State
+from pvlm.coordination.openings import Openings
 from pvlm.coordination.statistics import Counts, Measurements
 from pvlm.coordination.text import Text
 from pvlm.coordination.validation import verdict_problem, window_problem
@@ -62,16 +60,11 @@ from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.messages import (
     Advance,
     Close,
-    Closed,
     DraftWindow,
-    Dying,
     Failed,
     FinishReason,
-    Hello,
-    Loading,
     Open,
     Opened,
-    Pong,
     PrefillDone,
     PrefillProgress,
     PruneMask,
@@ -85,19 +78,6 @@ from pvlm_protocols.messages import (
 
 Transition = tuple[Mode, list[Command]]
 """The mode after an event, and the commands that answer it."""
-
-
-class State(Enum):
-    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; while the target is lost RECOVERING, and then
-    PREFILLING again; FAILED is reached from every state but FINISHED.
-    """
-
-    NEW = auto()
-    PREFILLING = auto()
-    DECODING = auto()
-    RECOVERING = auto()
-    FINISHED = auto()
-    FAILED = auto()
 
 
 class Coordinator:
@@ -114,18 +94,15 @@ class Coordinator:
         self.measurements = Measurements(policy)
         self.counts.draft_lost = draft_away
         self.text = Text(opening.committed, opening.epoch)
-        self._opening = opening
-        self._draft_opening = draft_opening
+        self._openings = Openings(opening, draft_opening)
         self._draft = draft_opening is not None and not draft_away
         self._target_window = opening.window
-        self._mask: PruneMask | None = None
-        self._prefilled = False
         self._rest = Rest()
         self.mode = self._first_mode()
 
     @property
     def session(self) -> int:
-        return self._opening.session
+        return self._openings.target.session
 
     @property
     def counts(self) -> Counts:
@@ -148,9 +125,9 @@ class Coordinator:
         if self.state is not State.NEW:
             raise InvalidTransition(f"session {self.session} was started twice (it is {self.state.name})")
         self.state = State.PREFILLING
-        commands = self._open_target(self._opening)
-        if self._draft and self._draft_opening is not None:
-            commands.append(ToDraftActor(self._draft_opening))
+        commands = self._openings.at_target(self.text, self._target_window, self.mode)
+        if self._draft and (opening := self._openings.draft) is not None:
+            commands += self._openings.at_draft(opening, self.text, opening.window)
         return commands
 
     def handle(self, event: Event) -> list[Command]:
@@ -209,7 +186,7 @@ class Coordinator:
         if not together:
             return self._begin_rest(commands)
         self._rest.reset()
-        return self._paired, [*commands, *(self._advance() if ahead else self._roll_back())]
+        return self._openings.paired, [*commands, *(self._advance() if ahead else self._roll_back())]
 
     def _extend_line(self, window: DraftWindow) -> Transition | None:
         """Append a window to the line. Returns a transition where the window is late or invalid."""
@@ -217,9 +194,8 @@ class Coordinator:
         late = window.epoch != self.epoch or window.start < len(self.text.line)
         if late or not self._draft or not self._target_open:
             return self.mode, [self._drop(window)]
-        sampling = self._opening.sampling if self._draft_opening is None else self._draft_opening.sampling
-        if problem := window_problem(window, len(self.text.line), sampling):
-            self._draft_opening = None  # nothing it writes can be trusted
+        if problem := window_problem(window, len(self.text.line), self._openings.draft_sampling):
+            self._openings.draft = None  # nothing it writes can be trusted
             close = self._to_draft(Close(session=self.session))
             mode, commands = self._lose_draft(f"it wrote nonsense: {problem}")
             return mode, [*close, *commands, self._drop(window)]
@@ -241,7 +217,7 @@ class Coordinator:
         """Every mode: commit the tokens, then let draft and target continue as the mode says."""
         if verdict.start != len(self.committed) or not self._target_open:
             return self.mode, []
-        if problem := verdict_problem(verdict, len(self.committed), self.epoch, self._opening.sampling):
+        if problem := verdict_problem(verdict, len(self.committed), self.epoch, self._openings.target.sampling):
             return self._end(State.FAILED, Fail("ProtocolError", f"its verdict makes no sense: {problem}", ""))
         self.committed.extend(verdict.tokens)
         self.measurements.judged(verdict, waits=self._target_window.wait > 0)
@@ -275,7 +251,7 @@ class Coordinator:
             return self.mode, []
         if (verdict.accepted or verdict.rejected) and self.measurements.pays:
             self._rest.reset()
-            return self._paired, self._roll_back()
+            return self._openings.paired, self._roll_back()
         if self.mode is Mode.PROBING or not self._rest.over(len(self.committed)):
             return self.mode, []
         return Mode.PROBING, self._send_back(self.measurements.probe())
@@ -314,7 +290,7 @@ class Coordinator:
         """Tell the target, if what concerns it has changed."""
         told = self._target_window
         same = window.wait == told.wait and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
-        if self._opening.schedule.mode == "turns" or same or not self._target_open:
+        if self._openings.paired is Mode.TURNS or same or not self._target_open:
             return []
         self._target_window = window
         return [ToTargetActor(SetWindow(session=self.session, window=window))]
@@ -328,7 +304,7 @@ class Coordinator:
         if opened.role == "target":
             self.counts.prompt_tokens = opened.prompt_tokens
             self.counts.video_tokens = opened.video_tokens
-            if self._mask is None:
+            if self._openings.mask is None:
                 self.counts.kept_video_tokens = opened.video_tokens
         return self.mode, []
 
@@ -336,21 +312,21 @@ class Coordinator:
         return self.mode, [Progress(progress.fraction)] if progress.role == "target" else []
 
     def _on_mask(self, mask: PruneMask) -> Transition:
-        if self._mask is not None:  # from a target that was opened again
+        if self._openings.mask is not None:  # from a target that was opened again
             return self.mode, []
-        self._mask = mask
+        self._openings.mask = mask
         self.counts.kept_video_tokens = mask.kept
-        return self.mode, self._to_draft(mask) if self._opening.schedule.overlap_prefill else []
+        return self.mode, self._to_draft(mask) if self._openings.target.schedule.overlap_prefill else []
 
     def _on_prefill_done(self, done: PrefillDone) -> Transition:
         self.counts.prefill_ms.setdefault(done.role, done.prefill_ms)
         if done.role == "draft" or self.state is not State.PREFILLING:
             return self.mode, []
         self.state = State.DECODING
-        if self._prefilled:
+        if self._openings.prefilled:
             return self.mode, []
-        self._prefilled = True
-        held = None if self._opening.schedule.overlap_prefill else self._mask
+        self._openings.prefilled = True
+        held = None if self._openings.target.schedule.overlap_prefill else self._openings.mask
         return self.mode, [PrefillFinished(), *([] if held is None else self._to_draft(held))]
 
     # ---- actors that are lost, and come back ----------------------------------------------------------------------
@@ -359,23 +335,13 @@ class Coordinator:
         """The mode at an opening of the target."""
         if not self._draft:
             return Mode.ALONE
-        return self._paired if self._paired is Mode.TURNS or self.measurements.patient else Mode.PROBING
-
-    @property
-    def _paired(self) -> Mode:
-        """The mode in which draft and target work together in this session."""
-        return Mode.TURNS if self._opening.schedule.mode == "turns" else Mode.TOGETHER
+        paired = self._openings.paired
+        return paired if paired is Mode.TURNS or self.measurements.patient else Mode.PROBING
 
     @property
     def _target_open(self) -> bool:
         """Does the target hold the session?"""
         return self.state in (State.PREFILLING, State.DECODING)
-
-    def _open_target(self, opening: Open) -> list[Command]:
-        commands: list[Command] = [ToTargetActor(opening)]
-        if self.mode.of_target != opening.schedule.mode:
-            commands.append(ToTargetActor(SetMode(session=self.session, mode=self.mode.of_target)))
-        return commands
 
     def _on_target_gone(self, _: TargetGone) -> Transition:
         self.state = State.RECOVERING
@@ -392,10 +358,7 @@ class Coordinator:
         self._rest.reset()
         self.mode = self._first_mode()
         self.state = State.PREFILLING
-        opening = msgspec.structs.replace(
-            self._opening, committed=tuple(self.committed), epoch=self.epoch, window=self._target_window
-        )
-        return self.mode, [*self._open_target(opening), *rollback]
+        return self.mode, [*self._openings.at_target(self.text, self._target_window, self.mode), *rollback]
 
     def _on_target_given_up(self, event: TargetGivenUp) -> Transition:
         return self._end(State.FAILED, Fail("TargetLost", event.reason, event.traceback))
@@ -403,7 +366,7 @@ class Coordinator:
     def _on_failed(self, failed: Failed) -> Transition:
         """The actor has closed the session already."""
         if failed.role == "draft":
-            self._draft_opening = None  # it would fail again
+            self._openings.draft = None  # it would fail again
             return self._lose_draft(f"{failed.error}: {failed.message}")
         self.state = State.FAILED
         fail = Fail(failed.error, failed.message, failed.traceback)
@@ -423,17 +386,12 @@ class Coordinator:
 
     def _on_draft_back(self, _: DraftBack) -> Transition:
         """Let it join after the committed text; the target continues alone until the draft's first window arrives."""
-        if self._draft or self._draft_opening is None:
+        if self._draft or (opening := self._openings.draft) is None:
             return self.mode, []
         self._draft = True
         self.counts.draft_rejoins += 1
         self.text.restart()
-        opening = msgspec.structs.replace(
-            self._draft_opening, committed=tuple(self.committed), epoch=self.epoch, window=self.measurements.probe()
-        )
-        allowed = self._prefilled or self._opening.schedule.overlap_prefill
-        mask = self._to_draft(self._mask) if self._mask is not None and allowed else []
-        return Mode.PROBING, [ToDraftActor(opening), *mask]
+        return Mode.PROBING, self._openings.at_draft(opening, self.text, self.measurements.probe())
 
     # ---- ends -----------------------------------------------------------------------------------------------------
 
@@ -478,12 +436,3 @@ TRANSITIONS: dict[tuple[Mode, type[Event]], Handler] = {
     **{(mode, event): handler for mode in Mode for event, handler in _IN_EVERY_MODE.items()},
 }
 """The table: what handles an event in a mode. A handler returns the next mode and the commands."""
-
-DROPPED: dict[type[Event], str] = {
-    Hello: "the supervisor takes it when the actor starts",
-    Loading: "the supervisor takes it while the actor starts",
-    Pong: "the supervisor takes it",
-    Dying: "the supervisor takes it; the loss of the actor is an event of its own",
-    Closed: "the session at work takes it, and frees the actor",
-}
-"""Events that no mode handles, and why."""

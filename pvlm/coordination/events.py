@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pvlm_protocols.messages import DraftWindow, FinishReason, FromActor, ToDraft, ToTarget, Verdict
+from pvlm_protocols.messages import (
+    Closed,
+    DraftWindow,
+    Dying,
+    FinishReason,
+    FromActor,
+    Hello,
+    Loading,
+    Pong,
+    ToDraft,
+    ToTarget,
+    Verdict,
+)
 
 # ---- events that are no messages ----------------------------------------------------------------------------------
 
@@ -52,6 +64,15 @@ class Cancelled:
 
 
 Event = FromActor | DraftGone | DraftBack | TargetGone | TargetBack | TargetGivenUp | StopAfter | Cancelled
+
+DROPPED: dict[type[Event], str] = {
+    Hello: "the supervisor takes it when the actor starts",
+    Loading: "the supervisor takes it while the actor starts",
+    Pong: "the supervisor takes it",
+    Dying: "the supervisor takes it; the loss of the actor is an event of its own",
+    Closed: "the session at work takes it, and frees the actor",
+}
+"""Messages of actors that no coordinator handles, and why."""
 
 # ---- commands -----------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,27 @@
-"""How draft and target work together at a moment, and how long the draft rests."""
+"""The states and modes of a session, and how long the draft rests."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, auto
 
 from pvlm_protocols.messages import TargetMode
 
 REST_TOKENS = 16
 """Tokens that the target first writes alone where a draft does not pay; doubled each time, up to `REST_TOKENS_MAX`."""
 REST_TOKENS_MAX = 64
+
+
+class State(Enum):
+    """Life of a session. NEW -> PREFILLING -> DECODING -> FINISHED; while the target is lost RECOVERING, and then
+    PREFILLING again; FAILED is reached from every state but FINISHED.
+    """
+
+    NEW = auto()
+    PREFILLING = auto()
+    DECODING = auto()
+    RECOVERING = auto()
+    FINISHED = auto()
+    FAILED = auto()
 
 
 class Mode(Enum):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm.coordination.coordinator import State
 from pvlm.coordination.events import Cancelled, DraftGone, TargetGone
+from pvlm.coordination.modes import State
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window

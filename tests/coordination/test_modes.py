@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm.coordination.coordinator import DROPPED, TRANSITIONS, Coordinator, State
+from pvlm.coordination.coordinator import TRANSITIONS, Coordinator
 from pvlm.coordination.events import (
+    DROPPED,
     Cancelled,
     Command,
     DraftBack,
@@ -25,7 +26,7 @@ from pvlm.coordination.events import (
     ToDraftActor,
     ToTargetActor,
 )
-from pvlm.coordination.modes import Mode
+from pvlm.coordination.modes import Mode, State
 from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.messages import (
     Close,
@@ -252,6 +253,22 @@ def test_a_draft_that_is_back_is_probed_and_then_works_as_before(schedule: str) 
         assert coordinator.mode is mode
     watched.handle(DraftWindow(session=1, epoch=coordinator.epoch, start=0, tokens=(1, 1)))
     assert coordinator.mode is PAIRED[schedule]
+
+
+@pytest.mark.parametrize("with_draft", [True, False])
+def test_a_target_that_is_back_draws_in_an_epoch_that_the_lost_one_cannot_have_reached(with_draft: bool) -> None:
+    """The lost target may have rejected a token and drawn further tokens in the next epoch, unheard."""
+    watched = in_mode(Mode.TOGETHER)
+    if not with_draft:
+        watched.handle(DraftGone("killed"))
+    epoch = watched.coordinator.epoch
+    watched.handle(TargetGone())
+    opening = next(
+        command.message
+        for command in watched.handle(TargetBack())
+        if isinstance(command, ToTargetActor) and isinstance(command.message, Open)
+    )
+    assert opening.epoch > epoch + 1
 
 
 def test_an_answer_that_a_stop_string_ended_stays_as_it_is() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm.actors.actor import PATIENCE_MAX_S, Actor
-from pvlm.coordination.coordinator import Coordinator, State
+from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
     Cancelled,
     DraftBack,
@@ -27,6 +27,7 @@ from pvlm.coordination.events import (
     ToDraftActor,
     ToTargetActor,
 )
+from pvlm.coordination.modes import State
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
 from pvlm.workers.actors import make_actor
 from pvlm_backends.emulated import EmulatedBackend

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pvlm.coordination.coordinator import State
 from pvlm.coordination.events import DraftBack, Fail, TargetBack, TargetGivenUp, TargetGone
+from pvlm.coordination.modes import State
 from pvlm.speculation import coupling
 from pvlm.speculation.sampling import normalised, processed
 from pvlm.speculation.windows import AutoWindow, FixedWindow

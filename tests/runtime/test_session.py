@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pvlm.coordination.coordinator import Coordinator, State
+from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Command, Emit, Finish, StopAfter
+from pvlm.coordination.modes import State
 from pvlm.runtime.session import LiveSession
 from pvlm.speculation.windows import FixedWindow
 from pvlm.telemetry.reporter import Reporter
