@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"pvlm": ROOT, "pvlm_backends": ROOT / "backends", "pvlm_protocols": ROOT / "protocols"}
 GROUND = {"config", "endpoints", "errors", "plugins", "results"}
 LOOSE_MODULES = 8
+"""At the top of ``pvlm/``, but for ``__init__`` and ``__main__``."""
 LINES = 400
+"""The limit for a file."""
 
 # A room may import what stands after it, and whatever the rooms after it may import; GROUND and the protocols always.
 ARROWS: dict[str, set[str]] = {
@@ -26,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "answer": {"runtime"},
     "engine": {"answer"},
     "trace": {"engine"},
-    "bench": {"engine", "trace"},
+    "bench": {"engine", "trace", "pvlm_backends"},  # measures models by themselves too
     "serving": {"engine", "trace"},
     "cli": {"bench", "serving"},
 }
@@ -34,9 +36,6 @@ ARROWS: dict[str, set[str]] = {
 EXCEPTIONS = {
     # A recorder receives every event and command, so its interface names their types. It holds no coordinator.
     ("pvlm.telemetry.recorder", "pvlm.coordination.events"),
-    # `pvlm bench methods` compares with transformers' own generate, which a backend's package holds.
-    ("pvlm.bench.methods", "pvlm_backends.hf_generate"),
-    ("pvlm.bench.peers", "pvlm_backends.hf_generate"),
 }
 
 TO_BE_MENDED: set[tuple[str, str]] = {
@@ -137,7 +136,7 @@ def test_imports_follow_the_arrows() -> None:
 
 def test_the_lists_of_exceptions_hold_nothing_that_is_mended() -> None:
     assert (EXCEPTIONS | TO_BE_MENDED) - against_the_arrows() == set()
-    assert {path for path in LONG_FILES if line_count(ROOT / path) <= LINES} == set()
+    assert {path for path in LONG_FILES if not (ROOT / path).exists() or line_count(ROOT / path) <= LINES} == set()
 
 
 def test_the_recorder_uses_no_more_than_the_types_of_events() -> None:
@@ -176,7 +175,7 @@ def line_count(path: Path) -> int:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_file_is_longer_than_one_can_oversee(package: str) -> None:
+def test_no_file_is_over_the_limit(package: str) -> None:
     long = {
         str(path.relative_to(ROOT))
         for name, path in FILES.items()

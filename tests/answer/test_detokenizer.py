@@ -59,7 +59,7 @@ def test_what_is_released_is_the_text_up_to_the_first_stop(text: tuple[str, list
         piece = stream.push(token)
         released += piece
         assert REPLACEMENT not in piece
-        assert expected.startswith(released), "released something that is behind a stop"
+        assert expected.startswith(released), "released something after a stop string"
         if stream.stopped:
             break
     assert stream.stopped is (ended_after is not None)
