@@ -17,8 +17,8 @@ from pvlm_backends.raw.draft import CapturedDrafting
 from pvlm_backends.raw.graphs import SIZES, CapturedPasses
 from pvlm_backends.raw.session import TorchSession
 from pvlm_protocols.backend import Backend, Prompt
-
-from .conftest import IMAGE_SIZE, random_frames
+from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE
+from tests.support.checkpoints import random_frames
 
 LOAD = Callable[[str, str], Backend]
 PROMPT_ROWS, CAPACITY = 37, 24
@@ -37,7 +37,7 @@ class Recorded:
 
 
 class Pair:
-    """A session's passes, captured and plain, behind the same random prompt."""
+    """A session's passes, captured and plain, after the same random prompt."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -231,7 +231,7 @@ def test_a_step_that_was_launched_ahead_is_forgotten_when_other_tokens_take_its_
         session.truncate(1)
         window = session.draft(found[:1], 8, vocab_limit=600)
         assert [next(window) for _ in range(3)] == found[1:]
-        window.close()  # the last one is in flight already, behind those that are now replaced
+        window.close()  # the last one is already in flight, and its predecessors are replaced now
         session.truncate(1)
         session.extend([300, 5, 42])
         after.append(list(session.draft(found[-1:], 5, vocab_limit=600)))
