@@ -30,13 +30,11 @@ class CapturedDrafting:
     Args:
         passes: of the session.
         vocab_limit: ids at or above it are never drafted.
-        ahead_below_s: steps that take less are launched ahead.
     """
 
-    def __init__(self, passes: CapturedPasses, vocab_limit: int, ahead_below_s: float | None = None) -> None:
+    def __init__(self, passes: CapturedPasses, vocab_limit: int) -> None:
         self._passes = passes
         self.vocab_limit = vocab_limit
-        self._ahead_below_s = AHEAD_BELOW_S if ahead_below_s is None else ahead_below_s
         # The answer row of the next token, and that token. Warming up writes to the last row, which is unused.
         self._next = torch.tensor([passes.capacity - 1, 0], device=passes.device)
         self._step: Callable[[], Tensor] | None = None
@@ -70,7 +68,7 @@ class CapturedDrafting:
         began_s = None
         for last in (False,) * (count - 1) + (True,):
             read = _fetch(self._next[1])
-            ahead = not last and self._step_s < self._ahead_below_s
+            ahead = not last and self._step_s < AHEAD_BELOW_S
             if ahead:
                 self._launch()
             token = read()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pvlm_backends.raw import graphs
+from pvlm_backends.raw import draft, graphs
 from pvlm_backends.raw.attention import AnswerAttention, PromptAttention
 from pvlm_backends.raw.backend import TorchBackend
 from pvlm_backends.raw.cache import KeyValueCache
@@ -123,10 +123,11 @@ class Steps(Recorded):
 
 
 @pytest.fixture(params=[0.0, float("inf")], ids=["step by step", "ahead"])
-def drafting(request: pytest.FixtureRequest, pair: Pair) -> CapturedDrafting:
+def drafting(request: pytest.FixtureRequest, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> CapturedDrafting:
+    monkeypatch.setattr(draft, "AHEAD_BELOW_S", request.param)
     pair.captured.capture = Steps()
     with torch.inference_mode():
-        return CapturedDrafting(pair.captured, 600, request.param)
+        return CapturedDrafting(pair.captured, 600)
 
 
 def greedy(pair: Pair, tokens: list[int], length: int, count: int) -> list[int]:
@@ -161,7 +162,7 @@ def test_capturing_a_window_in_the_middle_of_an_answer_disturbs_nothing(pair: Pa
 
 @torch.inference_mode()
 def test_a_step_that_was_launched_ahead_is_used_if_the_draft_goes_on(pair: Pair, drafting: CapturedDrafting) -> None:
-    ahead = drafting._ahead_below_s > 0
+    ahead = draft.AHEAD_BELOW_S > 0
     expected = greedy(pair, [11], 0, 9)
     first = drafting.draft([11], 0, 9)
     assert first is not None
@@ -220,7 +221,7 @@ def test_a_step_that_was_launched_ahead_is_forgotten_when_other_tokens_take_its_
     load_backend: LOAD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "capture_graph", lambda device: Recorded())
-    monkeypatch.setattr("pvlm_backends.raw.draft.AHEAD_BELOW_S", math.inf)
+    monkeypatch.setattr(draft, "AHEAD_BELOW_S", math.inf)
     plain, capturing = (open_session(load_backend("torch", "untied")) for _ in range(2))
     capturing._capturing = True
     before, after = [], []
