@@ -1,4 +1,4 @@
-"""Model plug-ins: each implements `pvlm_protocols.backend.Backend` and is found by its entry point.
+"""Model plug-ins. Each implements `pvlm_protocols.backend.Backend` and has an entry point.
 
 Importing a plug-in's class imports neither torch nor transformers; `Backend.load` does.
 """

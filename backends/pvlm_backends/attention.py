@@ -1,4 +1,4 @@
-"""How much the question looks at each video token, where fused attention kernels keep no probabilities."""
+"""The question's attention to each video token, which fused attention kernels do not return."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 
 def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, video: tuple[int, int]) -> torch.Tensor:
-    """Mean attention probability that n successive tokens give to each video token, float32 ``(m,)``.
+    """Return the mean attention probability that n successive tokens give to each video token, float32 ``(m,)``.
 
-    Softmax over all rows that a token sees, in float32; then the mean over heads and tokens, 0 if there are none. Only
-    these tokens' rows of the attention matrix are made: ``heads * n * rows`` numbers.
+    The softmax is over all rows that a token sees, in float32. The mean is over heads and tokens; it is 0 without
+    tokens. Only these tokens' rows of the attention matrix are computed: ``heads * n * rows`` numbers.
 
     Args:
         query: ``(heads, n, head_dim)``, rotated.
         keys: ``(kv_heads, rows, head_dim)``, rotated; heads that share a key head are neighbours.
         first_row: the first token's row; it sees the rows up to its own.
-        video: first row of the video, and the row behind its last.
+        video: first row of the video, and one more than its last.
     """
     heads, count, head_dim = query.shape
     keys = keys[:, : first_row + count].float()

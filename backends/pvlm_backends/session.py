@@ -1,4 +1,4 @@
-"""What every session does whatever computes its model: lengths, positions, checks, and the early-layer tap."""
+"""The session that all plug-ins share: lengths, positions, checks, and the early-layer tap."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 class CachedSession(ABC):
     """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
 
-    Row ``r`` of the cache holds the r-th token that was *kept*, at its position in the unpruned prompt, or with
-    compact positions without the gaps that pruning leaves. Answer token ``i`` follows the prompt in both countings:
-    at ``i`` behind its largest position, on all axes.
+    Row ``r`` of the cache holds the r-th *kept* token. Its position is that in the unpruned prompt; compact positions
+    close the gaps that pruning leaves. In both cases answer token ``i`` is ``i + 1`` after the largest position of the
+    prompt, on all axes.
 
     Args:
         prompt: the prepared prompt.
@@ -67,21 +67,21 @@ class CachedSession(ABC):
         early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        """Run the prompt once; float32 ``(vocab_size,)``, the last position's logits.
+        """Run the prompt once, and return the last position's logits, float32 ``(vocab_size,)``.
 
-        What a callback raises ends the prefill and passes through; the prefill may then be started again.
+        An exception of a callback ends the prefill and propagates; the prefill may then be started again.
 
         Args:
             keep: bool ``(m,)``, the video tokens to keep; None keeps all.
             compact_positions: number the kept tokens without gaps.
-            early_layer: 1 to the number of layers; needed with ``on_early_layer``.
-            on_early_layer: called between two layers. Not together with ``keep``.
-            early_attention: the early states hold the attention too.
+            early_layer: 1 to the number of layers; required with ``on_early_layer``.
+            on_early_layer: called between two layers; excludes ``keep``.
+            early_attention: the early states include the attention.
             on_progress: called before the first layer and after each.
 
         Raises:
             ValueError: an argument is out of range.
-            BackendError: the session is closed, or prefilled already.
+            BackendError: the session is closed or already prefilled.
         """
         self._check_open()
         if self._prompt_rows:
@@ -109,15 +109,15 @@ class CachedSession(ABC):
         if on_early_layer is not None and early_layer is not None:
             tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
         logits = self._prefill(kept, positions, after_layer)
-        if logits.is_cuda:  # a GPU is seconds behind what it was given, and whoever times a prefill means its end
+        if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
             torch.cuda.current_stream(logits.device).synchronize()
         self._prompt_rows = rows
         return logits
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
-        """Append n >= 1 answer tokens; float32 ``(n, vocab_size)``, row i predicting what follows ``tokens[i]``.
+        """Append n >= 1 answer tokens; row i of float32 ``(n, vocab_size)`` predicts the token after ``tokens[i]``.
 
-        What ``on_progress`` raises between two layers ends the pass and passes through; the tokens are not appended.
+        An exception of ``on_progress`` ends the pass and propagates; the tokens are then not appended.
 
         Raises:
             PromptError: the cache is full.
@@ -150,7 +150,7 @@ class CachedSession(ABC):
             raise BackendError("this session is closed")
 
     def _check_extension(self, tokens: Sequence[int], further: int = 0) -> None:
-        """Can ``tokens``, and then so many more, be appended? Raises as `extend`."""
+        """Raise as `extend` does unless ``tokens``, and then ``further`` more, can be appended."""
         self._check_open()
         if not self._prompt_rows:
             raise BackendError("this session's cache is empty: prefill comes before extend")
@@ -173,22 +173,27 @@ class CachedSession(ABC):
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of layer number ``layer``, as it has just run in the prefill: some tokens' queries, and the prompt's keys.
+        """Return some tokens' queries and the prompt's keys of a layer that has just run in the prefill.
 
-        ``hidden``: ``(n, hidden_size)``, the tokens' input to the layer. Returns rotated ``(heads, n, head_dim)`` and
-        ``(kv_heads, P, head_dim)``.
+        Args:
+            layer: its number, from 1.
+            hidden: ``(n, hidden_size)``, the tokens' input to the layer.
+            positions: ``(axes, n)``, the tokens' positions.
+
+        Returns:
+            ``(heads, n, head_dim)`` and ``(kv_heads, P, head_dim)``, both rotated.
         """
 
     @abstractmethod
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         """Run ``tokens`` into the cache from ``row`` on, at consecutive positions, the same on all axes.
 
-        What ``after_layer`` raises leaves the cache as if nothing had been run.
+        An exception of ``after_layer`` leaves the cache as it was.
         """
 
     @abstractmethod
     def _truncate(self, count: int) -> None:
-        """Forget the last ``count`` rows."""
+        """Drop the last ``count`` rows."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -196,14 +201,14 @@ class CachedSession(ABC):
 
 
 def progress(on_progress: Callable[[], None] | None) -> AfterLayer | None:
-    """``on_progress`` as what a pass calls between its layers."""
+    """Turn ``on_progress`` into the function that a pass calls between its layers."""
     return None if on_progress is None else lambda layer, hidden: on_progress()
 
 
 class _EarlyTap:
-    """Copies two layers' states of video and question out of a prefill, and hands them on.
+    """Copies two layers' states of video and question out of a prefill, and delivers them.
 
-    ``positions``: the prompt's, if the layer's attention is wanted too.
+    ``positions``: the prompt's, if the layer's attention is requested; else None.
     """
 
     def __init__(
@@ -254,7 +259,7 @@ class _EarlyTap:
 
     @torch.inference_mode(False)
     def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Copied, because later layers overwrite the residual stream; outside inference mode, so that the
-        # receiver may do with it what it likes.
+        # Copied, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
+        # write to it.
         video, question = self._prompt.video, self._prompt.question
         return hidden[video[0] : video[1]].clone(), hidden[question[0] : question[1]].clone()

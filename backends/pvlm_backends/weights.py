@@ -1,4 +1,4 @@
-"""The weights of a checkpoint on disk: safetensors, in one file or several, read through a small mapped window."""
+"""The weights of a checkpoint on disk: safetensors in one file or several, read through a small mapped window."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SINGLE = "model.safetensors"
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 
 _SLICE_BYTES = 2 << 20
-"""What is copied at a time: bounds temporaries, and rows enough for a transposed copy to use its caches."""
+"""Copied at a time: small enough for temporaries, with enough rows for a transposed copy to use the caches."""
 _MAPPED_BYTES = 16 << 20
-"""Pages of a mapped file count as resident until it is unmapped, so it is mapped anew after so many."""
+"""A file is mapped anew after so many bytes, because its pages count as resident until it is unmapped."""
 
 _PROGRESS_STEP = 0.002
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """Where a weight is and what it is, before it is read."""
+    """A weight that is not read yet."""
 
     path: Path
     shape: tuple[int, ...]
@@ -46,17 +46,17 @@ class StoredWeight:
 
 
 class WeightFiles:
-    """The weights by their stored names. They are copied in slices to where they are to stay: beside the memory that
-    a model's weights take in the end, reading them needs `_MAPPED_BYTES` and no second copy.
+    """The weights by their stored names, copied in slices to their final place.
 
-    Not for several threads at once.
+    Reading needs `_MAPPED_BYTES` beside the memory of the loaded weights, and no second copy. An object is not
+    thread-safe.
 
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and the files that it names.
-        on_progress: gets the fraction of the bytes that were read.
+        on_progress: called with the fraction of the bytes that were read.
 
     Raises:
-        CheckpointError: there are no safetensors, they are damaged, or files are missing.
+        CheckpointError: the folder has no safetensors, or they are damaged or incomplete.
     """
 
     def __init__(self, folder: Path, on_progress: Callable[[float], None] | None = None) -> None:
@@ -70,7 +70,7 @@ class WeightFiles:
                 described = file.get_slice(name)
                 self._weights[name] = StoredWeight(path, tuple(described.get_shape()), described.get_dtype())
         self.lacking = {name: file for name, file in index.items() if name not in self._weights}
-        """Weights that the index names and no file holds, each with the file in which it should be."""
+        """Weights that the index names and no file holds, each with the file that should hold it."""
         self._total = sum(weight.nbytes for weight in self._weights.values())
         self._read = self._reported = 0
         self._mapped: tuple[Path, Any] | None = None
@@ -83,15 +83,15 @@ class WeightFiles:
         return self._weights[name]
 
     def fill(self, destination: torch.Tensor, name: str, *shape: int) -> None:
-        """Copy a weight into ``destination``: any strides (so parts of fused weights, and transposed ones), any dtype
-        and device.
+        """Copy a weight into ``destination``, which may have any strides, dtype and device.
 
         Args:
-            destination: a tensor of the weight's shape, or a view whose leading dimensions split its first one.
-            shape: what the weight's must be; by default the destination's.
+            destination: has the weight's shape; or its leading dimensions split the weight's first one.
+            name: as stored.
+            shape: the weight's expected shape; by default the destination's.
 
         Raises:
-            CheckpointError: the weight is of another shape, of no floating-point kind, or cannot be read.
+            CheckpointError: the weight has another shape or no floating-point dtype, or cannot be read.
         """
         weight = self._weights[name]
         if weight.shape != (shape or tuple(destination.shape)):

@@ -1,27 +1,22 @@
-"""Checkpoints that the tests of the backends share: the bundled pair, and small random ones."""
+"""Fixtures for the tests of the backends: the plug-ins, and their models of the bundled pair and of random weights."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.native import NativeBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions
+from tests.backends.families.llava_onevision.checkpoint import RANDOM_CHECKPOINTS, llava_checkpoint
+from tests.support.checkpoints import BUNDLED
 from tests.support.native import NATIVE
 
-BUNDLED = Path(__file__).parents[2] / "pvlm" / "bundled"
 BACKENDS: dict[str, type[Backend]] = {
     "torch": TorchBackend,
     **({"native": NativeBackend} if NATIVE else {}),
@@ -29,17 +24,6 @@ BACKENDS: dict[str, type[Backend]] = {
 }
 ANYWHERE = [name for name in BACKENDS if name != "native"]
 """Those that compute in other dtypes than float32, and on other devices than one CPU."""
-IMAGE_SIZE = 70  # a grid of 5 x 5 patches: odd, so that pooling rounds up
-
-RANDOM_CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "tied": {},
-    "untied": {"tied": False},
-    "sharded": {"tied": False, "max_shard_size": "100KB"},
-    "bfloat16": {"dtype": torch.bfloat16},
-    "float16": {"dtype": torch.float16},
-    "several-layers": {"vision_feature_layer": [-2, -1]},
-    "ungrouped": {"kv_heads": 4},
-}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -50,125 +34,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def random_checkpoint(
-    folder: Path,
-    *,
-    tied: bool = True,
-    dtype: torch.dtype = torch.float32,
-    max_shard_size: str = "1GB",
-    vision_feature_layer: int | list[int] = -1,
-    kv_heads: int = 2,
-    vocab_size: int = 768,
-    released: bool = False,
-) -> Path:
-    """A tiny model with random weights, saved by transformers, with the bundled tokenizer. ``released``: in the layout
-    of the released checkpoints instead.
-    """
-    shutil.copytree(BUNDLED / "target", folder, ignore=shutil.ignore_patterns("model*", "config.json"))
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        edit_settings(folder / name, size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    config = LlavaOnevisionConfig(
-        text_config={
-            "model_type": "qwen2",
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.2,
-            "tie_word_embeddings": tied,
-            "eos_token_id": 2,
-            "bos_token_id": None,
-        },
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": IMAGE_SIZE,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
-        image_token_index=3,
-        video_token_index=4,
-        vision_feature_layer=vision_feature_layer,
-        tie_word_embeddings=tied,
-    )
-    torch.manual_seed(0)
-    model = LlavaOnevisionForConditionalGeneration(config)
-    for weight in model.parameters():
-        if weight.ndim == 1:  # biases are zero and norms one in a fresh model, which would hide mistakes
-            weight.data += 0.1 * torch.randn_like(weight)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    if released:
-        _lay_out_as_released(folder)
-    return folder
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def _lay_out_as_released(folder: Path) -> None:
-    """As the released repositories have it: the text's keys that are not their defaults, and a head that is tied (that
-    of the 0.5B) by the text's word alone.
-    """
-    settings = json.loads((folder / "config.json").read_text())
-    text, vision = settings["text_config"], settings["vision_config"]
-    kept = ("eos_token_id", "hidden_size", "intermediate_size", "max_window_layers", "model_type")
-    kept += ("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "use_sliding_window", "vocab_size")
-    kept_of_vision = ("hidden_size", "image_size", "intermediate_size", "model_type", "num_attention_heads")
-    kept_of_vision += ("num_hidden_layers", "patch_size", "vision_use_head")
-    edit_settings(
-        folder / "config.json",
-        dtype=None,
-        torch_dtype=settings["dtype"],
-        tie_word_embeddings=False,
-        text_config={
-            **{key: text[key] for key in kept},
-            "rope_theta": text["rope_parameters"]["rope_theta"],
-            "tie_word_embeddings": settings["tie_word_embeddings"],
-            "torch_dtype": "bfloat16",
-        },
-        vision_config={key: vision[key] for key in kept_of_vision},
-        multimodal_projector_bias=None,
-    )
-    rename_weights(folder, released_names)
+@pytest.fixture
+def backend(backend_name: str) -> type[Backend]:
+    return BACKENDS[backend_name]
 
 
-def released_names(name: str) -> str:
-    """As in the released checkpoints, saved by transformers 4."""
-    name = name.removeprefix("model.")
-    return name.replace("vision_tower.", "vision_tower.vision_model.")
-
-
-def large_checkpoint(folder: Path) -> Path:
-    """A model of 104 million random numbers in bfloat16, in several files; a third of it are embeddings and head."""
-    shutil.copytree(random_checkpoint(folder.with_name("small")), folder, ignore=shutil.ignore_patterns("model*"))
-    config = LlavaOnevisionConfig.from_pretrained(folder)
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "vocab_size": 20_000}
-    for name, value in sizes.items():
-        setattr(config.text_config, name, value)
-    config.text_config.layer_types = ["full_attention"] * 4
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    with torch.device("meta"):  # drawing the numbers as a fresh model does would take long
-        model = LlavaOnevisionForConditionalGeneration(config)
-    model = model.to(torch.bfloat16).to_empty(device="cpu")
-    for weight in model.parameters():
-        weight.data.uniform_(-0.03, 0.03)
-    model.save_pretrained(folder, max_shard_size="60MB")
-    return folder
-
-
-def edit_settings(path: Path, **changes: Any) -> None:
-    """Change keys of a JSON file; None removes one."""
-    settings = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
-
-
-def rename_weights(folder: Path, rename: Callable[[str], str]) -> None:
-    """Give the weights of a checkpoint in one file other names."""
-    path = folder / "model.safetensors"
-    save_file({rename(name): weight for name, weight in load_file(path).items()}, path, {"format": "pt"})
+@pytest.fixture
+def bundled_copy(tmp_path: Path) -> Path:
+    """A copy of the bundled target's settings, to change."""
+    copied = tmp_path / "checkpoint"
+    shutil.copytree(BUNDLED / "target", copied, ignore=shutil.ignore_patterns("*.safetensors"))
+    return copied
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +60,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def find(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp("checkpoints") / name
-            made[name] = random_checkpoint(folder, **RANDOM_CHECKPOINTS[name])
+            made[name] = llava_checkpoint(folder, **RANDOM_CHECKPOINTS[name])
         return made[name]
 
     return find
@@ -197,7 +78,3 @@ def load_backend(checkpoints: Callable[[str], Path]) -> Callable[[str, str], Bac
         return loaded[backend, checkpoint]
 
     return load
-
-
-def random_frames(count: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)

@@ -331,6 +331,6 @@ def _drafting(session: Session) -> GreedyDrafting:
 
 
 def logits_of(session: Session, tokens: list[int], length: int) -> torch.Tensor:
-    """What a session says behind its first ``length`` answer tokens."""
+    """A session's logits after its first ``length`` answer tokens."""
     session.truncate(length)
     return session.extend(tokens)

@@ -11,11 +11,12 @@ from functools import cache
 import pytest
 
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Processor, Prompt
+from tests.backends.conftest import BACKENDS
+from tests.backends.contract import BackendContract
+from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE
+from tests.backends.families.qwen2_5_vl.checkpoint import TOKEN_SIDE, qwen_checkpoint
+from tests.support.checkpoints import random_frames
 from tests.support.native import NATIVE, NOT_NATIVE
-from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
-
-from .conftest import BACKENDS, IMAGE_SIZE, random_frames
-from .contract import BackendContract
 
 
 @pytest.fixture(params=["tied", "untied"])

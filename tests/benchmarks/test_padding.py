@@ -17,7 +17,8 @@ from pvlm import ModelError, OptionError
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Prompt
-from tests.backends.conftest import BUNDLED, random_checkpoint
+from tests.backends.families.llava_onevision.checkpoint import llava_checkpoint
+from tests.support.checkpoints import BUNDLED
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
 ANSWER = [17, 300, 5, 42]
@@ -73,7 +74,7 @@ def test_padding_that_is_not_zero_would_be_noticed(deeper: Path, tmp_path: Path)
 
 
 def test_sharded_and_untied_checkpoints(tmp_path: Path) -> None:
-    sharded = random_checkpoint(tmp_path / "sharded", tied=False, max_shard_size="100KB")
+    sharded = llava_checkpoint(tmp_path / "sharded", tied=False, max_shard_size="100KB")
     twice = pad_layers(pad_layers(sharded, tmp_path / "once", 2), tmp_path / "twice", 1)
     frames = np.random.default_rng(0).integers(0, 256, (2, 70, 70, 3), dtype=np.uint8)
     assert torch.equal(logits(TorchBackend, twice, frames), logits(TorchBackend, sharded, frames))

@@ -67,7 +67,7 @@ class ToyBackend:
         )
 
     def row(self, prefix: Sequence[int]) -> torch.Tensor:
-        """Logits behind a prefix of answer tokens, float32 ``(vocab_size,)``."""
+        """Logits after a prefix of answer tokens, float32 ``(vocab_size,)``."""
         context = tuple(prefix[-CONTEXT:])
         if context not in self._rows:
             shared = np.random.default_rng([self.seed, len(context), *context])

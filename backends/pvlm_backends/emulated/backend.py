@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from .session import EmulatedSession
 
 MAX_POSITIONS = 1 << 20
-"""Nothing in an emulated model is bounded, but a number must be told."""
+"""An emulated model has no bound, but the interface needs a number."""
 FIRST_TOKENS = 4
-"""Prompt tokens in front of the video."""
+"""Prompt tokens before the video."""
 
 
 class EmulatedBackend:
-    """A model that takes given times and says a given text; made by `load`.
+    """A model that takes given times and answers a given text; made by `load`.
 
-    It measures the runtime: what a pair of models would take whose times and acceptance rate are known.
+    It measures the runtime for a pair of models with known times and a known acceptance rate.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class EmulatedBackend:
 
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
-        """Words without meaning. Raises CheckpointError."""
+        """Make a processor of meaningless words. Raises CheckpointError."""
         return EmulatedProcessor(read_model(model))
 
     @classmethod
@@ -107,8 +107,8 @@ class EmulatedBackend:
         """``options.model``: see `read_model`. The dtype has no meaning here.
 
         Raises:
-            CheckpointError: the specification is not valid, or is a draft's and the role a target's.
-            BackendError: an option is not known, or the device cannot be used.
+            CheckpointError: the specification is invalid, or has a draft's keys for a target.
+            BackendError: an option is unknown, or the device cannot be used.
         """
         from ..options import check_extra_options, choose_devices
 
@@ -145,12 +145,13 @@ class EmulatedProcessor:
         return f"emulated-{self._vocab_size}"
 
     def resize(self, frames: np.ndarray) -> np.ndarray:
-        """Nothing to do: nobody looks at them."""
+        """Nothing to do: the model ignores frames."""
         return frames
 
     def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
-        """``(T, h, w)`` with h as near to w as can be, though nothing is looked at; where T frames cannot share the
-        model's tokens evenly, one row of them for all frames together: ``(1, 1, m)``.
+        """Return ``(T, h, w)`` with h as near to w as possible.
+
+        If T frames cannot share the model's tokens evenly, return one row for all frames: ``(1, 1, m)``.
         """
         each, left = divmod(self._video_tokens, len(frames))
         if left:
@@ -159,7 +160,7 @@ class EmulatedProcessor:
         return len(frames), rows, each // rows
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Words with a space behind each, the end token left out."""
+        """Return the words, each with a space after it, without the end token."""
         return "".join(f"w{token} " for token in tokens if token != END_TOKEN)
 
     def tokens_as_text(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What an emulated model is given as: a JSON object, in a file or as text. Imports no torch."""
+"""The specification of an emulated model: a JSON object, in a file or as text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``tokens`` answer positions of which a share ``beta`` is guessed right. The last phase goes on for ever."""
+    """``tokens`` answer positions, of which the draft guesses a share ``beta`` right. The last phase has no end."""
 
     beta: Share
     tokens: Count | None = None
@@ -26,20 +26,22 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An emulated model. Times in ms.
 
-    Exactly one of ``pass_ms`` and ``pruned_pass_ms`` must be given. ``acceptance``, ``trace`` and ``pruned_pass_ms``
-    are a draft's; without the first two a draft is always right.
+    Exactly one of ``pass_ms`` and ``pruned_pass_ms`` is required. ``acceptance``, ``trace`` and ``pruned_pass_ms`` are
+    for drafts only. Without the first two, a draft is always right.
     """
 
     pass_ms: Ms | dict[Count, Ms] | None = None
-    """T(n), a pass over n new tokens: flat, or measured at some n. Linear between those, flat below the smallest; above
-    the largest it goes on with the slope from the smallest to the largest, and never falls.
+    """T(n), a pass over n new tokens: constant, or given at some n.
+
+    It is linear between these and constant below the smallest. Above the largest it has the slope from the smallest to
+    the largest, or 0 if that is negative.
     """
     pruned_pass_ms: dict[Share, Ms] | None = None
-    """T_q by the share of the video tokens that is pruned, flat in n. Linear between, flat outside."""
+    """T_q by the pruned share of the video tokens, constant in n. Linear between these shares, constant outside."""
     prefill_ms: Ms = 0.0
-    """Of the whole prompt; a pruned prompt takes its share."""
+    """Time of the whole prompt; a pruned prompt takes its share."""
     open_ms: Ms = 0.0
-    """Of the vision tower; nothing where there is no video."""
+    """Time of the vision tower; 0 without a video."""
     time_scale: Ms = 1.0
     """Multiplies every time."""
 
@@ -47,18 +49,19 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     layers: Count = 8
     vocab_size: Annotated[int, Meta(ge=3)] = 512
     seed: int = 0
-    """The text, and which positions a draft guesses right."""
+    """Decides the text, and the positions that a draft guesses right."""
     answer_tokens: Annotated[int, Meta(ge=0)] | None = None
     """The end token follows after so many tokens; None: the text has no end."""
 
     acceptance: Share | list[Phase] | None = None
-    """Share of the positions that are guessed right, independently of each other; or several in turn."""
+    """Share of the positions that are guessed right, independently of each other; or several phases."""
     stratified: bool = False
-    """With ``acceptance``: the same run lengths between two wrong guesses, without the sampling noise; see
-    `StratifiedGuesses`.
+    """With ``acceptance``: the same distribution of run lengths between two wrong guesses, without noise.
+
+    See `StratifiedGuesses`.
     """
     trace: str | None = None
-    """Path of a recorded answer, whose wrong guesses are repeated; see `TracedGuesses`."""
+    """Path of a recorded answer whose wrong guesses are repeated; see `TracedGuesses`."""
 
     def __post_init__(self) -> None:
         if (self.pass_ms is None) == (self.pruned_pass_ms is None):
@@ -76,7 +79,7 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError("every phase but the last needs its number of tokens")
 
     def pass_s(self, tokens: int, pruned: float) -> float:
-        """Seconds for a pass over ``tokens`` new tokens, where a share ``pruned`` of the video tokens is missing."""
+        """Seconds for a pass over ``tokens`` new tokens, if a share ``pruned`` of the video tokens is missing."""
         if self.pruned_pass_ms is not None:
             ms = _between(self.pruned_pass_ms, pruned)
         elif isinstance(self.pass_ms, dict):
@@ -99,7 +102,7 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def read_model(model: str) -> EmulatedModel:
-    """An emulated model from the path of a JSON file, or from the JSON object itself.
+    """Read an emulated model from the path of a JSON file, or from the JSON object itself.
 
     Raises:
         CheckpointError: the file cannot be read, is not JSON, or does not describe a model.
@@ -121,6 +124,6 @@ def _decode(content: bytes, what: str) -> EmulatedModel:
 
 
 def _between(points: dict[int, float] | dict[float, float], at: float) -> float:
-    """Linear between points, flat outside of them."""
+    """Linear between points, constant outside."""
     known = sorted(points.items())
     return float(np.interp(at, [place for place, _ in known], [ms for _, ms in known]))

@@ -17,19 +17,19 @@ from .text import Guesses, Text
 
 HIDDEN_SIZE = 8
 SURE = 30.0
-"""Logit of the token that is meant, all others at 0: at temperature 1 its probability is 1 - 5e-11."""
+"""Logit of the model's token; all others are 0. At temperature 1 its probability is 1 - 5e-11."""
 SPIN_S = 0.0002
-"""How long before its deadline a pass stops sleeping, and asks for the time over and over.
+"""Time before its deadline at which a pass stops sleeping and polls the clock.
 
-A sleep of 5 ms ends 0.13 ms late (median on an AMD EPYC with Linux 6), so the end is always met in the loop.
+A sleep of 5 ms ends 0.13 ms late (median on an AMD EPYC with Linux 6), so the poll always meets the deadline.
 """
 
 
 class EmulatedSession(CachedSession):
-    """Answers with its text, whatever it is fed, and takes the given times.
+    """Answers with its text for any input, and takes the given times.
 
-    A pass ends at a deadline that is set when it is called, so the work of making its logits costs nothing. Its layers
-    take equal times.
+    A pass ends at a deadline that is set at its start, so computing its logits costs no extra time. Its layers take
+    equal times.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EmulatedSession(CachedSession):
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One head, whose queries and keys are the layer's random input itself: the attention is as random."""
+        """One head, whose queries and keys are the layer's random input, so the attention is random."""
         return hidden[None], self._hidden.roll(layer - 1, 0)[None]
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
@@ -81,14 +81,14 @@ class EmulatedSession(CachedSession):
         if after_layer is not None:
             for layer in range(1, self._layers):
                 left_s = started + seconds * layer / self._layers - time.perf_counter()
-                if left_s > SPIN_S:  # short layers go in groups: only the end of the pass must be exact
+                if left_s > SPIN_S:  # short layers share a sleep: only the end of the pass must be exact
                     time.sleep(left_s)
                 after_layer(layer, logits)
         wait_until(started + seconds)
         return logits
 
     def _logits(self, positions: Sequence[int]) -> torch.Tensor:
-        """What the model says at answer positions: float32 ``(len(positions), vocab_size)``."""
+        """The model's logits at answer positions: float32 ``(len(positions), vocab_size)``."""
         logits = torch.zeros(len(positions), self._vocab_size)
         logits[range(len(positions)), [self._token(position) for position in positions]] = SURE
         return logits.to(self._device)
@@ -98,17 +98,17 @@ class EmulatedSession(CachedSession):
         return self._text.token(position) if right else self._text.other(position)
 
     def _truncate(self, count: int) -> None:
-        """There is nothing but the length."""
+        """Nothing to do: the session has only its length."""
 
     def _close(self) -> None:
         self._hidden = torch.empty(0)
 
 
 def wait_until(deadline_s: float) -> None:
-    """Return as soon as ``time.perf_counter()`` has reached ``deadline_s``."""
+    """Return as soon as ``time.perf_counter()`` reaches ``deadline_s``."""
     left_s = deadline_s - time.perf_counter()
     if left_s > SPIN_S:
         time.sleep(left_s - SPIN_S)
     while time.perf_counter() < deadline_s:
-        # Lets other threads of the process run, and is back in a microsecond; time.sleep(0) takes 0.07 ms.
+        # Lets other threads run, and returns within a microsecond; time.sleep(0) takes 0.07 ms.
         select.select((), (), (), 0)

@@ -1,6 +1,6 @@
 """The text of an emulated model, and a draft's guesses at it: functions of seed and answer position. Imports no torch.
 
-Nothing depends on what was asked before, so every interleaving of draft and target sees the same.
+Nothing depends on earlier calls, so every interleaving of draft and target sees the same text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = 1 << BLOCK_BITS
 
 
 class Text:
-    """The answer: word ``1 ... vocab_size - 1`` at every position, until the end token."""
+    """The answer: a word from ``1 ... vocab_size - 1`` at every position, until the end token."""
 
     def __init__(self, seed: int, vocab_size: int, answer_tokens: int | None) -> None:
         self._seed = seed
@@ -32,19 +32,19 @@ class Text:
         self._length = math.inf if answer_tokens is None else answer_tokens
 
     def token(self, position: int) -> int:
-        """The token at an answer position; at and behind the end, the end token."""
+        """Return the token at an answer position; from the end on, the end token."""
         if position >= self._length:
             return END_TOKEN
         return 1 + hashed(self._seed, "text", position) % self._words
 
     def other(self, position: int) -> int:
-        """A word that is not the token at this position."""
+        """Return a word that is not the token at this position."""
         step = 1 + hashed(self._seed, "other", position) % (self._words - 1)
         return 1 + (self.token(position) - 1 + step) % self._words
 
 
 class Guesses(Protocol):
-    """Which positions a draft guesses right."""
+    """The positions that a draft guesses right."""
 
     def right(self, position: int) -> bool: ...
 
@@ -61,7 +61,7 @@ class IndependentGuesses:
 
 
 class StratifiedGuesses:
-    """As `IndependentGuesses` in the distribution of run lengths, but with the sampling noise taken out.
+    """The distribution of run lengths of `IndependentGuesses`, without its noise.
 
     A run is the right guesses before a wrong one. Each block of `BLOCK` runs holds the quantiles ``(i + 1/2) / BLOCK``
     of the geometric distribution once; the longest is chosen so that the blocks so far have the mean ``beta / (1 -
@@ -96,7 +96,7 @@ class StratifiedGuesses:
 
 
 class PhasedGuesses:
-    """One kind of guesses after another, each over its own positions; the last goes on."""
+    """Several kinds of guesses in turn, each over its own positions; the last has no end."""
 
     def __init__(self, phases: list[tuple[Guesses, int | None]]) -> None:
         self._phases = phases
@@ -110,9 +110,10 @@ class PhasedGuesses:
 
 
 class TracedGuesses:
-    """Those of a recorded answer, over and over: ``d`` was right, ``c`` was wrong.
+    """The guesses of a recorded answer, repeated: ``d`` was right, ``c`` was wrong.
 
-    ``t``, a token that the target wrote alone, was never tested: it is drawn at the trace's own rate ``d / (d + c)``.
+    ``t`` is a token that the target wrote alone, so no guess was tested. It is drawn at the trace's rate
+    ``d / (d + c)``.
     """
 
     def __init__(self, seed: int, trace: str) -> None:
@@ -130,7 +131,7 @@ class TracedGuesses:
 
 
 def guesses_of(model: EmulatedModel) -> Guesses:
-    """The guesses that a draft's specification asks for. Raises CheckpointError where its trace cannot be used."""
+    """Return the guesses of a draft's specification. Raises CheckpointError for an invalid trace."""
     if model.trace is not None:
         return TracedGuesses(model.seed, read_trace(model.trace))
     acceptance = 1.0 if model.acceptance is None else model.acceptance
@@ -148,12 +149,12 @@ class _RecordedAnswer(msgspec.Struct):
 
 
 def read_trace(path: str) -> str:
-    """The origins of a recorded answer's tokens, letters of ``dct``.
+    """Return the origins of a recorded answer's tokens, letters of ``dct``.
 
-    The file holds what ``pvlm answer --json`` printed, or the letters alone (with or without quotes).
+    The file holds the output of ``pvlm answer --json``, or the letters alone (with or without quotes).
 
     Raises:
-        CheckpointError: it cannot be read, holds other letters, or no token that was tested.
+        CheckpointError: the file cannot be read, has other letters, or has no tested token.
     """
     try:
         content = Path(path).expanduser().read_text(encoding="utf-8").strip()
@@ -171,12 +172,12 @@ def read_trace(path: str) -> str:
 
 
 def hashed(seed: int, purpose: str, position: int) -> int:
-    """64 random bits that belong to this key."""
+    """Return 64 random bits of this key."""
     return int.from_bytes(blake2b(f"{seed}|{purpose}|{position}".encode(), digest_size=8).digest(), "little")
 
 
 def uniform(seed: int, purpose: str, position: int) -> float:
-    """A number in [0, 1) that belongs to this key."""
+    """Return a number in [0, 1) of this key."""
     return (hashed(seed, purpose, position) >> 11) * 2.0**-53
 
 

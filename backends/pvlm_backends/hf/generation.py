@@ -16,7 +16,6 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from ..processing import PreparedPrompt
-from .session import video_features
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _own_video(assistant: Any, video: Mapping[str, torch.Tensor]) -> Iterator[No
             is_first_iteration = True
             # Encoded here, so that it counts as part of the prefill.
             own = {name: _as_dtype(value, assistant.dtype) for name, value in video.items()}
-            kwargs["mm_encoder_outputs"] = {"video": video_features(assistant, own)}
+            kwargs["mm_encoder_outputs"] = {"video": assistant.get_video_features(**own, return_dict=True)}
         prepared: dict[str, Any] = type(assistant).prepare_inputs_for_generation(
             assistant, input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
         )

@@ -44,7 +44,7 @@ class HuggingFaceSession(CachedSession):
         embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
         if video:
             start, stop = prompt.placeholders
-            embeddings[start:stop] = video_features(self._model, video).pooler_output[0]
+            embeddings[start:stop] = self._model.get_video_features(**video).pooler_output[0]
         return embeddings[None]  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -107,12 +107,6 @@ class HuggingFaceSession(CachedSession):
 def _position_ids(positions: torch.Tensor) -> torch.Tensor:
     """Turn ``(axes, n)`` into transformers' form for a batch of one: ``(1, n)``, or ``(3, 1, n)`` with three axes."""
     return positions if len(positions) == 1 else positions[:, None]
-
-
-def video_features(model: Any, video: Mapping[str, torch.Tensor]) -> Any:
-    """Run the vision tower; the ``pooler_output`` of the result holds ``(placeholders, hidden_size)`` for one video."""
-    others = {name: value for name, value in video.items() if name != "pixel_values_videos"}
-    return model.get_video_features(video["pixel_values_videos"], return_dict=True, **others)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Memory for what every pass reads, in huge pages where Linux has them: fewer addresses to look up."""
+"""Memory for weights, in huge pages if Linux has them, because they need fewer address look-ups."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _ALIGNMENT = 64
 
 
 class Blocks:
-    """Tensors side by side in large blocks. A block is freed with the last of its tensors; what nobody has written to
-    takes no memory.
+    """Tensors side by side in large blocks.
+
+    A block is freed with the last of its tensors. Unwritten parts take no memory.
     """
 
     def __init__(self) -> None:
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """As `torch.zeros`, on the CPU."""
+        """The same as `torch.zeros` on the CPU."""
         size = math.prod(shape) * dtype.itemsize
         if size > len(self._free):
             block = mmap.mmap(-1, max(size, _BLOCK_BYTES))

@@ -23,10 +23,10 @@ _LANES = 8
 
 
 class NativeDecoder(Decoder):
-    """As `Decoder`, in float32 on the CPU; a pass behind a prompt is a call or two of compiled code.
+    """A `Decoder` in float32 on the CPU; a pass after the prompt is a call or two of compiled code.
 
-    Its logits of a token are the same bits however many tokens share the pass. Raises BackendError as
-    `library.kernels`, and for shapes that the kernels are not made for.
+    A token's logits have the same bits in passes of any length. Raises BackendError as `library.kernels` does, and for
+    dimensions that the kernels do not support.
     """
 
     def __init__(
@@ -108,6 +108,6 @@ class NativeDecoder(Decoder):
         if needed <= len(self._scratch):
             return self._scratch
         scratch = torch.empty(needed)
-        if tokens <= KEPT_WORKSPACES:  # of a longer pass it may be hundreds of megabytes
+        if tokens <= KEPT_WORKSPACES:  # a longer pass may need hundreds of megabytes
             self._scratch = scratch
         return scratch

@@ -113,7 +113,7 @@ inlined void rotate(const float *from, const float *rotation, int64_t head_dim, 
     }
 }
 
-/* The dot products of a query with eight rows, of which `count` exist: the last one stands for those behind it. */
+/* The dot products of a query with eight rows, of which `count` exist: the last one replaces the missing ones. */
 inlined __m256 dots(const float *query, const float *rows, int64_t size, int64_t count)
 {
     __m256 sums[LANES];

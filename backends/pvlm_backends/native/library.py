@@ -1,4 +1,4 @@
-"""The compiled kernels: built by the machine's C compiler when they are first wanted, and kept in the user's cache."""
+"""The compiled kernels: built by the machine's C compiler on their first use, and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import torch
 from pvlm_protocols.backend import BackendError
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-# Without contraction a product and a sum are fused only where the source says so: how many tokens the code around them
-# is for must not decide it.
+# Without contraction a product and a sum are fused only where the source says so. Otherwise the compiler could decide
+# it by the number of tokens.
 _FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-fno-fast-math", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 _COMPILER = "CC"
 _SECONDS = 120
@@ -78,10 +78,11 @@ class CacheStructure(Structure):
 
 @cache
 def kernels() -> CDLL:
-    """The library, with its functions' arguments declared.
+    """Return the library, with its functions' arguments declared.
 
-    Raises BackendError where the processor is of another kind, there is no compiler, it fails, or what it built cannot
-    be kept or loaded.
+    Raises:
+        BackendError: the processor is not supported, the compiler is missing or fails, or the library cannot be kept or
+            loaded.
     """
     if platform.machine() not in ("x86_64", "AMD64") or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         raise BackendError(
@@ -91,7 +92,7 @@ def kernels() -> CDLL:
     built = _build()
     try:
         library = CDLL(str(built))
-    except OSError as error:  # from a file system that holds no programs, or without the compiler's OpenMP library
+    except OSError as error:  # a file system without programs, or no OpenMP library of the compiler
         raise BackendError(
             f"the kernels of the backend 'native' cannot be loaded from {built} ({error}); "
             "set XDG_CACHE_HOME to a directory that may hold programs, or take the backend 'torch'"
@@ -110,7 +111,7 @@ def kernels() -> CDLL:
 
 def _build() -> Path:
     command = _compiler()
-    # Named by all that it depends on, so that another version of pvlm or of the compiler makes another file.
+    # The name depends on all inputs, so that another version of pvlm or of the compiler makes another file.
     sources = (path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]")))
     recipe = "\0".join((*sources, *command, *_FLAGS, _run([*command, "--version"])))
     folder = _cache_folder()
@@ -124,7 +125,7 @@ def _build() -> Path:
             _run([*command, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"])
             code = built.read_bytes()
             built.write_bytes(code + hashlib.sha256(code).digest())
-            built.replace(library)  # whole or not at all, whoever else builds it at the same time
+            built.replace(library)  # atomic, because another process may build it at the same time
     except OSError as error:
         raise BackendError(
             f"the kernels of the backend 'native' cannot be kept in {folder} ({error}); "
@@ -144,7 +145,7 @@ def _cache_folder() -> Path:
 
 
 def _is_whole(library: Path) -> bool:
-    """Does its digest stand behind it? A library that was cut short, as by a crash, would kill who loads it."""
+    """Return whether the library ends in its digest. A truncated one, as after a crash, would kill the process."""
     if not library.exists():
         return False
     kept = library.read_bytes()

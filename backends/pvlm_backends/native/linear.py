@@ -15,9 +15,9 @@ PANEL = 16
 
 
 class PanelLinear(Linear):
-    """`Linear` in float32. Weights are halves where those are as good as floats: see `halves_suffice`.
+    """`Linear` in float32. Weights are stored as float16 if that keeps their values: see `halves_suffice`.
 
-    ``blocks``: where they lie.
+    ``blocks``: the memory for the weights.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, blocks: Blocks) -> None:

@@ -21,7 +21,7 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class _GenerationBlock(Extension):
-    """``{% generation %}`` ... ``{% endgeneration %}``: marks the assistant's words for training; here, only prints."""
+    """``{% generation %}`` ... ``{% endgeneration %}``: marks text for training; here it only prints."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
@@ -60,7 +60,7 @@ class ChatTemplate:
         """Load chat_template.jinja, else chat_template.json, else the key in the processor's or tokenizer's settings.
 
         Raises:
-            CheckpointError: there is none of them, or it cannot be compiled.
+            CheckpointError: the folder has no template, or the template cannot be compiled.
         """
         tokenizer = read_optional_settings(folder, "tokenizer_config.json") or {}
         special_tokens = {
@@ -84,7 +84,7 @@ class ChatTemplate:
         raise CheckpointError(f"{folder} holds no chat template (chat_template.jinja or chat_template.json)")
 
     def render(self, content: Sequence[dict[str, str]]) -> str:
-        """The prompt for one user message with the given content parts, up to where the assistant begins.
+        """Render the prompt for one user message with these content parts, up to the assistant's turn.
 
         Raises:
             PromptError: the template refuses the message.

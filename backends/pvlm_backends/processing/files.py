@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are, and its JSON files read with errors that name the file."""
+"""The folder of a checkpoint, and its JSON files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _HUB_TIMEOUT_S = 10.0
 
 
 def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False) -> Path:
-    """The folder of a checkpoint: a local folder, or a Hugging Face Hub name whose files are fetched once.
+    """Return the folder of a checkpoint, after fetching it from the Hugging Face Hub if necessary.
 
-    What the Hub's cache holds is used as it is, without a look at the network.
+    A checkpoint in the Hub's cache is used as it is, without a network request.
 
     Args:
-        model: a path, or ``owner/name``. A folder of that path wins.
-        weights: fetch the safetensors as well, not only settings and tokenizer.
-        pickled: fetch pickled weights too.
+        model: a path, or ``owner/name``. An existing folder has precedence.
+        weights: fetch the safetensors as well as settings and tokenizer.
+        pickled: fetch pickled weights as well.
 
     Raises:
-        CheckpointError: there is no such folder, and no such checkpoint on the Hub or in its cache.
+        CheckpointError: neither a folder, nor the Hub, nor its cache has this checkpoint.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -48,14 +48,14 @@ def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False
 
 
 def _cached(model: str, patterns: list[str], weights: bool, pickled: bool) -> Path | None:
-    """The snapshot in the Hub's cache, if it is whole."""
+    """The snapshot in the Hub's cache, if it is complete."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True))
     except Exception:  # not in the cache, or known to be partial
         return None
-    # The processor fetches settings alone, so that weights may be missing; of their shards the index tells.
+    # The processor fetches settings alone, so weights may be missing. The index names their shards.
     wanted = [(folder / name).is_file() for name in ("config.json", "tokenizer.json")]
     if weights:
         shards = set(weight_map(folder).values()) or {"model.safetensors"}
@@ -103,7 +103,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object that the checkpoint must have. Raises CheckpointError."""
+    """Read a JSON object that the checkpoint must have. Raises CheckpointError."""
     settings = read_optional_settings(folder, name)
     if settings is None:
         raise CheckpointError(f"{folder} holds no {name}")
@@ -111,7 +111,7 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_optional_settings(folder: Path, name: str) -> dict[str, Any] | None:
-    """A JSON object that the checkpoint may have, or None. Raises CheckpointError where it is damaged."""
+    """Read a JSON object that the checkpoint may have, or return None. Raises CheckpointError for a damaged file."""
     path = folder / name
     if not path.is_file():
         return None
@@ -125,8 +125,10 @@ def read_optional_settings(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """The file of each weight in a checkpoint of several files; empty for one in a single file. Raises
-    CheckpointError.
+    """Return the file of each weight in a checkpoint of several files; empty for a single file.
+
+    Raises:
+        CheckpointError: the index is damaged.
     """
     index = read_optional_settings(folder, WEIGHTS_INDEX)
     if index is None:

@@ -56,7 +56,7 @@ class VideoProcessor(ABC):
         self._folder = folder
         self._tokenizer = TextTokenizer(folder)
         self._template = ChatTemplate.from_folder(folder)
-        self.video_token_id = token_id(config, "video")
+        self.video_token_id = video_token_id(config)
         self._video_token = self._special_token(self.video_token_id)
         self._end_token_ids = end_token_ids(folder, config)
         self._ignored = ignored_generation_options(folder)
@@ -171,9 +171,9 @@ class VideoProcessor(ABC):
         raise CheckpointError(f"{self._folder}: the video token's id {index} is no special token of tokenizer.json")
 
 
-def token_id(config: Mapping[str, Any], kind: str) -> int:
-    """Return the placeholder's id for ``kind`` ("image" or "video"), under either key. Raises CheckpointError."""
-    for key in (f"{kind}_token_index", f"{kind}_token_id"):
+def video_token_id(config: Mapping[str, Any]) -> int:
+    """Return the id of the video's placeholder, under its old key or its new one. Raises CheckpointError."""
+    for key in ("video_token_index", "video_token_id"):
         if isinstance(config.get(key), int):
             return int(config[key])
-    raise CheckpointError(f"config.json names neither {kind}_token_index nor {kind}_token_id")
+    raise CheckpointError("config.json names neither video_token_index nor video_token_id")

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, by the `tokenizers` library alone."""
+"""A checkpoint's tokenizer, by the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from pvlm_protocols.backend import CheckpointError
 
-# What decides which ids a text gets. Left out: how ids are joined to text again, and the post-processor,
-# truncation and padding, none of which is used here; and added tokens, which mark a prompt's structure.
+# The parts that decide which ids a text gets. Left out are the decoder; the post-processor, truncation and padding,
+# which are not used here; and added tokens, which mark a prompt's structure.
 _FINGERPRINTED = ("normalizer", "pre_tokenizer", "model")
 
 
@@ -44,12 +44,12 @@ class TextTokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of ``text``, special tokens recognised and none added, and each id's span of characters."""
+        """Return the ids of ``text`` and each id's span of characters; recognises special tokens and adds none."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of ``tokens``, special tokens and unknown ids left out; incomplete UTF-8 reads as U+FFFD."""
+        """Return the text of ``tokens`` without special tokens and unknown ids; incomplete UTF-8 reads as U+FFFD."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     @cached_property
@@ -70,11 +70,11 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """A hash of everything that decides which ids a text without added tokens gets.
 
-        The width of the model's logits is no part of it, nor are the added tokens (``<image>``, ``<|video_pad|>``):
-        each family puts its own behind the vocabulary that it shares with others.
+        It leaves out the width of the model's logits, and the added tokens (``<image>``, ``<|video_pad|>``): each
+        family adds its own to a vocabulary that it shares with others.
         """
-        # Through the library and back, so that two spellings of one tokenizer.json (merges as pairs or as
-        # text, key order) have one fingerprint.
+        # The library's own form, so that two spellings of one tokenizer.json (merges as pairs or as text, key order)
+        # have one fingerprint.
         described = json.loads(self._tokenizer.to_str())
         decisive = {key: described[key] for key in _FINGERPRINTED}
         added = {token["content"] for token in described["added_tokens"]}

@@ -1,4 +1,4 @@
-"""Attention of a pass over the cache, right-aligned and causal: token i of n sees all rows before it, and itself."""
+"""Causal attention of a pass over the cache: token i of n sees all earlier rows, and itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .cache import KeyValueCache
 
 
 class Attention(Protocol):
-    """Writes a layer's keys and values into a cache, and attends over what that then holds."""
+    """Writes a layer's keys and values into a cache, and attends over the cache's rows."""
 
     def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-        """The pass's ``(n, heads * head_dim)``.
+        """Return the attended values of the pass, ``(n, heads * head_dim)``.
 
         Args:
             layer: from 0.
@@ -27,7 +27,7 @@ class Attention(Protocol):
 
 
 class PromptAttention:
-    """A whole prompt into an empty cache: long, so a kernel that skips the masked half matters."""
+    """A whole prompt into an empty cache. It is long, so it uses a kernel that skips the masked half."""
 
     def __init__(self, cache: KeyValueCache, count: int) -> None:
         self._places = cache.places(0, count)
@@ -41,10 +41,10 @@ class PromptAttention:
 
 
 class AnswerAttention:
-    """A few tokens behind the first ``row`` rows of a cache.
+    """A few tokens after the first ``row`` rows of a cache.
 
-    Two matrix products and a softmax: with few queries they are as fast as a fused kernel, and there is no mask over
-    the rows to build, for only the pass's own rows are hidden from some of its tokens.
+    It is two matrix products and a softmax. With few queries they are as fast as a fused kernel, and they need no mask
+    over all rows: only the pass's own rows are hidden from some of its tokens.
     """
 
     def __init__(self, cache: KeyValueCache, row: int, count: int) -> None:

@@ -11,16 +11,15 @@ from ..families.config import DecoderConfig
 
 
 class KeyValueCache:
-    """Keys and values of every layer, ``(layers, 2, 1, kv_heads, rows, head_dim)`` for those on one device, zero at
-    first.
+    """Keys and values of every layer, ``(layers, 2, 1, kv_heads, rows, head_dim)`` for each device, initially zero.
 
-    It keeps no length: who writes rows knows how many count.
+    It keeps no length; the session counts its rows.
 
     Args:
         config: the decoder's dimensions.
         rows: tokens to make room for.
         dtype: the decoder's.
-        devices: of each layer; equal ones lie together.
+        devices: one for each layer; equal ones are adjacent.
     """
 
     def __init__(self, config: DecoderConfig, rows: int, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
@@ -32,14 +31,14 @@ class KeyValueCache:
 
     @property
     def start(self) -> torch.Tensor:
-        """The keys of the first layer: what lies behind them in memory has the shape above."""
+        """The keys of the first layer, at the start of memory with the shape above."""
         return self._buffers[0][0, 0]
 
-    # Each gives the views of all layers at once: a call for each layer would cost as much as the arithmetic of a
-    # small model.
+    # Each method returns the views of all layers at once: a call for each layer would cost as much as the arithmetic
+    # of a small model.
 
     def places(self, row: int, count: int) -> tuple[torch.Tensor, ...]:
-        """For each layer, where ``count`` tokens from ``row`` on are written: ``(2, 1, kv_heads, count, head_dim)``."""
+        """For each layer, the places of ``count`` tokens from ``row`` on: ``(2, 1, kv_heads, count, head_dim)``."""
         return tuple(chain.from_iterable(buffer.narrow(4, row, count).unbind(0) for buffer in self._buffers))
 
     def filled(self, rows: int) -> tuple[torch.Tensor, ...]:

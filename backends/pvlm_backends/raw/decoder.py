@@ -1,7 +1,7 @@
 """The Qwen2 decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Written for few operations per token: on the CPU a small model's step is dispatch more than arithmetic. Hence fused
-projections, weights stored ``(in, out)``, residuals added by the matrix product, and buffers with ready-made views.
+It uses few operations per token, because on the CPU a small model's step is mostly dispatch. So projections are fused,
+weights are stored ``(in, out)``, the matrix product adds the residuals, and buffers have ready-made views.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .cache import KeyValueCache
 from .linear import Linear, linear
 
 KEPT_WORKSPACES = 64
-"""Passes of up to so many tokens reuse their buffers; longer ones are prefills and rare."""
+"""Passes of up to so many tokens reuse their buffers; longer ones are prefills, which are rare."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Layer:
 
 
 class Workspace:
-    """Buffers of a pass over n tokens, with the views that a layer needs."""
+    """Buffers of a pass over n tokens, with views for a layer."""
 
     def __init__(self, config: DecoderConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
@@ -62,20 +62,20 @@ class Workspace:
 
 
 class Decoder:
-    """The decoder's weights and its passes. Raises CheckpointError where weights are missing or misshapen.
+    """The decoder's weights and its passes. Raises CheckpointError for missing or misshapen weights.
 
-    Embeddings are on the first device and the head on the last one, or where the embeddings are if it shares their
-    weight; the layers between lie in order, so that each device holds about the same number of bytes. The hidden
-    state, rotations and masks go along from device to device.
+    The embeddings are on the first device. The head is on the last one, or with the embeddings if it shares their
+    weight. The layers are placed in order, so that each device holds about the same number of bytes. Hidden states,
+    rotations and masks travel from device to device.
 
-    One pass runs at a time: passes of equal length share buffers.
+    Only one pass runs at a time, because passes of equal length share buffers.
 
     Args:
         config: the dimensions.
         weights: where the weights come from.
         dtype: of activations and of the cache.
-        devices: what the layers are spread over.
-        product: makes what multiplies by a weight ``(in, out)`` and a bias or None.
+        devices: those of the layers, in order.
+        product: makes a `Linear` of a weight ``(in, out)`` and a bias or None.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class Decoder:
         self._product = product
         self.dtype = dtype
         self.device = devices[0]
-        """Where token ids, video tokens and rotations are to be."""
+        """The device of token ids, video tokens and rotations."""
         width = config.hidden_size
         tied = config.tied_head and "lm_head.weight" not in weights
         self._head_device = devices[0 if tied else -1]
         self.layer_devices = _place_layers(config, weights, devices)
         self.devices = frozenset((self.device, *self.layer_devices, self._head_device))
-        """All that a pass comes through: the layers may all be on one, and embeddings or head on another."""
+        """All devices of a pass; all layers may be on one, and the embeddings or the head on another."""
         self.embedding = weights.take("language_model.embed_tokens.weight", config.vocab_size, width)
         head = self.embedding if tied else weights.take("lm_head.weight", config.vocab_size, width, device=devices[-1])
-        # Tied and packed, it would be there twice.
+        # A tied head is not packed: it would be in memory twice.
         self._head = Linear(head.t(), None) if tied else product(head.t(), None)
-        del head  # packed, it is not needed any more, and the layers are still to come
+        del head  # freed before the layers are loaded, in case it was packed
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
         norm = weights.take("language_model.norm.weight", width, device=self._head_device)
         self._norm = RMSNorm(norm, config.rms_norm_eps)
@@ -111,11 +111,11 @@ class Decoder:
         self._workspaces: dict[tuple[int, torch.device], Workspace] = {}
 
     def embed(self, ids: Tensor) -> Tensor:
-        """int64 ``(n,)`` to ``(n, hidden_size)``."""
+        """Embed int64 ``(n,)`` ids to ``(n, hidden_size)``."""
         return F.embedding(ids, self.embedding)
 
     def rotations(self, positions: Tensor) -> Tensor:
-        """complex64 ``(n, 1, head_dim / 2)``: the rotary embedding of int64 ``(axes, n)`` positions."""
+        """Return the rotary embedding of int64 ``(axes, n)`` positions, complex64 ``(n, 1, head_dim / 2)``."""
         angles = positions.float()[self._axes].t() * self._frequencies
         return torch.polar(torch.ones_like(angles), angles)[:, None]
 
@@ -163,7 +163,7 @@ class Decoder:
         row: int,
         after_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Run int64 ``(n,)`` ids into the rows of ``cache`` from ``row`` on; float32 ``(n, vocab_size)``, their logits.
+        """Run int64 ``(n,)`` ids into ``cache`` from ``row`` on, and return their logits, float32 ``(n, vocab_size)``.
 
         ``rotation`` and ``after_layer`` as in `forward`.
         """
@@ -171,7 +171,7 @@ class Decoder:
         return self.logits(self.forward(self.embed(ids), rotation, attention, after_layer))
 
     def queries(self, layer: int, hidden: Tensor, rotation: Tensor) -> Tensor:
-        """float32 ``(heads, n, head_dim)``: what layer number ``layer`` asks the keys of its cache with.
+        """Return the rotated queries of layer number ``layer``, float32 ``(heads, n, head_dim)``.
 
         ``hidden``: ``(n, hidden_size)``, the layer's input; ``rotation`` as in `forward`.
         """
@@ -183,7 +183,7 @@ class Decoder:
         return torch.view_as_real(pairs * rotation).flatten(-2).transpose(0, 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 ``(n, vocab_size)`` from the last layer's output."""
+        """Return logits, float32 ``(n, vocab_size)``, from the last layer's output."""
         normed = self._norm(hidden.to(self._head_device))
         logits = self._empty_logits(hidden.shape[0])
         if self.dtype == torch.float32:
@@ -191,14 +191,15 @@ class Decoder:
         return logits.copy_(self._head.write(normed, normed.new_empty(logits.shape)))
 
     def _empty_logits(self, count: int) -> Tensor:
-        """An ordinary tensor although this runs in inference mode: its receiver may write to it."""
+        """An ordinary tensor, made outside inference mode, so that its receiver may write to it."""
         with torch.inference_mode(False):
             return torch.empty(count, self.config.vocab_size, device=self._head_device)
 
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
-        """The least that a pass over so many tokens does where the cache then holds ``rows``: bytes read, operations.
+        """Return the bytes read and the operations of a pass over ``tokens``, if the cache then holds ``rows``.
 
-        Weights and cache are read once; a weight takes two operations a token, and a row of the cache four a dimension.
+        They are lower bounds: weights and cache are read once. A weight takes two operations for each token, and a row
+        of the cache takes four for each dimension.
         """
         config = self.config
         products = [self._head]

@@ -1,13 +1,13 @@
 """A draft window without the host between its tokens.
 
-A step is one captured pass over the token that the step before has left on the device; the largest logit's id is left
-there for the next step. The host launches steps, and reads each token when it is there.
+A step is one captured pass. It reads its token on the device, and writes the id of the largest logit there for the next
+step. The host launches steps, and reads each token when it has arrived.
 
-Steps that are short (`AHEAD_BELOW_S`) are launched before the token that they follow has been read. That hides all that
-the host does between two tokens: reading, the actor's loop with its look into the mailbox, and the launch, about
-0.1 ms. The price is a step that nobody wants: it has to end before the draft can go on, and behind a rejection there
-always is one. Between two rejections a draft writes some ten to twenty tokens, so it pays for steps up to ten or twenty
-times as long as what it hides. A whole window in one launch would hide no more, and waste half of the window.
+A short step (less than `AHEAD_BELOW_S`) is launched before the host has read its token. This hides about 0.1 ms of the
+host's work between two tokens: the read, the actor's loop with its mailbox, and the launch. The price is one useless
+step after each rejection, which must end before the draft continues. A draft writes some ten to twenty tokens between
+two rejections. So launching ahead pays for steps up to ten or twenty times as long as the hidden work. One launch for a
+whole window would hide no more, and would waste half of the window.
 """
 
 from __future__ import annotations
@@ -21,56 +21,54 @@ from torch import Tensor
 from .graphs import CapturedPasses
 
 AHEAD_BELOW_S = 0.002
-"""See the module. An estimate: nothing here has been run on a GPU."""
+"""An estimate that was not measured on a GPU; see the module's docstring."""
 
 
 class CapturedDrafting:
-    """Greedy tokens behind one session's prompt.
+    """Greedy tokens of one session.
 
     Args:
         passes: of the session.
-        vocab_limit: ids at or above it do not exist.
-        ahead_below_s: steps that take less are launched ahead.
+        vocab_limit: ids at or above it are never drafted.
     """
 
-    def __init__(self, passes: CapturedPasses, vocab_limit: int, ahead_below_s: float | None = None) -> None:
+    def __init__(self, passes: CapturedPasses, vocab_limit: int) -> None:
         self._passes = passes
         self.vocab_limit = vocab_limit
-        self._ahead_below_s = AHEAD_BELOW_S if ahead_below_s is None else ahead_below_s
-        # The answer row of the next token, and that token. The last row: warming up must write where nothing lies.
+        # The answer row of the next token, and that token. Warming up writes to the last row, which is unused.
         self._next = torch.tensor([passes.capacity - 1, 0], device=passes.device)
         self._step: Callable[[], Tensor] | None = None
         self._step_s = float("inf")
         self._fed: tuple[int, int] | None = None
-        """Row and token of a step that was launched ahead, and whose outcome nobody has asked for yet."""
+        """Row and token of a step that was launched ahead and is not read yet."""
 
     def forget(self) -> None:
-        """Another pass is about to write rows."""
+        """Drop the step that was launched ahead, because another pass is about to write rows."""
         self._fed = None
 
     def draft(self, tokens: Sequence[int], length: int, count: int) -> Iterator[int] | None:
-        """Up to ``count`` tokens behind ``tokens``; None where those are too many for a captured pass, or rows lack.
+        """Draft ``count`` tokens after ``tokens``; None if no captured pass takes so many tokens or rows.
 
-        ``length``: answer rows before ``tokens``; there is room for ``count`` - 1 behind them.
+        ``length``: answer rows before ``tokens``; the cache has room for ``count`` - 1 more after them.
         """
         if count > 1 and self._step is None:
             self._step = self._passes.capture(self._run_step)
-        behind = length + len(tokens)
+        row = length + len(tokens)
         if self._fed != (length, *tokens):
             self._fed = None
             logits = self._passes.extend(tokens, length)
             if logits is None:
                 return None
-            self._next[0] = behind
+            self._next[0] = row
             self._next[1] = logits[-1, : self.vocab_limit].argmax()
-        return self._tokens(behind, count)
+        return self._tokens(row, count)
 
     def _tokens(self, row: int, count: int) -> Iterator[int]:
-        """``row``: of the token that is ready, once it is fed."""
+        """``row``: the answer row of the token that is ready."""
         began_s = None
         for last in (False,) * (count - 1) + (True,):
             read = _fetch(self._next[1])
-            ahead = not last and self._step_s < self._ahead_below_s
+            ahead = not last and self._step_s < AHEAD_BELOW_S
             if ahead:
                 self._launch()
             token = read()
@@ -91,13 +89,13 @@ class CapturedDrafting:
     def _run_step(self) -> Tensor:
         choice = self._passes.logits(self._next[1:], self._next[:1])[:, : self.vocab_limit].argmax(-1)
         self._next[1:].copy_(choice)
-        # While warming up there is no row behind the last one.
+        # Warming up uses the last row, and no row follows it.
         self._next[:1].add_(1).clamp_(max=self._passes.capacity - 1)
         return self._next
 
 
 def _fetch(number: Tensor) -> Callable[[], int]:
-    """Start copying a number to the host, behind all that was launched so far; the function waits for it."""
+    """Start copying a number to the host, after all launched work; the returned function waits for it."""
     if not number.is_cuda:
         value = int(number)
         return lambda: value

@@ -1,18 +1,18 @@
-"""Captured passes: on a GPU a step of few tokens is dispatch more than arithmetic, and a CUDA graph is one launch.
+"""Captured passes. On a GPU a pass over few tokens is mostly dispatch, and a CUDA graph needs one launch.
 
 A graph replays the same kernels on the same memory, so nothing in it may depend on a length:
 
-- Tokens and the number of answer rows before them are *copied into* one static buffer. Positions, cache rows and what
-  is hidden are computed from it by the captured kernels.
-- The prompt's rows are seen by every query. Attention over them needs no mask, and its shape is the session's own; only
-  the answer's rows, a few hundred, need one. The two parts are merged by their log-sum-exp. So no pass reads or builds
-  a mask over tens of thousands of rows, and no length needs to be rounded up.
-- A pass is padded to the next size that is captured. What padding writes lies behind the length and is overwritten
-  before it is read.
+- Tokens and the number of earlier answer rows are *copied into* one static buffer. The captured kernels compute
+  positions, cache rows and the mask from it.
+- Every query sees the prompt's rows. Attention over them needs no mask, and its shape is fixed for a session. Only the
+  answer's rows, a few hundred, need a mask. The two parts are merged by their log-sum-exp. So no pass reads or builds a
+  mask over tens of thousands of rows, and no length is rounded up.
+- A pass is padded to the next captured size. The padding's rows come after the length, and are overwritten before they
+  are read.
 
 A step of a draft window is a graph too: see `draft`.
 
-Without CUDA the same passes run uncaptured, which is how they are tested: nothing here has been run on a GPU.
+Without CUDA the same passes run uncaptured, and the tests use them so. Nothing here has been run on a GPU.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .cache import KeyValueCache
 from .decoder import Decoder
 
 SIZES = (1, 2, 4, 8, 16)
-"""Tokens of the passes that are captured, each when it is first wanted; longer passes run as they are."""
+"""Sizes of captured passes, in tokens. A size is captured on its first use; longer passes run uncaptured."""
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""Turns a function without arguments into one that repeats it, and returns its static output."""
+"""Turns a function without arguments into one that repeats it and returns its static output."""
 
 
 class SplitAttention:
@@ -41,7 +41,7 @@ class SplitAttention:
         cache: holds the prompt's rows and ``capacity`` answer rows.
         prompt_rows: rows of the prompt.
         capacity: answer rows, those for padding included.
-        rows: int64 ``(n,)``, the answer row of each token, read when the attention runs.
+        rows: int64 ``(n,)``, the answer row of each token; read by the captured kernels.
     """
 
     def __init__(self, cache: KeyValueCache, prompt_rows: int, capacity: int, rows: Tensor) -> None:
@@ -81,7 +81,7 @@ def attend_to_all(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
 
 
 class CapturedPasses:
-    """Passes behind one session's prompt, captured by size.
+    """Passes of one session after its prompt, captured by size.
 
     Args:
         decoder: the model.
@@ -89,7 +89,7 @@ class CapturedPasses:
         rotations: complex64 ``(>= capacity, 1, head_dim / 2)``, of the answer's positions from its first on.
         prompt_rows: rows of the prompt in the cache.
         capacity: answer rows.
-        capture: default: as a CUDA graph.
+        capture: how to capture; by default as a CUDA graph.
     """
 
     def __init__(
@@ -111,9 +111,10 @@ class CapturedPasses:
         self._passes: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def extend(self, tokens: Sequence[int], length: int) -> Tensor | None:
-        """float32 ``(n, vocab_size)``, overwritten by the next pass; None where n is too large or rows are lacking.
+        """Run a pass, and return float32 ``(n, vocab_size)``, which the next pass overwrites.
 
-        ``length``: answer rows before these tokens.
+        Returns None if n is too large, or the cache has too few rows for the padded pass. ``length``: answer rows
+        before these tokens.
         """
         count = len(tokens)
         size = next((size for size in SIZES if size >= count), None)
@@ -126,13 +127,13 @@ class CapturedPasses:
         return run()[:count]
 
     def logits(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """The pass itself: float32 ``(n, vocab_size)`` of int64 ``(n,)`` ids, which go to these answer rows."""
+        """Run the pass itself: int64 ``(n,)`` ids into these answer rows, to float32 ``(n, vocab_size)``."""
         decoder = self._decoder
         attention = SplitAttention(self._cache, self._prompt_rows, self.capacity, rows)
         return decoder.logits(decoder.forward(decoder.embed(ids), self._rotations[rows], attention))
 
     def _prepare(self, size: int) -> tuple[Tensor, Callable[[], Tensor]]:
-        # Until tokens are copied in, padding at the end of the cache: warming up must write where nothing lies.
+        # Warming up writes to the end of the cache, which is unused.
         inputs = torch.zeros(1 + size, dtype=torch.int64, device=self.device)
         inputs[0] = self.capacity - size
         order = torch.arange(size, device=self.device)
@@ -140,10 +141,10 @@ class CapturedPasses:
 
 
 def capture_graph(device: torch.device) -> Capture:
-    """Capturing as CUDA graphs on ``device``, each warmed up beforehand, as capturing demands."""
+    """Return a `Capture` that makes CUDA graphs on ``device``, and warms up each function first."""
 
     def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        # By device, for neither a stream nor a graph asks where a function's tensors are.
+        # The device must be set: neither a stream nor a graph takes it from a function's tensors.
         with _CAPTURING, torch.cuda.device(device):
             stream, main = _capture_stream(device), torch.cuda.current_stream()
             stream.wait_stream(main)
@@ -151,11 +152,11 @@ def capture_graph(device: torch.device) -> Capture:
                 with torch.cuda.stream(stream):
                     for _ in range(2):
                         run()
-            finally:  # a warm-up that fails has begun to write where the pass that replaces it is about to
+            finally:  # a failed warm-up may still write to rows that the next pass uses
                 main.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # What other threads do meanwhile (the other model's, with transport inproc) is their business. The outer
-            # block is for a capture that fails: torch then leaves its stream the current one.
+            # "thread_local" allows other threads (the other model's, with transport inproc) to go on meanwhile. The
+            # outer block restores the current stream, which torch does not after a failed capture.
             with torch.cuda.stream(main), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = run()
 
@@ -169,10 +170,10 @@ def capture_graph(device: torch.device) -> Capture:
 
 
 _CAPTURING = Lock()
-"""A stream that one thread captures must get nothing from another."""
+"""No other thread may use a stream that is being captured."""
 
 
 @cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all: cuBLAS keeps a workspace for each stream that it has seen, of 32 MB on an H100."""
+    """One stream for a device: cuBLAS keeps a workspace for each stream, of 32 MB on an H100."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""Products with weights, in float32 also where the weights take two bytes each.
+"""Products with weights, computed in float32 even if a weight takes two bytes.
 
-A pass over few tokens reads every weight once, and on the CPU takes as long as that. Checkpoints are released in
-bfloat16 or float16; widened to float32, half of what is read carries nothing. FBGEMM, a part of torch on x86,
-multiplies float32 activations by packed float16 weights: it widens them in registers and sums float32 products.
+A pass over few tokens reads every weight once, and on the CPU the reading takes most of its time. Checkpoints are
+released in bfloat16 or float16; after widening to float32, half of the bytes hold nothing. FBGEMM, a part of torch on
+x86, multiplies float32 activations by packed float16 weights. It widens them in registers and sums float32 products.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 2.0**-25
-"""What packing may change a weight by: half a unit in the last place of a float32 between 1/2 and 1.
+"""The largest change of a packed weight: half a unit in the last place of a float32 between 1/2 and 1.
 
-Every bfloat16 below 65504 is a float16, but for those smaller than 2^-17, which may move by so much.
+Every bfloat16 from 2^-17 to 65504 is a float16; smaller ones change by no more than this.
 """
 
 
@@ -27,7 +27,7 @@ class Linear:
         weight: ``(in, out)``.
         bias: ``(out,)``, or None.
 
-    ``weights`` is their number, ``bytes`` what they take in memory.
+    ``weights`` is the number of weights, ``bytes`` their size in memory.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -36,7 +36,7 @@ class Linear:
         self.bytes = weight.nbytes
 
     def write(self, x: Tensor, out: Tensor) -> Tensor:
-        """Put the product into ``out``, ``(n, out)``; returns it."""
+        """Write the product to ``out``, ``(n, out)``, and return it."""
         if self._bias is None:
             return torch.mm(x, self._weight, out=out)
         return torch.addmm(self._bias, x, self._weight, out=out)
@@ -47,7 +47,7 @@ class Linear:
 
 
 class HalfLinear(Linear):
-    """The same with packed float16 weights, for one thread: torch keeps this operator to a single one."""
+    """The same with packed float16 weights, for one thread; torch runs this operator on a single one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -62,7 +62,7 @@ class HalfLinear(Linear):
 
 
 class ThreadedHalfLinear(Linear):
-    """The same for several threads, by an operator that takes 20 µs more for a call."""
+    """The same for several threads, by an operator whose call takes 20 µs longer."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -78,7 +78,7 @@ class ThreadedHalfLinear(Linear):
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The fastest product that keeps the values of ``weight``, for the number of threads that torch now has."""
+    """Return the fastest product that keeps the values of ``weight``, for torch's current number of threads."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         half = _half_linear(torch.get_num_threads())
         if half is not Linear and halves_suffice(weight):
@@ -87,14 +87,14 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def halves_suffice(weight: Tensor) -> bool:
-    """Does float16 move no number of a float32 weight by more than 2^-25?"""
-    # In parts, so that no second copy of a large matrix comes about.
+    """Return whether float16 changes no number of a float32 weight by more than 2^-25."""
+    # In parts, to avoid a second copy of a large matrix.
     return all(bool((part.half() - part).abs_().max() <= _ROUNDING) for part in torch.split(weight, 16))
 
 
 @cache
 def _half_linear(threads: int) -> type[Linear]:
-    """`Linear` itself where this torch lacks the operators: they are deprecated, and need FBGEMM."""
+    """`Linear` itself if this torch lacks the operators, which are deprecated and need FBGEMM."""
     candidates: tuple[type[Linear], ...] = (ThreadedHalfLinear,) if threads > 1 else (HalfLinear, ThreadedHalfLinear)
     for candidate in candidates:
         try:

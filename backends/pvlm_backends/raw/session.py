@@ -39,7 +39,7 @@ class TorchSession(CachedSession):
         self._rotations: torch.Tensor | None = None
         self._captured: CapturedPasses | None = None
         self._drafting: CapturedDrafting | None = None
-        # float32 has no kernel of the kind that a captured pass needs, and a graph is of one device.
+        # A captured pass needs a kernel that float32 does not have, and a graph covers one device.
         alone = decoder.devices == {decoder.device}
         self._capturing = alone and decoder.device.type == "cuda" and decoder.dtype != torch.float32
 
@@ -55,7 +55,7 @@ class TorchSession(CachedSession):
         if kept is not None:
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
         axes, rows = positions.shape
-        # Made here and not when the session is opened: only now is it known how many rows pruning leaves.
+        # Made here, because the number of rows depends on pruning.
         self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.layer_devices)
         rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
         answer = torch.arange(self._capacity, device=decoder.device) + self._first_position
@@ -87,9 +87,9 @@ class TorchSession(CachedSession):
         vocab_limit: int,
         on_progress: Callable[[], None] | None = None,
     ) -> Iterator[int]:
-        """See `pvlm_protocols.backend.GreedyDrafting`. On a GPU without progress between layers: see `graphs`.
+        """See `pvlm_protocols.backend.GreedyDrafting`. Captured passes call no ``on_progress``: see `graphs`.
 
-        Raises as `extend`, and ValueError for less than one token.
+        Raises as `extend` does, and ValueError for less than one token.
         """
         if count < 1:
             raise ValueError(f"cannot draft {count} tokens: at least 1 is needed")
@@ -111,7 +111,7 @@ class TorchSession(CachedSession):
         return self._drafting.draft(tokens, self._length, count)
 
     def _draft(self, ids: torch.Tensor, count: int, vocab_limit: int, after_layer: AfterLayer | None) -> Iterator[int]:
-        """The same without a graph; it goes by `length`, which grows between two tokens."""
+        """The same without a graph. It reads `length`, which grows between two tokens."""
         for _ in range(count):
             row, position = self._prompt_rows + self._length, self._first_position + self._length
             ids = self._run(ids, row, position, after_layer)[-1:, :vocab_limit].argmax(-1)
@@ -130,8 +130,9 @@ class TorchSession(CachedSession):
 
     @torch.inference_mode()
     def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:
-        """None where there are no captured passes, or these do not serve: they are single calls, which nothing can end
-        in the middle.
+        """Call a captured pass; None if nothing is captured, or no captured pass fits.
+
+        A captured pass is a single call that cannot be interrupted.
         """
         if not self._capturing:
             return None
@@ -149,7 +150,7 @@ class TorchSession(CachedSession):
             return None
 
     def _truncate(self, count: int) -> None:
-        """Nothing to do: rows behind the length are overwritten before they are read."""
+        """Nothing to do: rows after the length are overwritten before they are read."""
 
     def _close(self) -> None:
         self._cache = self._rotations = self._video = self._captured = self._drafting = None

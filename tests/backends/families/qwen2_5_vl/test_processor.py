@@ -17,10 +17,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from pvlm_backends.families import load_processor
 from pvlm_backends.families.qwen2_5_vl import Qwen25VLProcessor
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
-from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
+from tests.support.checkpoints import edit_settings, random_frames
 
-from .conftest import edit_settings, random_frames
-from .qwen_reference import QwenReference
+from .checkpoint import TOKEN_SIDE, qwen_checkpoint
+from .reference import QwenReference
 
 QUESTION = "What happens first in the video?"
 SIDES = st.integers(1, 3000)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pvlm_backends.raw import graphs
+from pvlm_backends.raw import draft, graphs
 from pvlm_backends.raw.attention import AnswerAttention, PromptAttention
 from pvlm_backends.raw.backend import TorchBackend
 from pvlm_backends.raw.cache import KeyValueCache
@@ -17,8 +17,8 @@ from pvlm_backends.raw.draft import CapturedDrafting
 from pvlm_backends.raw.graphs import SIZES, CapturedPasses
 from pvlm_backends.raw.session import TorchSession
 from pvlm_protocols.backend import Backend, Prompt
-
-from .conftest import IMAGE_SIZE, random_frames
+from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE
+from tests.support.checkpoints import random_frames
 
 LOAD = Callable[[str, str], Backend]
 PROMPT_ROWS, CAPACITY = 37, 24
@@ -37,7 +37,7 @@ class Recorded:
 
 
 class Pair:
-    """A session's passes, captured and plain, behind the same random prompt."""
+    """A session's passes, captured and plain, after the same random prompt."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -123,10 +123,11 @@ class Steps(Recorded):
 
 
 @pytest.fixture(params=[0.0, float("inf")], ids=["step by step", "ahead"])
-def drafting(request: pytest.FixtureRequest, pair: Pair) -> CapturedDrafting:
+def drafting(request: pytest.FixtureRequest, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> CapturedDrafting:
+    monkeypatch.setattr(draft, "AHEAD_BELOW_S", request.param)
     pair.captured.capture = Steps()
     with torch.inference_mode():
-        return CapturedDrafting(pair.captured, 600, request.param)
+        return CapturedDrafting(pair.captured, 600)
 
 
 def greedy(pair: Pair, tokens: list[int], length: int, count: int) -> list[int]:
@@ -161,7 +162,7 @@ def test_capturing_a_window_in_the_middle_of_an_answer_disturbs_nothing(pair: Pa
 
 @torch.inference_mode()
 def test_a_step_that_was_launched_ahead_is_used_if_the_draft_goes_on(pair: Pair, drafting: CapturedDrafting) -> None:
-    ahead = drafting._ahead_below_s > 0
+    ahead = draft.AHEAD_BELOW_S > 0
     expected = greedy(pair, [11], 0, 9)
     first = drafting.draft([11], 0, 9)
     assert first is not None
@@ -220,7 +221,7 @@ def test_a_step_that_was_launched_ahead_is_forgotten_when_other_tokens_take_its_
     load_backend: LOAD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "capture_graph", lambda device: Recorded())
-    monkeypatch.setattr("pvlm_backends.raw.draft.AHEAD_BELOW_S", math.inf)
+    monkeypatch.setattr(draft, "AHEAD_BELOW_S", math.inf)
     plain, capturing = (open_session(load_backend("torch", "untied")) for _ in range(2))
     capturing._capturing = True
     before, after = [], []
@@ -231,7 +232,7 @@ def test_a_step_that_was_launched_ahead_is_forgotten_when_other_tokens_take_its_
         session.truncate(1)
         window = session.draft(found[:1], 8, vocab_limit=600)
         assert [next(window) for _ in range(3)] == found[1:]
-        window.close()  # the last one is in flight already, behind those that are now replaced
+        window.close()  # the last one is already in flight, and its predecessors are replaced now
         session.truncate(1)
         session.extend([300, 5, 42])
         after.append(list(session.draft(found[-1:], 5, vocab_limit=600)))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from pvlm.config import bundled
+from tests.support.checkpoints import BUNDLED, rename_weights
 
 TOKEN_SIDE = 28
 """Pixels along a side of what becomes a token: patches of 14, merged two by two."""
@@ -113,7 +112,7 @@ def _preprocessor() -> dict[str, Any]:
 
 
 def _tokenizer() -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((Path(bundled("target")) / "tokenizer.json").read_text())
+    settings: dict[str, Any] = json.loads((BUNDLED / "target" / "tokenizer.json").read_text())
     template = settings["added_tokens"][0]
     replaced = [token for token in settings["added_tokens"] if token["id"] not in SPECIAL_TOKENS]
     added = [{**template, "id": index, "content": text} for index, text in SPECIAL_TOKENS.items()]
@@ -160,12 +159,6 @@ def module_name(name: str) -> str:
     if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
         return f"model.language_model.{name.removeprefix('model.')}"
     return name
-
-
-def rename_weights(folder: Path, rename: Any) -> None:
-    """Give the weights of a checkpoint in one file other names."""
-    path = folder / "model.safetensors"
-    save_file({rename(name): weight for name, weight in load_file(path).items()}, path, {"format": "pt"})
 
 
 def _write(path: Path, settings: dict[str, Any]) -> None:

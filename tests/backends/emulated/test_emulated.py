@@ -18,8 +18,7 @@ from pvlm import Answer, Engine, ModelError
 from pvlm_backends.emulated import EmulatedBackend
 from pvlm_backends.emulated.model import read_model
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, LoadOptions, Processor, Prompt, Role, Session
-
-from .contract import BackendContract
+from tests.backends.contract import BackendContract
 
 FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
 PROMPT = Prompt("What happens first in the video?", FRAMES)
@@ -36,7 +35,7 @@ def load(role: Role = "target", **settings: Any) -> EmulatedBackend:
 
 
 def started(backend: Backend, keep: torch.Tensor | None = None) -> tuple[Session, int]:
-    """A session behind its prefill, and the first token."""
+    """A prefilled session, and the first token."""
     session = backend.open(PROMPT, LENGTH)
     return session, int(session.prefill(keep).argmax())
 

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 
-class Reference:
+class LlavaReference:
     """A checkpoint in transformers, float32."""
 
     def __init__(self, folder: Path) -> None:
@@ -100,15 +100,17 @@ class Reference:
         return tuple(probabilities[0] for probabilities in output.attentions)
 
     @torch.no_grad()
-    def generate(self, question: str, frames: NDArray[np.uint8], max_tokens: int, end: Sequence[int]) -> list[int]:
+    def generate(
+        self, question: str, frames: NDArray[np.uint8] | None, max_tokens: int, end: Sequence[int]
+    ) -> tuple[int, ...]:
         """The greedy answer by `generate`, everything neutral."""
-        ids = torch.tensor([self.ids(question, len(frames))])
+        ids = torch.tensor([self.ids(question, 0 if frames is None else len(frames))])
         output = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values_videos=self.pixels(frames),
+            **({} if frames is None else {"pixel_values_videos": self.pixels(frames)}),
             generation_config=GenerationConfig(
                 do_sample=False, max_new_tokens=max_tokens, eos_token_id=list(end), pad_token_id=0
             ),
         )
-        return output[0, ids.shape[1] :].tolist()
+        return tuple(output[0, ids.shape[1] :].tolist())

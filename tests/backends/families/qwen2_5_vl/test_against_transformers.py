@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, PromptError
-from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
+from tests.backends.conftest import ANYWHERE, BACKENDS
+from tests.support.checkpoints import random_frames
 
-from .conftest import ANYWHERE, BACKENDS, random_frames
-from .qwen_reference import QwenReference
+from .checkpoint import TOKEN_SIDE, qwen_checkpoint
+from .reference import QwenReference
 
 QUESTION = "What happens first in the video?"
 ANSWER = [11, 7, 29, 300, 17, 5, 42, 600]
@@ -44,11 +45,6 @@ def references(folders: Callable[[str], Path]) -> REFERENCES:
 @pytest.fixture(scope="module")
 def load(folders: Callable[[str], Path]) -> LOAD:
     return cache(lambda name, backend: BACKENDS[backend].load(LoadOptions(str(folders(name)), dtype="float32")))
-
-
-@pytest.fixture(params=BACKENDS)
-def backend_name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> None:

@@ -14,11 +14,10 @@ from pvlm_backends.native import NativeBackend, library
 from pvlm_backends.native.blocks import Blocks
 from pvlm_backends.native.linear import PanelLinear
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt, Session
+from tests.backends.families.qwen2_5_vl.checkpoint import TOKEN_SIDE, qwen_checkpoint
+from tests.backends.raw.test_linear import check, exact
+from tests.support.checkpoints import random_frames
 from tests.support.native import NATIVE, NOT_NATIVE
-from tests.support.qwen import TOKEN_SIDE, qwen_checkpoint
-
-from .conftest import random_frames
-from .test_linear import check, exact
 
 LOAD = Callable[[str, str], Backend]
 pytestmark = pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
@@ -105,7 +104,7 @@ def test_products(shape: tuple[int, int, int], halves: bool, biased: bool, seed:
     assert product.bytes == -(-outer // 16) * 16 * inner * (2 if halves else 4)
     out = torch.full((n + 1, outer), -7.0)
     check(product.write(x, out[:n]), exact(x, weight) + (0 if bias is None else bias), inner)
-    assert (out[n] == -7).all(), "wrote behind the end"
+    assert (out[n] == -7).all(), "wrote beyond the end"
     for row in range(n):
         assert torch.equal(product.write(x[row : row + 1], torch.empty(1, outer))[0], out[row])
     total = torch.ones(n, outer)

@@ -1,4 +1,4 @@
-"""Both backends against transformers' own forward pass and its `generate`."""
+"""The backends on LLaVA-OneVision, compared with transformers' own forward pass and its `generate`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, Session
+from tests.backends.conftest import ANYWHERE, BACKENDS
+from tests.backends.families.llava_onevision.checkpoint import RANDOM_CHECKPOINTS
+from tests.support.checkpoints import random_frames
 
-from .conftest import ANYWHERE, BACKENDS, RANDOM_CHECKPOINTS, random_frames
-from .reference import Reference
+from .reference import LlavaReference
 
 QUESTION = "What happens first in the video?"
 ANSWER = [11, 7, 29, 300, 17, 5, 42, 600]
@@ -21,16 +23,11 @@ LOAD = Callable[[str, str], Backend]
 
 
 @pytest.fixture(scope="module")
-def references(checkpoints: FIND) -> Callable[[str], Reference]:
-    return cache(lambda name: Reference(checkpoints(name)))
+def references(checkpoints: FIND) -> Callable[[str], LlavaReference]:
+    return cache(lambda name: LlavaReference(checkpoints(name)))
 
 
-@pytest.fixture(params=BACKENDS)
-def backend_name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def open_session(backend: Backend, reference: Reference, capacity: int = 32) -> tuple[Session, Prompt]:
+def open_session(backend: Backend, reference: LlavaReference, capacity: int = 32) -> tuple[Session, Prompt]:
     side = reference.model.config.vision_config.image_size
     prompt = Prompt(QUESTION, random_frames(3, side, side))
     return backend.open(prompt, capacity), prompt
@@ -41,7 +38,9 @@ def close(left: torch.Tensor, right: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", ["target", "draft", *RANDOM_CHECKPOINTS])
-def test_logits(load_backend: LOAD, references: Callable[[str], Reference], backend_name: str, checkpoint: str) -> None:
+def test_logits(
+    load_backend: LOAD, references: Callable[[str], LlavaReference], backend_name: str, checkpoint: str
+) -> None:
     reference = references(checkpoint)
     session, prompt = open_session(load_backend(backend_name, checkpoint), reference)
     expected = reference.logits(QUESTION, prompt.frames, ANSWER)
@@ -56,7 +55,7 @@ def test_logits(load_backend: LOAD, references: Callable[[str], Reference], back
 @pytest.mark.parametrize("checkpoint", ["target", "draft", "untied"])
 def test_logits_with_pruning(
     load_backend: LOAD,
-    references: Callable[[str], Reference],
+    references: Callable[[str], LlavaReference],
     backend_name: str,
     checkpoint: str,
     compact_positions: bool,
@@ -73,7 +72,7 @@ def test_logits_with_pruning(
     close(session.extend(ANSWER[1:]), expected[2:])
 
 
-def test_pruning_everything(load_backend: LOAD, references: Callable[[str], Reference], backend_name: str) -> None:
+def test_pruning_everything(load_backend: LOAD, references: Callable[[str], LlavaReference], backend_name: str) -> None:
     reference = references("tied")
     session, prompt = open_session(load_backend(backend_name, "tied"), reference)
     keep = torch.zeros(session.video_tokens, dtype=torch.bool)
@@ -81,7 +80,7 @@ def test_pruning_everything(load_backend: LOAD, references: Callable[[str], Refe
 
 
 def test_a_question_about_no_video(
-    load_backend: LOAD, references: Callable[[str], Reference], backend_name: str
+    load_backend: LOAD, references: Callable[[str], LlavaReference], backend_name: str
 ) -> None:
     session = load_backend(backend_name, "target").open(Prompt(QUESTION), 16)
     expected = references("target").logits(QUESTION, None, ANSWER)
@@ -89,7 +88,7 @@ def test_a_question_about_no_video(
     close(session.extend(ANSWER), expected[1:])
 
 
-def video_and_question(reference: Reference, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+def video_and_question(reference: LlavaReference, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the prunable video tokens, and of the question's text, in the prompt."""
     ids = torch.tensor(reference.ids(QUESTION, frames))
     text = reference.tokenizer(QUESTION)["input_ids"]
@@ -101,7 +100,7 @@ def video_and_question(reference: Reference, frames: int) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("checkpoint", ["target", "tied"])
 def test_early_states(
     load_backend: LOAD,
-    references: Callable[[str], Reference],
+    references: Callable[[str], LlavaReference],
     backend_name: str,
     checkpoint: str,
     early_layer: int,
@@ -124,7 +123,7 @@ def test_early_states(
 @pytest.mark.parametrize("checkpoint", ["target", "tied", "ungrouped"])
 def test_early_attention(
     load_backend: LOAD,
-    references: Callable[[str], Reference],
+    references: Callable[[str], LlavaReference],
     backend_name: str,
     checkpoint: str,
     early_layer: int,
@@ -144,7 +143,7 @@ def test_early_attention(
 
 @pytest.mark.parametrize("checkpoint", ["target", "draft"])
 def test_greedy_text_is_that_of_generate(
-    load_backend: LOAD, references: Callable[[str], Reference], backend_name: str, checkpoint: str
+    load_backend: LOAD, references: Callable[[str], LlavaReference], backend_name: str, checkpoint: str
 ) -> None:
     reference, backend = references(checkpoint), load_backend(backend_name, checkpoint)
     session, prompt = open_session(backend, reference)
@@ -153,13 +152,13 @@ def test_greedy_text_is_that_of_generate(
     answer = [int(session.prefill().argmax())]
     while answer[-1] not in end and len(answer) < 24:
         answer.append(int(session.extend(answer[-1:])[0].argmax()))
-    assert answer == reference.generate(QUESTION, prompt.frames, 24, end)
+    assert tuple(answer) == reference.generate(QUESTION, prompt.frames, 24, end)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("backend_name", ANYWHERE)
 def test_half_precision_is_near(
-    load_backend: LOAD, checkpoints: FIND, references: Callable[[str], Reference], backend_name: str, dtype: str
+    load_backend: LOAD, checkpoints: FIND, references: Callable[[str], LlavaReference], backend_name: str, dtype: str
 ) -> None:
     backend = BACKENDS[backend_name].load(LoadOptions(str(checkpoints("target")), dtype=dtype))
     assert backend.info.dtype == dtype

@@ -13,28 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from pvlm_backends.families.llava_onevision import LLAVA_ONEVISION
 from pvlm_protocols.backend import Backend, BackendError, CheckpointError, LoadOptions, Prompt
-
-from .conftest import (
-    BACKENDS,
-    IMAGE_SIZE,
-    edit_settings,
-    random_checkpoint,
-    random_frames,
-    released_names,
-    rename_weights,
-)
+from tests.backends.conftest import BACKENDS
+from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE, llava_checkpoint, released_names
+from tests.support.checkpoints import edit_settings, random_frames, rename_weights
 
 PROMPT = Prompt("What happens?", random_frames(1, IMAGE_SIZE, IMAGE_SIZE))
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> type[Backend]:
-    return BACKENDS[str(request.param)]
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return random_checkpoint(tmp_path / "checkpoint", tied=False)
+    return llava_checkpoint(tmp_path / "checkpoint", tied=False)
 
 
 def logits(backend: type[Backend], folder: Path) -> torch.Tensor:
@@ -60,8 +48,8 @@ def test_weights_under_all_names(backend: type[Backend], folder: Path, rename: C
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_released_layout_says_the_same(backend: type[Backend], tmp_path: Path, tied: bool) -> None:
-    saved = random_checkpoint(tmp_path / "saved", tied=tied)
-    released = random_checkpoint(tmp_path / "released", tied=tied, released=True)
+    saved = llava_checkpoint(tmp_path / "saved", tied=tied)
+    released = llava_checkpoint(tmp_path / "released", tied=tied, released=True)
     expected = logits(backend, saved)
     torch.testing.assert_close(logits(backend, released), expected)
     settings = json.loads((released / "config.json").read_text())
@@ -73,7 +61,7 @@ def test_the_released_layout_says_the_same(backend: type[Backend], tmp_path: Pat
 
 
 def test_a_tied_checkpoint_that_holds_its_head_too(backend: type[Backend], tmp_path: Path) -> None:
-    folder = random_checkpoint(tmp_path / "checkpoint")
+    folder = llava_checkpoint(tmp_path / "checkpoint")
     expected = logits(backend, folder)
     weights = load_file(folder / "model.safetensors")
     weights["language_model.lm_head.weight"] = weights["language_model.model.embed_tokens.weight"].clone()
@@ -152,7 +140,7 @@ def test_weights_of_another_shape(backend: type[Backend], folder: Path) -> None:
 
 
 def test_a_missing_shard(backend: type[Backend], tmp_path: Path) -> None:
-    folder = random_checkpoint(tmp_path / "checkpoint", max_shard_size="100KB")
+    folder = llava_checkpoint(tmp_path / "checkpoint", max_shard_size="100KB")
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(CheckpointError, match=shard.name):

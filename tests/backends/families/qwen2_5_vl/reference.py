@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.support.qwen import TEMPLATE
+from .checkpoint import TEMPLATE
 
 
 class QwenReference:

@@ -16,16 +16,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from pvlm_backends.families.qwen2_5_vl import QWEN2_5_VL
 from pvlm_backends.hf.model import device_map
 from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
-from tests.support.qwen import TOKEN_SIDE, module_name, qwen_checkpoint, released_name, rename_weights
+from tests.backends.conftest import BACKENDS
+from tests.support.checkpoints import random_frames, rename_weights
 
-from .conftest import BACKENDS, random_frames
+from .checkpoint import TOKEN_SIDE, module_name, qwen_checkpoint, released_name
 
 PROMPT = Prompt("What happens?", random_frames(2, 5 * TOKEN_SIDE, 2 * TOKEN_SIDE))
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> type[Backend]:
-    return BACKENDS[str(request.param)]
 
 
 @pytest.fixture
