@@ -1,4 +1,4 @@
-"""Many answers at once on one engine, against the same answers one after the other."""
+"""Several answers at once on one engine, compared with the same answers one after the other."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pvlm.speculation.theory import acceptance_from_length
 
 SESSIONS = (1, 2, 4, 8)
 NOT_BELOW = 1.0
-"""What the throughput of several answers at once is to reach, as a ratio to that of one after the other."""
+"""Required throughput of several answers at once, as a ratio to that of one after the other."""
 
 
 class Asked(NamedTuple):
-    """One question, and what it is asked about."""
+    """One question about one video, with options of the answer."""
 
     video: Any
     question: str
@@ -33,11 +33,11 @@ class Asked(NamedTuple):
 
 
 class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
-    """``sessions`` answers at once. ``ratio``: their tokens a second over those of one after the other, both with
-    prefill and, on the bundled pair, with reading the videos; the median of ``ratios``, a round each.
+    """``sessions`` answers at once. ``ratio``: their tokens per second over those of one after the other.
 
-    A row of one session shows how far the ratio is off by chance. ``tokens``: of all answers of a round;
-    ``same_tokens``: whether each equals its plain decoding.
+    Both include the prefill and, on the bundled pair, reading the videos. ``ratio`` is the median of ``ratios``, which
+    has one for each round. A row of one session shows the noise of the ratio. ``tokens``: of all answers of a round;
+    ``same_tokens``: whether each answer equals plain decoding.
     """
 
     pair: str
@@ -66,10 +66,12 @@ async def measure_sessions(
     transport: Transport = "ipc",
     on_row: Callable[[SessionsRow], None] = lambda row: None,
 ) -> list[SessionsRow]:
-    """``pairs``: names of emulated pairs, or ``bundled``, which is asked about ``clips``: paths and questions.
-    ``tokens``: of each emulated answer.
+    """Measure each pair with each number of sessions.
 
-    Raises OptionError where a number is too small.
+    ``pairs``: names of emulated pairs, or ``bundled``. ``clips``: paths and questions for the bundled pair. ``tokens``:
+    of each emulated answer.
+
+    Raises OptionError if a number is too small.
     """
     for name, value, least in (("tokens", tokens, 2), ("rounds", rounds, 1), ("sessions", min(sessions), 1)):
         if value < least:
@@ -120,7 +122,7 @@ async def _answer(engine: Engine, asked: Asked, **options: Any) -> Answer:
 
 
 def _emulated(pair: Pair, tokens: int, time_scale: float, transport: Transport) -> tuple[dict[str, Any], list[Asked]]:
-    """Settings of an engine, and what it is asked. The prefill takes a pass's time: decoding is what counts here."""
+    """Settings of an engine, and its question. The prefill takes only one pass's time, because decoding counts here."""
     target = {"pass_ms": pair.target_ms, "prefill_ms": pair.target_ms, "time_scale": time_scale}
     draft = {
         "pruned_pass_ms": pair.draft_ms,

@@ -1,4 +1,4 @@
-"""What shapes a distribution, and which coupling an answer uses. Imports no torch."""
+"""Settings of a distribution, and the choice of a coupling. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pvlm_protocols.messages import Coupling as CouplingName
 from pvlm_protocols.messages import Sampling
 
 MIN_TEMPERATURE = 1e-5
-"""Below it ``logits / temperature`` leaves the range of float32; 0 itself means greedy."""
+"""Smallest temperature for which ``logits / temperature`` stays in the range of float32; 0 means greedy."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def resolve_coupling(
 ) -> Literal["greedy", "speculative", "gumbel"]:
     """The coupling that an answer uses. ``seeded``: the caller gave a seed.
 
-    Temperature 0 leaves nothing to draw and is always greedy. ``auto`` is Gumbel with a seed (the text is then a
-    function of prompt and seed alone) and speculative sampling without one (it accepts more). Raises `OptionError`.
+    Temperature 0 is always greedy. ``auto`` is Gumbel with a seed, because the text is then a function of prompt and
+    seed alone. Without a seed it is speculative sampling, which accepts more. Raises `OptionError`.
     """
     if temperature == 0:
         return "greedy"
