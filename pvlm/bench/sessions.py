@@ -87,34 +87,44 @@ async def measure_sessions(
             await (warm_up(engine) if emulated else _answer(engine, asked[0]))
             plain = [(await _answer(engine, one, method="ar")).tokens for one in asked]
             for count in sessions:
-                now = list(islice(cycle(asked), count))
-                ratios, together_s, same, written = [], [], True, 0
-                for _ in range(rounds):
-                    began = time.perf_counter()
-                    answers = [await _answer(engine, one) for one in now]
-                    one_by_one_s = time.perf_counter() - began
-                    began = time.perf_counter()
-                    answers += await asyncio.gather(*(_answer(engine, one) for one in now))
-                    together_s.append(time.perf_counter() - began)
-                    ratios.append(one_by_one_s / together_s[-1])
-                    expected = list(islice(cycle(plain), count)) * 2
-                    same &= [answer.tokens for answer in answers] == expected
-                    written = sum(len(answer.tokens) for answer in answers[count:])
+                now, expected = list(islice(cycle(asked), count)), list(islice(cycle(plain), count))
+                measured = [await _measure_round(engine, now, expected) for _ in range(rounds)]
+                ratios = tuple(one.one_by_one_s / one.together_s for one in measured)
                 rows.append(
                     SessionsRow(
                         pair=pair,
                         sessions=count,
-                        tokens=written,
-                        tokens_per_second=written / median(together_s),
+                        tokens=measured[-1].tokens,
+                        tokens_per_second=measured[-1].tokens / median(one.together_s for one in measured),
                         ratio=median(ratios),
-                        ratios=tuple(ratios),
-                        same_tokens=same,
+                        ratios=ratios,
+                        same_tokens=all(one.same_tokens for one in measured),
                         time_scale=time_scale if emulated else None,
                         transport=transport,
                     )
                 )
                 on_row(rows[-1])
     return rows
+
+
+class _Round(NamedTuple):
+    """``tokens``: of all answers at once; ``same_tokens``: whether all answers are as expected, both times."""
+
+    one_by_one_s: float
+    together_s: float
+    tokens: int
+    same_tokens: bool
+
+
+async def _measure_round(engine: Engine, asked: Sequence[Asked], expected: Sequence[tuple[int, ...]]) -> _Round:
+    """Answer the questions one by one, then all at once."""
+    began = time.perf_counter()
+    one_by_one = [(await _answer(engine, one)).tokens for one in asked]
+    turned = time.perf_counter()
+    together = [answer.tokens for answer in await asyncio.gather(*(_answer(engine, one) for one in asked))]
+    ended = time.perf_counter()
+    same = one_by_one == together == list(expected)
+    return _Round(turned - began, ended - turned, sum(map(len, together)), same)
 
 
 async def _answer(engine: Engine, asked: Asked, **options: Any) -> Answer:

@@ -63,7 +63,7 @@ def test_a_slow_outlier_at_a_rare_n_yields() -> None:
 
 
 def acceptance_after(betas: list[tuple[float, int]], seed: int) -> float:
-    """The estimate after so many tested tokens at each beta, told in verdicts of windows of 4."""
+    """The estimate after so many tested tokens at each beta, in verdicts of windows of 4."""
     generator = random.Random(seed)
     estimate = AcceptanceEstimate()
     for beta, tokens in betas:
