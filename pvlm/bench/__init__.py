@@ -1,1 +1,1 @@
-"""Measurements that the documentation quotes."""
+"""Measurements of a pair of models, for ``pvlm bench`` and ``pvlm plan``."""

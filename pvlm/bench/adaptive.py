@@ -1,4 +1,4 @@
-"""Whether the automatic window finds what is best, and gives way where nothing is to be gained, on emulated pairs."""
+"""The automatic window, compared with the best fixed windows and with plain decoding, on emulated pairs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pvlm.speculation.theory import MeasuredCurve, best_window
 
 GAMMA_MAX = 16
 OF_BEST = 0.93
-"""Share of the best fixed windows' speed that the automatic one is to reach."""
+"""Required speed, as a share of the best fixed windows' speed."""
 OF_PLAIN = 0.98
-"""Share of plain decoding's speed that it must not fall below."""
+"""Required speed, as a share of plain decoding's speed, if drafting cannot win."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Scenario:
-    """An answer whose acceptance changes. Times in ms; ``hopeless``: drafting cannot win here."""
+    """An answer whose acceptance changes. Times in ms; ``hopeless``: drafting cannot win."""
 
     name: str
     target_ms: dict[int, float]
@@ -57,14 +57,14 @@ SCENARIOS = {
         Scenario("costly-windows", {1: 60.0, 5: 110.0}, 50.0, (Phase(0.2, 150),), hopeless=True),
     )
 }
-"""Decoding starts at a window of 4: too short for c = 12, too long for c = 2 with windows that cost."""
+"""Decoding starts with a window of 4. That is too short for c = 12, and too long for c = 2 with costly windows."""
 
 
 class AdaptiveRow(msgspec.Struct, frozen=True, kw_only=True):
     """The automatic window on one scenario.
 
-    ``against``: ``plain`` decoding, or the best ``fixed`` window of each phase; ``ratio``: that one's time over the
-    automatic window's; ``required``: what the ratio is to reach. ``windows``: the fixed ones, a phase each.
+    ``against``: ``plain`` decoding, or the best ``fixed`` window of each phase; ``ratio``: the time of these over the
+    automatic window's time; ``required``: the least ratio to pass. ``windows``: the fixed window of each phase.
     """
 
     scenario: str
@@ -90,7 +90,7 @@ async def measure_adaptive(
     transport: Transport = "ipc",
     on_row: Callable[[AdaptiveRow], None] = lambda row: None,
 ) -> list[AdaptiveRow]:
-    """Answer each scenario ``rounds`` times with the automatic window and with what it is compared with, in turns."""
+    """Answer each scenario ``rounds`` times with the automatic window and with the decoding it is compared with."""
     rows: list[AdaptiveRow] = []
     for scenario in scenarios:
         ratios, same = [], True
@@ -126,7 +126,7 @@ async def measure_adaptive(
 async def _answer(
     scenario: Scenario, phases: tuple[Phase, ...], window: WindowSetting | None, time_scale: float, transport: Transport
 ) -> Answer:
-    """``window`` None: plain decoding. An engine of its own, so that nothing has been learned before."""
+    """``window`` None: plain decoding. Each answer has a new engine, which has learned nothing."""
     target = {"pass_ms": scenario.target_ms, "time_scale": time_scale}
     draft = {
         "pass_ms": scenario.draft_ms,

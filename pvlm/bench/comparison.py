@@ -1,4 +1,4 @@
-"""All methods side by side on the same clips, in turns, so that a machine that drifts hurts them alike."""
+"""All methods side by side on the same clips, in turns, so that a drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ GAMMA_MAX = 16
 
 
 class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One method. Speed-ups are plain decoding's time over this one's: medians over the rounds of the ratio within a
-    round, with the first and third quartile beside them; null where plain decoding on all cores was not measured.
+    """One method. A speed-up is plain decoding's time over this method's time.
 
-    ``speedup_*``: of ``decode_s``; ``end_to_end_*``: prefill and decoding together. Times are a mean answer's, medians
-    over the rounds; reading and resizing the video is left out. ``window``: mean drafted tokens of a pass that had any.
-    ``same_tokens``: whether every answer has the tokens of plain decoding (``ar``). ``peak_rss_mb``: the most memory
-    resident while the method answered, weights included, summed over its processes: target, and draft if it drafts;
-    for transformers' loops one process that holds both models. The engine's own process does not count.
+    A ratio is taken within a round; the row has the median over the rounds, and the first and third quartile. It is
+    null if plain decoding on all cores was not measured. ``speedup_*``: of ``decode_s``; ``end_to_end_*``: of prefill
+    and decoding together. Times are those of a mean answer, medians over the rounds, without reading and resizing the
+    video. ``window``: mean drafted tokens of the passes over drafted tokens. ``same_tokens``: whether every answer has
+    the tokens of plain decoding (``ar``). ``peak_rss_mb``: peak of the resident memory while the method answered, with
+    weights, summed over its processes: target, and draft if it drafts; for transformers' loops one process with both
+    models. The engine's own process does not count.
 
     ``predicted``: the speed-up by theorem 7 (`parallel` methods) or 4 (sd, specvlm, parallel-no-pd), at the best window
-    for the measured acceptance, T_q beside a target at work, and T_p(n): ``target_ms``, in the row of ``ar``.
-    ``predicted_busy``: theorem 7 with the times that the method's own passes took, beside a draft at work.
+    for the measured acceptance, T_q (measured while the target works) and T_p(n) (``target_ms``, in the row of ``ar``).
+    ``predicted_busy``: theorem 7 with the times of the method's own passes, measured while the draft works.
     ``coordination_share``: the share of decoding that draft and target lost between passes, which the theorems do not
     include. ``note``: the caller's remark about the run.
     """
@@ -74,7 +75,7 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class _Record:
-    """What one method measured: a list of its clips' measurements for each round."""
+    """The measurements of one method: for each round a list with one for each clip."""
 
     contender: Contender
     rounds: list[list[Measurement]] = field(default_factory=list)
@@ -89,7 +90,7 @@ class _Record:
 
 
 def turns(chosen: Sequence[Contender], number: int) -> list[Contender]:
-    """The order of a round: each starts one further, so that nobody always follows the same."""
+    """The order of a round. Each round starts one contender later, so that none always follows the same one."""
     first = number % len(chosen)
     return [*chosen[first:], *chosen[:first]]
 
@@ -104,16 +105,16 @@ async def measure_methods(
     note: str = "",
     on_turn: Callable[[float], None] = lambda fraction: None,
 ) -> list[MethodRow]:
-    """Answer the clips' questions greedily by every method, ``rounds`` times after a round that does not count.
+    """Answer the clips' questions greedily by every method, ``rounds`` times after a warm-up round.
 
     ``chosen``: see `pvlm.bench.methods.contenders`. ``note``: a remark that every row carries. ``on_turn`` gets the
     finished fraction, 0 to 1.
 
-    Raises OptionError for less than one round, two tokens or one clip, and what `Engine.answer` raises.
+    Raises OptionError for less than one round, two tokens or one clip, and the errors of `Engine.answer`.
     """
     check_extent(rounds, max_tokens)
     if not clips:
-        raise OptionError("there is no clip to measure on")
+        raise OptionError("no clip was given: at least 1 is needed")
     records = {contender.name: _Record(contender) for contender in chosen}
     passes = PassTimeEstimate()
     drafting = any(contender.drafts and not contender.loop for contender in chosen)
@@ -136,7 +137,7 @@ async def measure_methods(
 
 
 def check_extent(rounds: int, max_tokens: int) -> None:
-    """Raises OptionError where there would be nothing to measure."""
+    """Raises OptionError if there would be nothing to measure."""
     if rounds < 1:
         raise OptionError(f"{rounds} rounds: at least 1 is needed")
     if max_tokens < 2:
@@ -239,8 +240,9 @@ def _predicted(
 def _predicted_busy(
     record: _Record, beta: float | None, draft_ms: float | None, target_ms: dict[int, float] | None
 ) -> float | None:
-    """As `_predicted` for parallel decoding; a pass beside a draft at work is slower than T_p(n), but plain decoding's
-    is not.
+    """As `_predicted` for parallel decoding, with passes that are slower than T_p(n) because the draft works too.
+
+    Plain decoding's pass is not slower.
     """
     contender = record.contender
     if contender.loop or beta is None or draft_ms is None or target_ms is None or _takes_turns(contender):

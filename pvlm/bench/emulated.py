@@ -1,7 +1,7 @@
-"""How near the runtime comes to theory, on emulated pairs whose times and acceptance are the paper's.
+"""The runtime, compared with theory, on emulated pairs with the paper's times and acceptance.
 
-Only decoding is measured. The target's prefill takes a few passes' time, so that parallel prefilling can hide the
-draft's first window under it, as in the paper; the draft's own prefill and the vision towers take none.
+Only decoding is measured. The target's prefill takes the time of a few passes, so that the draft can write its first
+window in parallel, as in the paper. The draft's prefill and the vision towers take no time.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from pvlm.results import Answer, AnswerStats
 from pvlm.speculation.theory import acceptance_from_length
 
 WARM_UP_TOKENS = 8
-"""Of the first answer of each engine, which is not measured."""
+"""Tokens of each engine's first answer, which is not measured."""
 PREFILL_PASSES = 5
-"""How many passes the target's prefill takes: long enough to write the first window in, and no longer."""
+"""Time of the target's prefill in passes: just enough for the draft's first window."""
 NEAR_THEORY = 0.97
-"""Share of theorem 7 that parallel decoding is to reach."""
+"""Speed-up of parallel decoding that passes, as a share of theorem 7."""
 
 FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
 QUESTION = "What happens?"
-"""An emulated pair answers anything about anything."""
+"""An emulated pair ignores both."""
 
 
 class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
     """One way of decoding with one pair.
 
     ``speedup``: plain decoding's ``decode_s`` over this one's, for the same number of tokens; ``predicted``: theorem 4
-    or 7. ``paper``: the reported speed-up; ``fitted``: what is not the paper's, so that ``paper`` cannot be compared
-    with strictly. ``window``: drafted tokens of most passes. ``coordination_ms_*``: percentiles, not scaled.
-    ``same_tokens``: whether the answer equals plain decoding.
+    or 7. ``paper``: the reported speed-up; ``fitted``: the quantities that are not the paper's; with any, ``paper`` is
+    only a rough comparison. ``window``: the most frequent number of drafted tokens in a pass. ``coordination_ms_*``:
+    percentiles, not scaled. ``same_tokens``: whether the answer equals plain decoding.
     """
 
     pair: str
@@ -71,7 +71,7 @@ class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def comparable(self) -> bool:
-        """Whether the paper's figure is one that theory reaches with nothing fitted."""
+        """Whether theory reaches the paper's figure without fitted quantities."""
         return self.paper is not None and not self.fitted and self.predicted >= self.paper
 
 
@@ -85,10 +85,10 @@ async def measure_emulated(
 ) -> list[EmulatedRow]:
     """Decode an answer of ``tokens`` tokens by every method of every pair; rows in the order of the pairs' trials.
 
-    ``time_scale`` multiplies the pairs' times. The draft's guesses are stratified, so that some hundred tokens have
+    ``time_scale`` multiplies the pairs' times. The draft's guesses are stratified, so that a few hundred tokens have
     the given acceptance.
 
-    Raises OptionError where ``tokens`` or ``time_scale`` is too small.
+    Raises OptionError if ``tokens`` or ``time_scale`` is too small.
     """
     if tokens < 2:
         raise OptionError(f"tokens is {tokens}: the first comes from the prefill, so it must be at least 2")
@@ -136,7 +136,7 @@ def emulated_settings(target: dict[str, Any], draft: dict[str, Any], transport: 
         "backend": "emulated",
         "transport": transport,
         "method": "parallel",
-        # A pass that sleeps needs no core of its own, and no more than one thread.
+        # A pass is a sleep: it needs neither a core of its own nor threads.
         "affinity": (),
         "draft_affinity": (),
         "threads": 1,
@@ -145,7 +145,7 @@ def emulated_settings(target: dict[str, Any], draft: dict[str, Any], transport: 
 
 
 async def warm_up(engine: Engine) -> None:
-    """Torch is slow at its first operations. Nothing is learned for the windows of parallel decoding."""
+    """Answer once, because torch is slow at its first operations. The policy of parallel decoding learns nothing."""
     await engine.answer(FRAMES, QUESTION, max_tokens=WARM_UP_TOKENS, method="sd", window=1)
 
 

@@ -1,4 +1,4 @@
-"""How much memory processes take."""
+"""Peak memory of processes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _RESET_PEAK = "5"
-"""Linux, proc(5), /proc/pid/clear_refs: set the peak to what is resident now."""
+"""Linux, proc(5), /proc/pid/clear_refs: set the peak to the memory that is resident now."""
 
 
 def reset_peak(processes: Iterable[int]) -> None:
-    """Start to look for the peak of each process's memory anew. See `peak_mb`."""
+    """Reset the peak of each process's memory to the present value. See `peak_mb`."""
     for process in processes:
         (Path("/proc") / str(process) / "clear_refs").write_text(_RESET_PEAK)
 
 
 def peak_mb(processes: Iterable[int]) -> float:
-    """The most memory that was resident in each process since `reset_peak`, summed over the processes, in MB.
+    """The peak of each process's resident memory since `reset_peak`, summed over the processes, in MB.
 
     Pages that processes share (the code of torch) count in each of them.
     """

@@ -1,4 +1,4 @@
-"""The methods that are measured side by side: pvlm's own, its ablations, and transformers' decoding loops."""
+"""The methods that are compared: pvlm's own, its ablations, and transformers' decoding loops."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from pvlm_backends.hf.generation import GeneratedAnswer
 
 Cores = Literal["pair", "all"]
-"""``pair``: target and draft share the cores out, and a method without a draft has the target's; ``all``: all of them
-for one process.
+"""``pair``: target and draft share the cores, and a method without a draft has the target's cores; ``all``: one process
+has all cores.
 """
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the comparison. ``options``: of an answer by an engine; ``loop``: one of transformers' instead."""
+    """One row of the comparison. ``options``: of an engine's answer; ``loop``: a loop of transformers instead."""
 
     name: str
     meaning: str
@@ -47,7 +47,7 @@ class Contender:
 
     @property
     def drafts(self) -> bool:
-        """Whether a draft model has a part in it."""
+        """Whether the method uses a draft model."""
         return self.loop == "assisted" if self.loop else self.options["method"] != "ar"
 
 
@@ -58,7 +58,7 @@ def _parallel(name: str, meaning: str, **options: Any) -> Contender:
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender("ar", "plain decoding on the cores that the target has beside a draft", {"method": "ar"}),
+        Contender("ar", "plain decoding on the target's cores", {"method": "ar"}),
         Contender("ar-all-cores", "plain decoding on all cores", {"method": "ar"}, cores="all"),
         Contender("sd", "speculative decoding, draft and target in turns", {"method": "sd", "prune": "none"}),
         Contender("specvlm", "sd with SpecVLM's pruning by attention", {"method": "sd", "prune": "specvlm"}),
@@ -75,17 +75,17 @@ CONTENDERS = {
         Contender("prompt-lookup", "transformers' prompt lookup on the target's cores", loop="prompt-lookup"),
     )
 }
-"""By name. ``ar`` is what the others are compared with."""
+"""By name. The others are compared with ``ar``."""
 
 
 def contenders(names: Iterable[str]) -> list[Contender]:
     """The contenders of these names in the order of `CONTENDERS`, with ``ar``.
 
-    Raises OptionError for an unknown name, and where transformers is needed and missing.
+    Raises OptionError for an unknown name, and if transformers is needed but not installed.
     """
     wanted = {"ar", *names}
     if unknown := sorted(wanted - set(CONTENDERS)):
-        raise OptionError(f"there is no method '{unknown[0]}' to measure: use some of {', '.join(CONTENDERS)}")
+        raise OptionError(f"unknown method '{unknown[0]}': use some of {', '.join(CONTENDERS)}")
     chosen = [contender for contender in CONTENDERS.values() if contender.name in wanted]
     if any(contender.loop for contender in chosen):
         check_transformers()
@@ -94,7 +94,7 @@ def contenders(names: Iterable[str]) -> list[Contender]:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames that every method gets alike: uint8 ``(T, H, W, 3)``, as the target's processor resizes them."""
+    """The frames for all methods: uint8 ``(T, H, W, 3)``, resized by the target's processor."""
 
     frames: NDArray[np.uint8]
     timestamps_s: tuple[float, ...]
@@ -104,7 +104,7 @@ class Clip:
 async def read_clip(
     config: EngineConfig, video: VideoSource, question: str, num_frames: int | None = None, *, repeat: bool = False
 ) -> Clip:
-    """Read and resize a video once. ``repeat``: a video that is too short for ``num_frames`` is slowed down to them.
+    """Read and resize a video once. ``repeat``: repeat the frames of a video with fewer than ``num_frames``.
 
     Raises VideoError, ModelError, OptionError.
     """
@@ -139,9 +139,10 @@ def _processor(config: EngineConfig) -> Processor:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One answer by one method. Times in s and ms; reading and resizing the video is left out, for all have it alike.
+    """One answer by one method. Times in s and ms, without reading and resizing the video.
 
-    ``peak_mb``: the most memory that the processes of the method held while it answered (`peak_mb`).
+    ``peak_mb``: peak memory of the method's processes while it answered (`pvlm.bench.memory.peak_mb`). The fields that
+    `AnswerStats` has too mean the same.
     """
 
     tokens: tuple[int, ...]
@@ -165,10 +166,10 @@ class Measurement:
 
 
 class OpenContenders:
-    """The models behind some contenders, loaded all at the same time. An async context manager.
+    """The models of some contenders, all loaded at the same time. An async context manager.
 
-    One engine serves all methods of the pair, another plain decoding on all cores; transformers' loops have a process
-    for each choice of cores, with both models. Who does not answer waits without using its cores.
+    One engine serves all methods of the pair, and another serves plain decoding on all cores. transformers' loops have
+    a process with both models for each choice of cores. A process that does not answer uses no CPU time.
     """
 
     def __init__(self, config: EngineConfig, chosen: Iterable[Contender], max_tokens: int) -> None:
@@ -205,17 +206,17 @@ class OpenContenders:
         drafting = [contender.name for contender in self._chosen if contender.drafts]
         if drafting and self._config.draft_model is None:
             raise ConfigError(
-                f"method '{drafting[0]}' needs a draft for '{self._config.target}': give one, or measure without "
+                f"method '{drafting[0]}' needs a draft for '{self._config.target}': give one, or leave out "
                 f"{', '.join(drafting)}"
             )
 
     @property
     def pair(self) -> Engine:
-        """The engine of the methods that share the cores out. Raises KeyError where no method needs it."""
+        """The engine of the methods that share the cores. Raises KeyError if no method needs it."""
         return self._engines["pair"]
 
     async def answer(self, contender: Contender, clip: Clip) -> Measurement:
-        """Raises ModelError, also where a draft was lost, for what was measured then is another method."""
+        """Raises ModelError, also if the draft was lost, because that answer was written by another method."""
         processes = self._processes(contender)
         reset_peak(processes)
         if contender.loop is not None:
@@ -245,7 +246,7 @@ class OpenContenders:
         )
 
     def _cores(self, cores: Cores) -> tuple[int, ...]:
-        """Those of the engine's target, so that transformers' loops have as many."""
+        """The cores of the engine's target, so that transformers' loops have as many."""
         spec = worker_spec(self._config, "target", "", "", alone=cores == "all")
         return spec.affinity or tuple(sorted(os.sched_getaffinity(0)))
 

@@ -1,6 +1,6 @@
-"""The pairs of models in the paper's table, and what theory predicts for them (ParallelVLM, arXiv 2603.19610).
+"""The pairs of models in the paper's table, and theory's predictions for them (ParallelVLM, arXiv 2603.19610).
 
-What the paper does not say is filled in, and named as ``fitted``.
+Quantities that the paper does not give are fitted, and listed as ``fitted``.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from pvlm.config import Method
 from pvlm.speculation.theory import acceptance_from_length, best_parallel_speedup, vanilla_speedup
 
 VANILLA_WINDOW = 5
-"""Window of draft-then-verify: what the paper used for SpecVLM."""
+"""Window of draft-then-verify, as in the paper's measurement of SpecVLM."""
 PRUNE_RATIO = 0.9
 """Share of the video tokens that a pruned draft does not see."""
 GAMMA_MAX = 32
-"""Largest window that the best of theorem 7 is looked for among."""
+"""Largest window considered for the best of theorem 7."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """A target and its draft as the paper measured them. Times in ms.
 
-    ``draft_ms``: T_q by prune ratio; ``accepted_length``: M, accepted tokens a rejection. ``paper``: the reported
-    speed-ups of ParallelVLM and SpecVLM. ``specvlm_accepted_length``: SpecVLM's own M, where it is reported.
-    ``fitted``: which of T_p, T_q and M are not the paper's. ``target_layers``, ``draft_layers``: decoder layers of the
-    released models.
+    ``draft_ms``: T_q by prune ratio; ``accepted_length``: M, accepted tokens per rejection. ``paper`` and
+    ``paper_specvlm``: the reported speed-ups. ``specvlm_accepted_length``: SpecVLM's own M, if it is reported.
+    ``fitted``: those of T_p, T_q and M that are not the paper's. ``target_layers``, ``draft_layers``: decoder layers of
+    the released models.
     """
 
     name: str
@@ -86,8 +86,8 @@ class Pair:
 class Trial:
     """One way of decoding with a pair. ``label``: as in the table; ``method``: the engine's.
 
-    ``predicted``: the speed-up by theorem 4 or 7; ``paper``: the reported one; ``fitted``: the quantities behind this
-    trial that are not the paper's.
+    ``predicted``: the speed-up by theorem 4 or 7; ``paper``: the reported one; ``fitted``: the quantities of this trial
+    that are not the paper's.
     """
 
     label: str
@@ -107,7 +107,7 @@ PAIRS = {
     for pair in (
         Pair("ov-7b-72b", "LLaVA-OneVision 7B & 72B", 420.0, _OV_7B_MS, 6.8, 3.36, 2.74, 80, 28, 4.4),
         Pair("qwen-7b-32b", "Qwen2.5-VL 7B & 32B", 203.0, _QWEN_7B_MS, 4.3, 2.42, 2.11, 64, 28, 4.2),
-        # T_p: the 7B's own time as a draft. T_q: the paper's c = 2 without pruning, and 3 taken with it.
+        # T_p: the 7B's time as a draft. T_q: from the paper's c = 2 without pruning; with pruning c = 3 is assumed.
         Pair(
             "ov-0.5b-7b",
             "LLaVA-OneVision 0.5B & 7B",
@@ -121,7 +121,7 @@ PAIRS = {
             4.8,
             fitted=("T_p", "T_q"),
         ),
-        # A model and its pruned self: the paper says M > 14 for the first, and nothing for the second.
+        # A model and its pruned self: the paper gives M > 14 for the first pair, and no M for the second.
         Pair("ov-7b-7b", "LLaVA-OneVision 7B & itself", 78.3, _OV_7B_MS, 14.0, 1.55, 1.22, 28, 28, fitted=("M",)),
         Pair("qwen-7b-7b", "Qwen2.5-VL 7B & itself", 63.7, _QWEN_7B_MS, 14.0, 1.51, 1.21, 28, 28, fitted=("M",)),
     )

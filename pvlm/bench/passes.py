@@ -1,9 +1,9 @@
-"""How near the passes of a model come to what the machine can do.
+"""The passes of a model, compared with the limit of the machine.
 
-A pass must read every weight and the cache once, and multiply. So it takes at least the larger of bytes over memory
-bandwidth and operations over the speed of a large matrix product, both measured here, on as many threads. The bandwidth
-is that of reading a buffer of as many bytes as the pass reads: a small model's weights stay in a cache, and then that
-cache's bandwidth counts.
+A pass must read every weight and the cache once, and multiply. So it takes at least the larger of two times: bytes over
+memory bandwidth, and operations over the speed of a large matrix product. Both speeds are measured here, on as many
+threads. The bandwidth is measured on a buffer with as many bytes as the pass reads. So if a small model's weights stay
+in a CPU cache, the bandwidth of that cache counts.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from pvlm_protocols.backend import ENTRY_POINT_GROUP, Backend, BackendError, Loa
 
 QUESTION = "Describe the video in detail."
 FRAME_SIDE = 64
-"""Pixels; frames are noise, and are resized to what the model takes."""
+"""Pixels; frames are noise, and the processor resizes them."""
 _MATRIX, _READS, _WARM_UP = 1024, 15, 3
 
 
 class PassRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of pass. ``rows``: what its cache holds at the end. Of times the median counts.
+    """One kind of pass. ``rows``: rows of the cache after the pass; ``ms``: a median.
 
     ``read_mb``: weights and cache, 10^6 bytes; ``gflop``: 10^9 operations. ``limit_ms``: the least time for them on
-    this machine, ``of_limit`` that over ``ms``. These are None for a backend that does not tell them (`PassCost`).
+    this machine; ``of_limit``: ``limit_ms`` over ``ms``. They are None for a backend that does not report its costs
+    (`PassCost`).
     """
 
     role: Role
@@ -47,7 +48,7 @@ class PassRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PassReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``gflop_s``: of a large float32 product. ``prefill_ms`` and ``tower_ms`` by role."""
+    """``gflop_s``: speed of a large float32 product. ``prefill_ms`` and ``tower_ms``: by role."""
 
     threads: int
     gflop_s: float
@@ -63,10 +64,10 @@ def measure_passes(
     frames: int = 32,
     rounds: int = 30,
 ) -> PassReport:
-    """Time passes of target and draft over so many tokens, on ``config.threads`` threads (default: 1) of this process.
+    """Time passes of target and draft over each number in ``tokens``.
 
-    The draft's cache holds the share of the video tokens that ``config.prune_ratio`` leaves. Sizes take turns, so that
-    a drifting machine hurts all alike.
+    They run on ``config.threads`` threads (default: 1) of this process. The draft's cache has the share of the video
+    tokens that ``config.prune_ratio`` keeps. Sizes take turns, so that a drift of the machine affects all alike.
 
     Raises OptionError for counts below 1, ConfigError for an unknown backend and ModelError if a model does not load.
     """
@@ -96,13 +97,13 @@ def measure_passes(
 
 
 def matrix_gflop_s() -> float:
-    """10^9 operations a second in a product of two large float32 matrices."""
+    """10^9 operations per second in a product of two large float32 matrices."""
     left, right = torch.randn(_MATRIX, _MATRIX), torch.randn(_MATRIX, _MATRIX)
     return 2 * _MATRIX**3 / 1e6 / _median_ms(lambda: torch.mm(left, right))
 
 
 def read_gb_s(size: int) -> float:
-    """10^9 bytes a second in reading a buffer of ``size`` bytes again and again."""
+    """10^9 bytes per second in reading a buffer of ``size`` bytes repeatedly."""
     buffer = torch.ones(size // 4)
     return size / 1e6 / _median_ms(lambda: torch.sum(buffer))
 

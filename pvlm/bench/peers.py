@@ -1,4 +1,4 @@
-"""What a user would pick instead: transformers' own decoding loops, in a process with cores of its own."""
+"""Transformers' own decoding loops, for comparison, in a process with its own cores."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 Loop = Literal["generate", "assisted", "prompt-lookup"]
 
 LOOKUP_TOKENS = 10
-"""Prompt lookup: what transformers' documentation uses."""
+"""Tokens of prompt lookup, as in transformers' documentation."""
 
 _BACKEND = "hf"
 T = TypeVar("T")
 
 
 def check_transformers() -> None:
-    """Raises OptionError where transformers is not installed."""
+    """Raises OptionError if transformers is not installed."""
     if find_spec("transformers") is None:
         raise OptionError(
-            "generate, assisted and prompt-lookup are transformers' own: pip install 'pvlm[hf]', "
-            "or name the methods to measure (--methods)"
+            "generate, assisted and prompt-lookup need transformers: pip install 'pvlm[hf]', "
+            "or choose other methods (--methods)"
         )
 
 
 @dataclass(frozen=True)
 class PeerModels:
-    """Checkpoint directories or hub names, and how they are loaded."""
+    """Checkpoint directories or hub names, and options for loading them."""
 
     target: str
     draft: str | None
@@ -58,12 +58,12 @@ class PeerModels:
 class PeerProcess:
     """A process in which transformers runs both models, on given cores with as many threads. An async context manager.
 
-    It is no worker of an engine: nothing of pvlm runs beside transformers' loops.
+    It is not a worker of an engine: no part of pvlm's runtime runs in it.
     """
 
     def __init__(self, models: PeerModels, cores: Sequence[int]) -> None:
         self.process = 0
-        """Its id, while it runs."""
+        """Process id, while the process runs; 0 before."""
         self._models = models
         self._cores = tuple(cores)
         self._pool = ProcessPoolExecutor(1, get_context("spawn"))
@@ -86,7 +86,7 @@ class PeerProcess:
         self._pool.shutdown(cancel_futures=True)
 
     async def answer(self, loop: Loop, prompt: Prompt, max_tokens: int) -> GeneratedAnswer:
-        """Answer greedily by one of the loops; ``prompt``'s frames as the target's processor resizes them.
+        """Answer greedily by one of the loops. The target's processor must have resized the frames of ``prompt``.
 
         Raises ModelError.
         """
@@ -98,7 +98,7 @@ class PeerProcess:
         except BrokenProcessPool as error:
             raise ModelError(
                 f"the process in which transformers runs '{self._models.target}' has ended; "
-                "what it said is on standard error"
+                "its messages are on standard error"
             ) from error
         except Exception as error:
             raise ModelError(f"transformers with '{self._models.target}': {type(error).__name__}: {error}") from error
@@ -110,11 +110,11 @@ _loaded: dict[Role, Any] = {}
 
 
 def _load(models: PeerModels, cores: tuple[int, ...]) -> int:
-    """Returns the process's id."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the parent's to handle
+    """Load both models. Returns the process id."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.sched_setaffinity(0, cores)
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it warns of how it calls itself
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it warns about its own calls
     backend: Any = load_plugin("pvlm.backends", _BACKEND)
     names: dict[Role, str | None] = {"target": models.target, "draft": models.draft}
     for role, name in names.items():
@@ -133,7 +133,7 @@ def _load(models: PeerModels, cores: tuple[int, ...]) -> int:
 
 
 def _leave_with_parent() -> None:
-    """Exit when the parent dies, however it dies: a pool's process would wait for work for ever."""
+    """Exit when the parent dies for any reason. Otherwise a pool's process would wait for work forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

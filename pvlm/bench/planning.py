@@ -1,6 +1,6 @@
-"""What theory predicts for a pair of models: speed-ups over the window, from times and acceptance rates.
+"""Theory's predictions for a pair of models: speed-ups over the window, from times and acceptance rates.
 
-These come from elsewhere (a paper, a profile), or `measure` takes them from a pair on one video.
+The figures come from elsewhere (a paper, a profile), or `measure` measures them on one video.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 PASS_SIZES = (1, 2, 3, 5, 8, 12)
 """Tokens of the passes that `measure` times."""
 TIMED_TOKENS = 48
-"""Length of an answer in which passes are timed."""
+"""Tokens of an answer whose passes are timed."""
 ACCEPTANCE_WINDOW = 5
-"""Window of the answers from which the acceptance rate is taken: fixed, so that the ratios differ in nothing else."""
+"""Window of the answers that measure the acceptance rate. It is fixed, so that only the prune ratio differs."""
 
 
 class PairFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prediction needs. ``target_ms``: T_p(n) in ms by n; ``draft_ms``: T_q in ms, ``acceptance``: beta, both by
-    prune ratio.
+    """The input of a prediction. ``target_ms``: T_p(n) in ms by n. ``draft_ms`` (T_q in ms) and ``acceptance`` (beta):
+    by prune ratio.
     """
 
     target_ms: dict[int, float]
@@ -52,8 +52,8 @@ class PairFigures(msgspec.Struct, frozen=True, kw_only=True):
 class PlannedWindow(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted speed-ups over plain decoding for windows of ``gamma`` tokens.
 
-    ``vanilla``: theorem 4 over T_p(n). ``parallel``: the loop as it runs, with whole windows, at its best ``k``.
-    ``theorem_7``: the paper's loop with that k.
+    ``vanilla``: theorem 4 with T_p(n). ``parallel``: pvlm's loop with whole windows, at its best ``k``. ``theorem_7``:
+    the paper's loop with the same k.
     """
 
     gamma: int
@@ -66,8 +66,8 @@ class PlannedWindow(msgspec.Struct, frozen=True, kw_only=True):
 class RatioPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The predictions at one prune ratio. ``c``: T_p(1) / T_q; ``acceptance``: beta.
 
-    ``gamma``, ``k`` and ``speedup`` are those of the best window for the loop as it runs (gamma*), ``vanilla_gamma``
-    and ``vanilla_speedup`` those for vanilla speculative decoding.
+    ``gamma``, ``k`` and ``speedup`` belong to the best window of pvlm's loop (gamma*), ``vanilla_gamma`` and
+    ``vanilla_speedup`` to the best window of vanilla speculative decoding.
     """
 
     ratio: float
@@ -85,7 +85,7 @@ class RatioPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan(figures: PairFigures, gamma_max: int = 16) -> list[RatioPlan]:
     """The predictions for windows of 1 to ``gamma_max`` tokens at every prune ratio, ratios ascending.
 
-    Raises OptionError for figures that cannot be, or do not belong together.
+    Raises OptionError for figures that are invalid or inconsistent.
     """
     _check(figures, gamma_max)
     return [_plan_ratio(figures, ratio, gamma_max) for ratio in sorted(figures.draft_ms)]
@@ -98,7 +98,7 @@ def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int) -> RatioPlan
     for gamma in range(1, gamma_max + 1):
         by_k = [loop_speedup(gamma, k, beta, target_ms, draft_ms, whole_windows=True) for k in range(gamma + 1)]
         highest = max(by_k)
-        # Of equal ones the first, whatever rounding says.
+        # Of equal ones the first: rounding must not decide.
         k = next(k for k, speedup in enumerate(by_k) if speedup >= highest * (1 - 1e-12))
         windows.append(
             PlannedWindow(
@@ -146,8 +146,8 @@ def _check(figures: PairFigures, gamma_max: int) -> None:
         if ratio not in figures.draft_ms:
             known = ", ".join(f"{known:g}" for known in sorted(figures.draft_ms))
             raise OptionError(
-                f"there is an acceptance rate for prune ratio {ratio:g}, but no time of the draft "
-                f"(it has one for {known})"
+                f"an acceptance rate was given for prune ratio {ratio:g}, but no time of the draft "
+                f"(times were given for {known})"
             )
         if not 0 <= beta <= 1:
             raise OptionError(f"the acceptance rate is {beta:g}: it must be from 0 to 1")
@@ -163,16 +163,16 @@ async def measure(
     options: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> PairFigures:
-    """Measure a pair on one question about one video, by the figures of its answers. ``options``: see `AnswerOptions`.
+    """Measure a pair on one question about one video. ``options``: see `AnswerOptions`.
 
-    beta and T_q are those of parallel answers at each prune ratio, so T_q is the draft's time beside a target at work.
-    T_p(1) is the median pass of plain decoding, and T_p(n) that of plain speculative decoding with windows of n - 1
-    tokens, whose passes take in n; there the draft rests during a pass. Passes that came out shorter for a larger n are
-    averaged with their neighbours. All of it is done ``rounds`` times: of the times the medians count, of the tested
-    tokens all.
+    beta and T_q come from parallel answers at each prune ratio, so T_q is the draft's time while the target works.
+    T_p(1) is the median pass of plain decoding. T_p(n) is the median pass of plain speculative decoding with windows of
+    n - 1 tokens, whose passes run over n tokens while the draft rests. If passes are shorter for a larger n, they are
+    averaged with their neighbours. All is measured ``rounds`` times; times are medians, and beta counts all tested
+    tokens.
 
-    Raises what `Engine.answer` raises, OptionError for less than one round, and ModelError if the draft was lost or an
-    answer was too short.
+    Raises the errors of `Engine.answer`, OptionError for less than one round, and ModelError if the draft was lost or
+    an answer was too short.
     """
     if rounds < 1:
         raise OptionError(f"{rounds} rounds: at least 1 is needed")
@@ -199,8 +199,9 @@ async def measure(
 
 
 async def time_passes(passes: PassTimeEstimate, stats_of: Callable[..., Awaitable[AnswerStats]]) -> None:
-    """Time passes of `PASS_SIZES` tokens while the draft rests, once each. ``stats_of``: answers with the given
-    options.
+    """Time passes of `PASS_SIZES` tokens while the draft rests, once each.
+
+    ``stats_of``: returns the statistics of an answer with the given options.
 
     Raises ModelError if an answer was too short.
     """

@@ -1,4 +1,4 @@
-"""How well the draft does on the video tokens that a pruner leaves it, and where in the video these lie."""
+"""Acceptance of a draft with pruned video tokens, and the places of the kept tokens in the video."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 METHODS = ("uv", "attention", "specvlm", "novelty", "uniform", "random")
 RATIOS = (0.0, 0.5, 0.75, 0.9, 0.95)
 WINDOW = 5
-"""Fixed, so that the rows differ in nothing but the pruning."""
+"""Fixed, so that only the pruning differs between rows."""
 PARTS = 32
-"""Parts of a video for which the share of the kept tokens is given, so that clips of any length can be averaged."""
+"""Parts of a video, for the shares of the kept tokens. Shares by part can be averaged over clips of any length."""
 AT_ONCE = 4
-"""Answers at work at the same time: acceptance does not depend on speed."""
+"""Concurrent answers. Acceptance does not depend on speed."""
 
 
 class PruningRow(msgspec.Struct, frozen=True, kw_only=True):
     """Acceptance under one pruning, pooled over clips.
 
-    ``acceptance_rate``: accepted over tested tokens. ``mean_accepted_length``: accepted tokens a rejection. ``kept``:
-    mean share of the video tokens that the draft saw. ``kept_by_part``: share of the kept tokens that lie in each
-    of `PARTS` equal parts of the video, mean over clips. ``same_tokens``: whether every answer equals plain decoding.
+    ``acceptance_rate``: accepted over tested tokens. ``mean_accepted_length``: accepted tokens per rejection. ``kept``:
+    mean share of the video tokens that the draft gets. ``kept_by_part``: share of the kept tokens in each of `PARTS`
+    equal parts of the video, mean over clips. ``same_tokens``: whether every answer equals plain decoding.
     """
 
     prune: str
@@ -65,8 +65,8 @@ async def measure_pruning(
 ) -> list[PruningRow]:
     """Answer ``question`` about every video under every pruning. Greedy decoding.
 
-    Ratio 0 keeps everything, so it is one row whatever the methods. Raises ConfigError for an unknown method and
-    OptionError for a ratio that cannot be, both before anything is loaded.
+    Ratio 0 keeps everything, so it is one row for all methods. Raises ConfigError for an unknown method and OptionError
+    for an invalid ratio, both before anything is loaded.
     """
     methods = list(methods)
     settings = [(prune, ratio) for ratio in ratios for prune in (methods if ratio else ["none"])]
@@ -101,7 +101,7 @@ async def _answers(
 
 
 class KeptTokens:
-    """A recorder that remembers which video tokens the draft got."""
+    """A recorder of the video tokens that the draft got."""
 
     def __init__(self) -> None:
         self._times = 1
@@ -119,15 +119,15 @@ class KeptTokens:
             self._mask = unpack_mask(event.bits, event.video_tokens)
 
     def ended(self, answer: Answer) -> None:
-        """Nothing to do: the mask came long before."""
+        """Nothing to do: the mask has arrived before."""
 
     def by_time(self) -> NDArray[np.int64]:
-        """How many tokens were kept at each moment of the video."""
+        """Number of kept tokens at each moment of the video."""
         return np.asarray(self._mask.reshape(self._times, -1).sum(axis=1), np.int64)
 
 
 def by_part(kept: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of all kept tokens in each of `PARTS` equal parts of a video, ``(PARTS,)``, from those of each moment."""
+    """Share of all kept tokens in each of `PARTS` equal parts of a video, ``(PARTS,)``, from the numbers by moment."""
     upto = np.concatenate([[0.0], np.cumsum(kept) / kept.sum()])
     return np.diff(np.interp(np.linspace(0, len(kept), PARTS + 1), np.arange(len(kept) + 1), upto))
 

@@ -1,4 +1,4 @@
-"""What changes with the number of frames: prefill, the models' times, the speed-up, and memory."""
+"""Prefill, the models' times, the speed-up and memory over the number of frames."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     """One number of frames. Medians over the rounds; ratios are within a round, with their first and third quartile.
 
     ``prefill_s``, ``ar_prefill_s``, ``ar_all_cores_prefill_s``: until the target's first logits, by parallel decoding
-    and by plain decoding; reading the video is left out. ``target_pass_ms``: T_p(1), of plain decoding;
-    ``draft_token_ms``: T_q, beside a target at work. Speed-ups of parallel decoding: of decoding, and ``end_to_end_*``
-    with the prefill. ``peak_rss_mb``, ``ar_peak_rss_mb``: the most memory resident while answering, for draft and
+    and by plain decoding, without reading the video. ``target_pass_ms``: T_p(1), of plain decoding;
+    ``draft_token_ms``: T_q, while the target works. Speed-ups of parallel decoding: of decoding alone, and
+    ``end_to_end_*`` with the prefill. ``peak_rss_mb``, ``ar_peak_rss_mb``: peak of the resident memory, for draft and
     target together, and for the target that decodes alone. ``note``: the caller's remark about the run.
     """
 
@@ -71,13 +71,12 @@ async def measure_scaling(
     note: str = "",
     on_turn: Callable[[float], None] = lambda fraction: None,
 ) -> list[ScalingRow]:
-    """Answer a question about so many frames of a video by parallel and by plain decoding, in turns, ``rounds`` times
-    after a round that does not count.
+    """Answer a question about each number of frames of a video by parallel and by plain decoding, in turns.
 
-    A video that has fewer frames is slowed down: its frames are repeated, which costs as much. ``on_turn`` gets the
-    fraction that is done, 0 to 1.
+    Measures ``rounds`` times after a warm-up round. The frames of a shorter video are repeated, which costs as much as
+    other frames. ``note``: a remark that every row carries. ``on_turn`` gets the finished fraction, 0 to 1.
 
-    Raises OptionError for numbers that cannot be, and what `Engine.answer` raises.
+    Raises OptionError for invalid numbers, and the errors of `Engine.answer`.
     """
     check_extent(rounds, max_tokens)
     if not frames or min(frames) < 1:

@@ -1,4 +1,4 @@
-"""Many answers at once on one engine, against the same answers one after the other."""
+"""Several answers at once on one engine, compared with the same answers one after the other."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pvlm.speculation.theory import acceptance_from_length
 
 SESSIONS = (1, 2, 4, 8)
 NOT_BELOW = 1.0
-"""What the throughput of several answers at once is to reach, as a ratio to that of one after the other."""
+"""Required throughput of several answers at once, as a ratio to that of one after the other."""
 
 
 class Asked(NamedTuple):
-    """One question, and what it is asked about."""
+    """One question about one video, with options of the answer."""
 
     video: Any
     question: str
@@ -33,11 +33,11 @@ class Asked(NamedTuple):
 
 
 class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
-    """``sessions`` answers at once. ``ratio``: their tokens a second over those of one after the other, both with
-    prefill and, on the bundled pair, with reading the videos; the median of ``ratios``, a round each.
+    """``sessions`` answers at once. ``ratio``: their tokens per second over those of one after the other.
 
-    A row of one session shows how far the ratio is off by chance. ``tokens``: of all answers of a round;
-    ``same_tokens``: whether each equals its plain decoding.
+    Both include the prefill and, on the bundled pair, reading the videos. ``ratio`` is the median of ``ratios``, which
+    has one for each round. A row of one session shows the noise of the ratio. ``tokens``: of all answers of a round;
+    ``same_tokens``: whether each answer equals plain decoding.
     """
 
     pair: str
@@ -66,10 +66,12 @@ async def measure_sessions(
     transport: Transport = "ipc",
     on_row: Callable[[SessionsRow], None] = lambda row: None,
 ) -> list[SessionsRow]:
-    """``pairs``: names of emulated pairs, or ``bundled``, which is asked about ``clips``: paths and questions.
-    ``tokens``: of each emulated answer.
+    """Measure each pair with each number of sessions.
 
-    Raises OptionError where a number is too small.
+    ``pairs``: names of emulated pairs, or ``bundled``. ``clips``: paths and questions for the bundled pair. ``tokens``:
+    of each emulated answer.
+
+    Raises OptionError if a number is too small.
     """
     for name, value, least in (("tokens", tokens, 2), ("rounds", rounds, 1), ("sessions", min(sessions), 1)):
         if value < least:
@@ -85,28 +87,18 @@ async def measure_sessions(
             await (warm_up(engine) if emulated else _answer(engine, asked[0]))
             plain = [(await _answer(engine, one, method="ar")).tokens for one in asked]
             for count in sessions:
-                now = list(islice(cycle(asked), count))
-                ratios, together_s, same, written = [], [], True, 0
-                for _ in range(rounds):
-                    began = time.perf_counter()
-                    answers = [await _answer(engine, one) for one in now]
-                    one_by_one_s = time.perf_counter() - began
-                    began = time.perf_counter()
-                    answers += await asyncio.gather(*(_answer(engine, one) for one in now))
-                    together_s.append(time.perf_counter() - began)
-                    ratios.append(one_by_one_s / together_s[-1])
-                    expected = list(islice(cycle(plain), count)) * 2
-                    same &= [answer.tokens for answer in answers] == expected
-                    written = sum(len(answer.tokens) for answer in answers[count:])
+                now, expected = list(islice(cycle(asked), count)), list(islice(cycle(plain), count))
+                measured = [await _measure_round(engine, now, expected) for _ in range(rounds)]
+                ratios = tuple(one.one_by_one_s / one.together_s for one in measured)
                 rows.append(
                     SessionsRow(
                         pair=pair,
                         sessions=count,
-                        tokens=written,
-                        tokens_per_second=written / median(together_s),
+                        tokens=measured[-1].tokens,
+                        tokens_per_second=measured[-1].tokens / median(one.together_s for one in measured),
                         ratio=median(ratios),
-                        ratios=tuple(ratios),
-                        same_tokens=same,
+                        ratios=ratios,
+                        same_tokens=all(one.same_tokens for one in measured),
                         time_scale=time_scale if emulated else None,
                         transport=transport,
                     )
@@ -115,12 +107,32 @@ async def measure_sessions(
     return rows
 
 
+class _Round(NamedTuple):
+    """``tokens``: of all answers at once; ``same_tokens``: whether all answers are as expected, both times."""
+
+    one_by_one_s: float
+    together_s: float
+    tokens: int
+    same_tokens: bool
+
+
+async def _measure_round(engine: Engine, asked: Sequence[Asked], expected: Sequence[tuple[int, ...]]) -> _Round:
+    """Answer the questions one by one, then all at once."""
+    began = time.perf_counter()
+    one_by_one = [(await _answer(engine, one)).tokens for one in asked]
+    turned = time.perf_counter()
+    together = [answer.tokens for answer in await asyncio.gather(*(_answer(engine, one) for one in asked))]
+    ended = time.perf_counter()
+    same = one_by_one == together == list(expected)
+    return _Round(turned - began, ended - turned, sum(map(len, together)), same)
+
+
 async def _answer(engine: Engine, asked: Asked, **options: Any) -> Answer:
     return await engine.answer(asked.video, asked.question, **asked.options, **options)
 
 
 def _emulated(pair: Pair, tokens: int, time_scale: float, transport: Transport) -> tuple[dict[str, Any], list[Asked]]:
-    """Settings of an engine, and what it is asked. The prefill takes a pass's time: decoding is what counts here."""
+    """Settings of an engine, and its question. The prefill takes only one pass's time, because decoding counts here."""
     target = {"pass_ms": pair.target_ms, "prefill_ms": pair.target_ms, "time_scale": time_scale}
     draft = {
         "pruned_pass_ms": pair.draft_ms,

@@ -1,4 +1,4 @@
-"""Where the time between two passes of the target goes. Imports no torch."""
+"""The time between two passes of the target, and its parts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pvlm_protocols.messages import DraftWindow, Verdict
 
 
 class Gap(NamedTuple):
-    """Between the end of one pass of the target and the start of the next, in ms.
+    """Time between the end of one pass of the target and the start of the next, in ms.
 
-    ``coordination_ms``: the gap less the time in which the draft was computing: the tokens that the pass then took in,
-    and before them the layer of an older token that a rollback found it in.
+    ``coordination_ms``: the gap without the time in which the draft computed the tokens of the next pass, or finished a
+    layer of an older token before a rollback took effect.
     """
 
     ms: float
@@ -20,8 +20,10 @@ class Gap(NamedTuple):
 
 
 class Gaps:
-    """The gaps of one session, from the times that windows and verdicts carry, which are all of one clock: those of a
-    worker on another host have been put on the engine's, and are off by up to half of a round trip.
+    """The gaps of one session, from the times in windows and verdicts.
+
+    All times are on one clock. Those of a worker on another host have been converted to the engine's clock, with an
+    error of up to half of a round trip.
     """
 
     def __init__(self) -> None:

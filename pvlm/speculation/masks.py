@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def kept_count(m: int, ratio: float) -> int:
-    """How many of ``m`` video tokens stay when the share ``ratio`` in [0, 1) is dropped.
+    """How many of ``m`` video tokens remain if the share ``ratio`` in [0, 1) is dropped.
 
     ``(1 - ratio) * m`` rounded to the nearest number, halves up, and at least 1 (0 only for m = 0). Raises ValueError.
     """
@@ -17,7 +17,7 @@ def kept_count(m: int, ratio: float) -> int:
         raise ValueError(f"the pruning ratio is {ratio}: it must be in [0, 1)")
     if m < 0:
         raise ValueError(f"there are {m} video tokens")
-    # 1 - 0.9 is a little less than 0.1: the small addition keeps such halves halves.
+    # 1 - 0.9 is a little less than 0.1: the small addition keeps exact halves.
     return min(m, max(1, math.floor((1 - ratio) * m + 0.5 + 1e-9)))
 
 
@@ -27,10 +27,10 @@ def pack_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def unpack_mask(bits: bytes, m: int) -> NDArray[np.bool_]:
-    """The inverse of `pack_mask`: bool ``(m,)``, writable. Raises ValueError if ``bits`` cannot be m packed bits."""
+    """The inverse of `pack_mask`: bool ``(m,)``, writable. Raises ValueError if ``bits`` is not a mask of m bits."""
     if m < 0 or len(bits) != (m + 7) // 8:
         raise ValueError(f"{len(bits)} bytes cannot be a mask over {m} video tokens, which takes {(m + 7) // 8}")
     unpacked = np.unpackbits(np.frombuffer(bits, np.uint8))
     if unpacked[m:].any():
-        raise ValueError(f"bits behind the {m} video tokens of a mask are set")
+        raise ValueError(f"bits after the {m} video tokens of a mask are set")
     return unpacked[:m].astype(np.bool_)

@@ -1,8 +1,8 @@
-"""Proposals: what a drafted token was drawn from, small enough for the wire.
+"""Proposals: the distributions of drafted tokens, small enough for the wire.
 
-A proposal is the top of the draft's processed distribution, rounded to float32 *before* anything is drawn. Both sides
-read the distribution from those float32 values by `Proposal.distribution`, so the ``q`` that the target divides by is,
-bit for bit, the ``q`` that the draft drew from. Off the list q is 0.
+A proposal is the top of the draft's processed distribution, rounded to float32 *before* the draw. Both sides compute
+the distribution from these float32 values by `Proposal.distribution`. So the ``q`` that the target divides by is, bit
+for bit, the ``q`` that the draft drew from. For ids that are not listed q is 0.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PROPOSAL_SIZE = 64
-"""Ids that a proposal lists at most; the draft's choice under Gumbel coupling is made among as many."""
+"""Most ids in a proposal. Under Gumbel coupling the draft chooses among as many."""
 
 _SUM_TOLERANCE = 1e-4
 
 
 class InvalidProposal(ValueError):
-    """A proposal that no token can have been drawn from."""
+    """A proposal that is malformed, or excludes its token."""
 
 
 class Proposal(NamedTuple):
@@ -33,20 +33,20 @@ class Proposal(NamedTuple):
     probs: NDArray[np.float32]
 
     def distribution(self) -> NDArray[np.float64]:
-        """``q`` over ``ids``, float64 ``(k,)``. The sum is rounded once (`math.fsum`): the same on every machine."""
+        """``q`` over ``ids``, float64 ``(k,)``. `math.fsum` rounds once, so every machine gets the same sum."""
         exact = self.probs.astype(np.float64)
         return exact / math.fsum(exact.tolist())
 
     def probability(self, token: int) -> float:
-        """``q(token)``; 0 off the list."""
+        """``q(token)``; 0 for a token that is not listed."""
         listed = self.ids.tolist()
         return float(self.distribution()[listed.index(token)]) if token in listed else 0.0
 
 
 def make_proposal(probs: Tensor, k: int = PROPOSAL_SIZE) -> Proposal:
-    """The ``k`` most probable ids of a processed distribution ``(V,)``, those of probability zero left out.
+    """The ``k`` most probable ids of a processed distribution ``(V,)``, without those of probability zero.
 
-    Raises InvalidProposal where nothing positive and finite is left.
+    Raises InvalidProposal if nothing positive and finite is left.
     """
     best = probs.topk(min(k, probs.shape[-1]))
     values = best.values.double().cpu().numpy()
@@ -67,18 +67,18 @@ def draw_from_proposal(proposal: Proposal, u: float) -> int:
 
 
 def propose(probs: Tensor, u: float, k: int = PROPOSAL_SIZE) -> tuple[int, Proposal]:
-    """Draw a token from the k-sparse proposal of ``probs`` ``(V,)``, and tell what it was drawn from."""
+    """Draw a token from the k-sparse proposal of ``probs`` ``(V,)``. Returns the token and the proposal."""
     proposal = make_proposal(probs, k)
     return draw_from_proposal(proposal, u), proposal
 
 
 def check_proposal(proposal: Proposal | None, token: int, vocab_limit: int) -> Proposal:
-    """Return the proposal if ``token`` can have been drawn from it, else raise `InvalidProposal`."""
+    """Return the proposal if it is well formed and lists ``token``, else raise `InvalidProposal`."""
     if proposal is None:
         raise InvalidProposal(f"token {token} came without a proposal, which speculative coupling needs")
     if proposal.ids.ndim != 1 or proposal.ids.shape != proposal.probs.shape or proposal.ids.size == 0:
         shapes = f"ids {proposal.ids.shape} and probabilities {proposal.probs.shape}"
-        raise InvalidProposal(f"{shapes} must be equally long, and not empty")
+        raise InvalidProposal(f"{shapes} must have the same length, and must not be empty")
     ids: list[int] = proposal.ids.tolist()
     probs: list[float] = proposal.probs.tolist()
     if not all(0 < prob < math.inf for prob in probs):
@@ -87,16 +87,16 @@ def check_proposal(proposal: Proposal | None, token: int, vocab_limit: int) -> P
     if abs(total - 1) > _SUM_TOLERANCE:
         raise InvalidProposal(f"the probabilities sum to {total}, not to 1")
     if min(ids) < 0 or max(ids) >= vocab_limit:
-        raise InvalidProposal(f"ids {min(ids)} to {max(ids)} leave the vocabulary of {vocab_limit}")
+        raise InvalidProposal(f"ids {min(ids)} to {max(ids)} are outside the vocabulary of {vocab_limit}")
     if len(set(ids)) < len(ids):
         raise InvalidProposal("an id is listed twice")
     if token not in ids:
-        raise InvalidProposal(f"token {token} is not among the ids that it was drawn from")
+        raise InvalidProposal(f"token {token} is not among the ids of its proposal")
     return proposal
 
 
 def stack_proposals(proposals: list[Proposal]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Proposals of a window as int32 and float32 ``(n, K)``; unused places hold id -1 and probability 0."""
+    """Proposals of a window as int32 and float32 ``(n, K)``; unused places have id -1 and probability 0."""
     width = max((len(proposal.ids) for proposal in proposals), default=0)
     ids = np.full((len(proposals), width), -1, np.int32)
     probs = np.zeros((len(proposals), width), np.float32)

@@ -1,4 +1,4 @@
-"""Pruners: which video tokens the draft may see. Registered under the entry-point group ``pvlm.pruners``."""
+"""Pruners: the choice of the draft's video tokens. Registered under the entry-point group ``pvlm.pruners``."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Pruner(Protocol):
 
     name: ClassVar[str]
     needs_states: ClassVar[bool]
-    """Whether `select` needs the target's early states. Without them the mask is ready before the prefill starts."""
+    """Whether `select` needs the target's early states. If not, the mask is ready before the prefill starts."""
     needs_attention: ClassVar[bool]
-    """Whether these states must hold the attention of the early layer, which costs a little. Only with
+    """Whether the states must include the attention of the early layer, which costs some time. Only with
     ``needs_states``.
     """
 
@@ -53,7 +53,7 @@ class UVPruner:
     """Unbiased verifier-guided pruning (ParallelVLM, 2603.19610): keep the tokens whose alignment with the question
     grew most.
 
-    See `visual_text_gain`; of equal gains the lower index stays. A prompt without question tokens has no alignment to
+    See `visual_text_gain`; of equal gains the lower index is kept. A prompt without question tokens has no alignment to
     compare, and is thinned evenly.
     """
 
@@ -89,10 +89,10 @@ def _alignment(video: Tensor, question: Tensor) -> Tensor:
 
 
 class AttentionPruner:
-    """Keep the tokens that the question attends to most in the early layer; of equal ones the lower index stays.
+    """Keep the tokens that the question attends to most in the early layer; of equal ones the lower index is kept.
 
-    What UV-Prune is compared with: attention favours places in the prompt as well as content. A prompt without question
-    tokens is thinned evenly.
+    UV-Prune is compared with this: attention depends on places in the prompt as well as on content. A prompt without
+    question tokens is thinned evenly.
     """
 
     name: ClassVar[str] = "attention"
@@ -109,8 +109,8 @@ class AttentionPruner:
 class SpecVLMPruner:
     """Verifier-guided pruning of SpecVLM (2508.16201): attention for a part of the places, the rest evenly.
 
-    Tokens are taken in order of attention until they hold `MASS` of what the video gets, and never more than there are
-    places; the other places are spread evenly over the tokens that are left.
+    Tokens are taken in order of attention until they have `MASS` of the video's attention, or fill all places. The
+    other places are spread evenly over the remaining tokens.
     """
 
     name: ClassVar[str] = "specvlm"
@@ -124,10 +124,10 @@ class SpecVLMPruner:
 
 
 class NoveltyPruner:
-    """Keep what is new in its frame, and spread the rest evenly; the question does not count.
+    """Keep tokens that are new in their frame, and spread the rest evenly. The question is ignored.
 
-    SpecVLM's rule with another weight: tokens are taken in order of `temporal_novelty` until they hold `MASS` of it. A
-    video whose frames are not known is thinned evenly.
+    SpecVLM's rule with another weight: tokens are taken in order of `temporal_novelty` until they have `MASS` of it. A
+    video whose frames are unknown is thinned evenly.
     """
 
     name: ClassVar[str] = "novelty"
@@ -148,9 +148,9 @@ class NoveltyPruner:
 
 
 def temporal_novelty(states: EarlyStates) -> Tensor:
-    """``1 - cos`` of each video token of the decoder's input and the one at the same place a frame earlier.
+    """``1 - cos`` of each video token of the decoder's input and the token at the same place a frame earlier.
 
-    float32 ``(m,)``, from 0 to 2; 1, as of unrelated tokens, in the first frame.
+    float32 ``(m,)``, from 0 to 2. In the first frame it is 1, as for unrelated tokens.
     """
     frames = torch.unflatten(normalize(states.video_first.float(), dim=-1), 0, (states.frames, -1))
     likeness = torch.zeros(frames.shape[:2], device=frames.device)
@@ -159,8 +159,8 @@ def temporal_novelty(states: EarlyStates) -> Tensor:
 
 
 def _mass_first(weight: Tensor, keep: int, share: float) -> Tensor:
-    """bool ``(m,)``: the fewest tokens that hold ``share`` of the weight, ``keep`` at most; the rest of ``keep`` evenly
-    over the others.
+    """bool ``(m,)``: the fewest tokens with ``share`` of the weight, at most ``keep``; the rest of ``keep`` evenly over
+    the others.
     """
     order = _best_first(weight)
     mass = weight[order].double().cumsum(dim=0)
@@ -174,12 +174,12 @@ def _mass_first(weight: Tensor, keep: int, share: float) -> Tensor:
 
 
 def _attention(name: str, m: int, keep: int, states: EarlyStates | None) -> Tensor:
-    """float32 ``(m,)`` on the CPU: what the question attends to, NaN as 0. Raises ValueError where there is none."""
+    """float32 ``(m,)`` on the CPU: the attention of the question, NaN as 0. Raises ValueError without attention."""
     _check_counts(m, keep)
     if states is None or states.attention is None:
         raise ValueError(f"the '{name}' pruner needs the attention of the target's early layer")
     if states.attention.shape != (m,):
-        raise ValueError(f"there is attention to {len(states.attention)} video tokens, not {m}")
+        raise ValueError(f"the early states have the attention of {len(states.attention)} video tokens, not {m}")
     return states.attention.float().nan_to_num(nan=0.0).cpu()
 
 
@@ -196,8 +196,8 @@ class UniformPruner:
 
 
 class RandomPruner:
-    """A random subset that depends on ``seed`` (and m) alone, whatever the version of torch: the smallest hashes
-    stay."""
+    """A random subset: the tokens with the smallest hashes. It depends on ``seed`` and m alone, in every version of
+    torch."""
 
     name: ClassVar[str] = "random"
     needs_states: ClassVar[bool] = False
@@ -210,7 +210,7 @@ class RandomPruner:
 
 
 class NonePruner:
-    """Keeps everything, whatever ``keep`` says."""
+    """Keep everything; ``keep`` is ignored."""
 
     name: ClassVar[str] = "none"
     needs_states: ClassVar[bool] = False
@@ -221,7 +221,7 @@ class NonePruner:
 
 
 def load_pruner(name: str) -> Pruner:
-    """The pruner registered as ``name``. Raises ConfigError for an unknown name, with those that are known."""
+    """The pruner registered as ``name``. Raises ConfigError for an unknown name; the error lists the known ones."""
     pruner: Pruner = load_plugin(ENTRY_POINT_GROUP, name)()
     return pruner
 
@@ -229,10 +229,10 @@ def load_pruner(name: str) -> Pruner:
 def default_early_layer(layers: int) -> int:
     """The layer whose output is compared with the input, for a target of ``layers`` layers: a quarter of the depth.
 
-    Two wishes meet there. The mask should come early: the draft's prefill must hide under the rest of the target's (in
-    the paper even an unpruned draft takes 18% of the target's time: 7.9 s of 44.2 s), so three quarters leave room to
-    spare. And text and video must have met: attention mixes them only layer by layer, so the first layers tell little.
-    At least 1, and never the last layer unless there is only one. The paper does not say what it uses.
+    The mask should come early, so that the draft's prefill ends before the target's. (In the paper even an unpruned
+    draft takes only 18% of the target's time, 7.9 s of 44.2 s, so three quarters of the depth are enough.) But not too
+    early: attention mixes text and video only layer by layer, so the first layers have little information. At least 1,
+    and never the last layer unless there is only one. The paper does not give its layer.
     """
     if layers < 1:
         raise ValueError(f"a model has at least 1 layer, not {layers}")

@@ -1,8 +1,7 @@
-"""Counter-based randomness: every number is a function of its key, and no generator is advanced.
+"""Counter-based randomness: every number is a function of its key, and there is no generator state.
 
-A draw of the draft and a draw of the target that are correlated by accident change the distribution of the answer, so
-each draw names its role and purpose. Under Gumbel coupling the noise is *meant* to be shared, and its key names
-neither.
+If a draw of the draft and a draw of the target were correlated, the distribution of the answer would change. So the key
+of each draw has its role and purpose. Under Gumbel coupling both sides share the noise, so its key has neither.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def hashed_words(seed: int, positions: Sequence[int], ids: Tensor) -> Tensor:
 
     ``ids``: int64 ``(m,)``. The seed and the position are folded into a key; then ``mix(mix(key + id * golden) +
     key)``, where ``mix`` is the finaliser of SplitMix64 (Stafford's variant 13). Integer arithmetic modulo 2**64, so
-    every device gives the same bits; an id's word does not depend on the other ids asked for.
+    every device gives the same bits. An id's word does not depend on the other ids.
     """
     seed_key = _mix((seed + _GOLDEN) & _WORD)
     row_keys = [_mix((seed_key + position * _GOLDEN) & _WORD) for position in positions]
@@ -64,8 +63,8 @@ def uniform_noise(seed: int, positions: Sequence[int], ids: Tensor) -> Tensor:
 def gumbel_noise(seed: int, positions: Sequence[int], ids: Tensor) -> Tensor:
     """Standard Gumbel noise ``-log(-log(u))`` over `uniform_noise`: float64 ``(len(positions), len(ids))``.
 
-    ``positions`` are answer indices, never cache rows. The same for a subset of ids, a padded vocabulary, and any
-    device, up to the last bit of the device's logarithm.
+    ``positions`` are answer indices, never cache rows. The noise of an id is the same in a subset of ids, in a padded
+    vocabulary and on any device, up to the last bit of the device's logarithm.
     """
     return uniform_noise(seed, positions, ids).log_().neg_().log_().neg_()
 
@@ -77,7 +76,7 @@ def _mix(word: int) -> int:
 
 
 def _hashed_by_numpy(row_keys: list[int], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """On the CPU, where a draft step is so short that the overhead of torch's operators would show."""
+    """On the CPU a draft step is so short that the overhead of torch's operators would be noticeable."""
     keys = np.array(row_keys, np.uint64)[:, None]
     words = ids.view(np.uint64) * np.uint64(_GOLDEN) + keys
     for again in (True, False):
@@ -92,7 +91,7 @@ def _hashed_by_numpy(row_keys: list[int], ids: NDArray[np.int64]) -> NDArray[np.
 
 
 def _hashed_by_torch(keys: Tensor, ids: Tensor) -> Tensor:
-    """int64 products wrap; torch shifts copies of the sign bit in, which the masks take out."""
+    """int64 products wrap. torch shifts in copies of the sign bit, which the masks remove."""
     words = ids.unsqueeze(0) * _signed(_GOLDEN) + keys
     for again in (True, False):
         words ^= (words >> 30).bitwise_and_((1 << 34) - 1)

@@ -11,7 +11,7 @@ from pvlm_protocols.messages import SamplingOptions
 
 
 def within_vocabulary(logits: Tensor, vocab_limit: int) -> Tensor:
-    """``logits[..., :vocab_limit]``, a view: ids at or above the limit are padding and do not exist."""
+    """``logits[..., :vocab_limit]``, a view: ids at or above the limit are padding."""
     return logits if logits.shape[-1] <= vocab_limit else logits[..., :vocab_limit]
 
 
@@ -30,8 +30,8 @@ def filtered_scores(logits: Tensor, settings: SamplingOptions, vocab_limit: int)
     """Logits after temperature, top-k, top-p and min-p: float32 ``(n, min(V, vocab_limit))``, filtered ids at -inf.
 
     ``logits``: ``(n, V)``. Order and treatment of ties are those of transformers' ``TemperatureLogitsWarper``,
-    ``TopKLogitsWarper``, ``TopPLogitsWarper`` and ``MinPLogitsWarper``: ids that tie with the k-th best all stay, and
-    at least one id stays. Padding is cut off first, so a padded vocabulary gives the same bits. Raises ValueError at
+    ``TopKLogitsWarper``, ``TopPLogitsWarper`` and ``MinPLogitsWarper``: all ids that tie with the k-th best remain, and
+    at least one id remains. Padding is cut off first, so a padded vocabulary gives the same bits. Raises ValueError at
     temperature 0.
     """
     if settings.temperature == 0:
@@ -61,7 +61,7 @@ def processed(logits: Tensor, settings: SamplingOptions, vocab_limit: int) -> Te
 
 
 def normalised(probs: Tensor) -> NDArray[np.float64]:
-    """One row ``(V,)`` in float64 on the CPU, summing to 1. A float32 softmax misses 1 by about 1e-7: a bias."""
+    """One row ``(V,)`` in float64 on the CPU, with sum 1. The sum of a float32 softmax is off by about 1e-7."""
     exact = probs.cpu().numpy().astype(np.float64)
     total = exact.sum()
     if not 0 < total < np.inf:
@@ -73,14 +73,14 @@ def normalised(probs: Tensor) -> NDArray[np.float64]:
 def draw(weights: NDArray[np.float64], u: float) -> int:
     """The id at ``u`` in (0, 1) of the cumulative distribution of ``weights``, float64 ``(V,)``.
 
-    ``weights`` need not sum to 1. Never returns an id of weight zero. Raises ValueError where nothing can be drawn: a
-    sum that is zero, negative or not finite.
+    The sum of ``weights`` need not be 1. An id of weight zero is never returned. Raises ValueError if the sum is zero,
+    negative or not finite.
     """
     cumulative = weights.cumsum()
     total = cumulative[-1]
     if not 0 < total < np.inf:
         raise ValueError(f"cannot draw from weights that sum to {total}")
-    # The first id whose cumulative weight is above u * total has a positive weight. Where u * total rounds up to the
-    # total (subnormal weights) there is none; the last id of positive weight is meant, the first to reach the total.
+    # The first id whose cumulative weight is above u * total has a positive weight. If u * total rounds up to the total
+    # (subnormal weights), there is none. Then the first id that reaches the total is the last one of positive weight.
     index = int(cumulative.searchsorted(u * total, side="right"))
     return index if index < len(weights) else int(cumulative.searchsorted(total, side="left"))

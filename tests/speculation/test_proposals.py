@@ -78,12 +78,12 @@ GOOD = Proposal(np.array([4, 2], np.int32), np.array([0.75, 0.25], np.float32))
         ({"ids": np.array([4, 4], np.int32)}, 4, "twice"),
         ({"ids": np.array([4, 10], np.int32)}, 4, "vocabulary of 10"),
         ({"ids": np.array([4, -2], np.int32)}, 4, "vocabulary of 10"),
-        ({"ids": np.array([4], np.int32)}, 4, "equally long"),
-        ({"ids": np.array([], np.int32), "probs": np.array([], np.float32)}, 4, "not empty"),
+        ({"ids": np.array([4], np.int32)}, 4, "must have the same length"),
+        ({"ids": np.array([], np.int32), "probs": np.array([], np.float32)}, 4, "must not be empty"),
         ({}, 3, "not among"),
     ],
 )
-def test_a_proposal_that_cannot_be(changes: dict[str, Any], token: int, message: str) -> None:
+def test_an_invalid_proposal(changes: dict[str, Any], token: int, message: str) -> None:
     assert check_proposal(GOOD, 4, 10) is GOOD
     with pytest.raises(InvalidProposal, match=message):
         check_proposal(GOOD._replace(**changes), token, 10)

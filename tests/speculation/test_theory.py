@@ -339,7 +339,7 @@ def test_equal_windows_give_the_smallest() -> None:
     assert best_window(0.0, 10.0, 1.0, 12)[:2] == (1, 0)
 
 
-def test_arguments_that_cannot_be() -> None:
+def test_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="gamma is 0"):
         loop_speedup(0, 0, 0.5, 1.0, 1.0)
     with pytest.raises(ValueError, match="k is 5"):

@@ -63,7 +63,7 @@ def test_a_slow_outlier_at_a_rare_n_yields() -> None:
 
 
 def acceptance_after(betas: list[tuple[float, int]], seed: int) -> float:
-    """The estimate after so many tested tokens at each beta, told in verdicts of windows of 4."""
+    """The estimate after so many tested tokens at each beta, in verdicts of windows of 4."""
     generator = random.Random(seed)
     estimate = AcceptanceEstimate()
     for beta, tokens in betas:
@@ -115,7 +115,7 @@ def test_a_verdict_counts_as_its_tokens_one_by_one(verdicts: list[tuple[int, int
     assert 0 < together.value <= 1
 
 
-def test_measurements_that_cannot_be() -> None:
+def test_invalid_measurements() -> None:
     estimates = Estimates()
     with pytest.raises(ValueError, match="0 tokens"):
         estimates.observe_pass(0, 1.0)
