@@ -38,7 +38,7 @@ def public_names() -> Iterator[tuple[str, griffe.Object]]:
     """
     loader = griffe.GriffeLoader(search_paths=PATHS)
     for package in dict.fromkeys(module.partition(".")[0] for module in MODULES):
-        loader.load(package)
+        loader.load(package, try_relative_path=False)
     loader.resolve_aliases()
     for path in MODULES:
         module = loader.modules_collection[path]
