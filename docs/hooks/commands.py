@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 PAGE = "reference/commands.md"
 PLACE = "<!-- commands -->"
+COLUMNS = "84"
+"""As wide as a page."""
 
 
-def on_page_markdown(markdown: str, *, page, config, files) -> str:
+def on_page_markdown(markdown: str, *, page: Any, **context: object) -> str:
     """Put the help of every command in place of the marker."""
     if page.file.src_uri != PAGE:
         return markdown
-    os.environ["COLUMNS"] = "84"  # as wide as a page
     from pvlm.cli import build_parser
 
-    sections = [f"## {name}\n\n```text\n{parser.format_help()}```" for name, parser in commands("pvlm", build_parser())]
+    with mock.patch.dict(os.environ, COLUMNS=COLUMNS):
+        sections = [
+            f"## {name}\n\n```text\n{parser.format_help()}```" for name, parser in commands("pvlm", build_parser())
+        ]
     return markdown.replace(PLACE, "\n\n".join(sections))
 
 

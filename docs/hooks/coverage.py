@@ -16,13 +16,13 @@ _log = logging.getLogger("mkdocs.plugins.coverage")
 _anchors: set[str] = set()
 
 
-def on_page_content(html: str, *, page, config, files) -> str:
+def on_page_content(html: str, **context: object) -> str:
     """Collect the names that have an entry."""
-    _anchors.update(re.findall(r'id="(pvlm[\w.]+)"', html))
+    _anchors.update(re.findall(r'id="([a-z]\w*\.[\w.]+)"', html))
     return html
 
 
-def on_post_build(*, config) -> None:
+def on_post_build(**context: object) -> None:
     """Warn about each gap; with ``strict`` a warning fails the build."""
     for name, value in public_names():
         if not value.has_docstring:
@@ -38,7 +38,7 @@ def public_names() -> Iterator[tuple[str, griffe.Object]]:
     """
     loader = griffe.GriffeLoader(search_paths=PATHS)
     for package in dict.fromkeys(module.partition(".")[0] for module in MODULES):
-        loader.load(package)
+        loader.load(package, try_relative_path=False)
     loader.resolve_aliases()
     for path in MODULES:
         module = loader.modules_collection[path]

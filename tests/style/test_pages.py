@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from pvlm.config import AnswerOptions, EngineConfig
 from pvlm.telemetry.metrics import METRICS
-from tests.style.tree import ROOT
+from tests.style.tree import ROOT, files
 
 
 def page(name: str) -> str:
@@ -32,3 +34,14 @@ def test_every_table_has_a_sentence_before_it() -> None:
             if starts and before.startswith(("#", "|", "```")):
                 bare.append(f"{path.relative_to(ROOT)}:{number + 1}")
     assert not bare
+
+
+def test_links_outside_the_site_lead_somewhere() -> None:
+    """`make docs` checks the links between the pages of the site."""
+    dead = []
+    for path in files():
+        if path.suffix == ".md" and (ROOT / "docs") not in path.parents:
+            for link in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
+                if "://" not in link and not (path.parent / link).exists():
+                    dead.append(f"{path.relative_to(ROOT)}: {link}")
+    assert not dead
