@@ -41,7 +41,9 @@ PART_NAMES = (
     "background",
     *(f"{name}{slot}" for slot in range(1, _SLOTS + 1) for name in _SLOT_NAMES),
 )
-_MOTION, _MOTION_WEIGHT = frozenset({"start", "now", "action"}), 2.0  # the hardest parts
+# The hardest parts weigh more: where things are and what they do, and above all the scene's number,
+# by which most questions find their frames.
+_WEIGHTS = {"scene": 8.0, "start": 2.0, "now": 2.0, "action": 2.0}
 _UNKNOWN = -100
 _ACTION_FROM_FRAME = 3  # earlier, what a thing does cannot be known
 _COLOR_NAMES, _BACKGROUND_NAMES = tuple(COLORS), tuple(BACKGROUNDS)
@@ -92,7 +94,7 @@ class FrameHead(nn.Module):
             known = truth != _UNKNOWN
             if not known.any():
                 continue
-            weight = _MOTION_WEIGHT if name[:-1] in _MOTION else 1.0
+            weight = _WEIGHTS.get(name.rstrip("12"), 1.0)
             losses.append(weight * F.cross_entropy(part, truth, ignore_index=_UNKNOWN))
             shares[name] = (part.argmax(-1) == truth)[known].float().mean().item()
         return torch.stack(losses).mean(), shares

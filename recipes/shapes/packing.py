@@ -22,23 +22,16 @@ _FILLER_TEXT = (
     "video else happens starts shows on first be"
 )
 FILLERS = frozenset(_FILLER_TEXT.split())
-# What is hardest to see: what things do, and from where to where.
-_MOTION_TEXT = "top bottom left right center stays moves grows shrinks blinks turns changes Yes No to ."
-MOTION = frozenset(_MOTION_TEXT.split())
-FILLER_WEIGHT, MOTION_WEIGHT = 0.2, 3.0
+FILLER_WEIGHT = 0.2
 # In training the kinds that are hard are asked more often.
 KIND_WEIGHTS = {
-    "action": 4.0,
-    "place": 3.0,
-    "yes_no": 3.0,
+    "which_scene": 4.0,
+    "color": 4.0,
+    "yes_no": 4.0,
+    "action": 3.0,
     "scene": 3.0,
-    "which_scene": 3.0,
-    "color": 2.0,
-    "size": 2.0,
-    "list": 2.0,
-    "background": 0.5,
-    "scene_count": 0.5,
-    "object_count": 0.5,
+    "list": 3.0,
+    "place": 2.0,
 }
 _IGNORED = -1
 
@@ -155,34 +148,40 @@ def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:
     return torch.tensor([[*row, *([fill] * (length - len(row)))] for row in rows])
 
 
-def _word_weight(word: str) -> float:
-    if word in FILLERS:
-        return FILLER_WEIGHT
-    return MOTION_WEIGHT if word in MOTION else 1.0
-
-
-def choose_questions(
-    clip: Clip, rng: random.Random, count: int, weights: dict[str, float] | None = None
-) -> list[Question]:
-    """The description and ``count - 1`` other questions of as many kinds as possible.
-
-    Every kind is equally likely unless ``weights`` (1 where it has none) say otherwise.
-    """
-    by_kind: dict[str, list[Question]] = {}
-    for question in questions(clip, rng):
-        by_kind.setdefault(question.kind, []).append(question)
+def draw_questions(clip: Clip, rng: random.Random, count: int) -> list[Question]:
+    """The description and up to ``count - 1`` other questions; hard kinds are drawn more often."""
+    by_kind = _questions_by_kind(clip, rng)
     chosen = by_kind.pop("describe")
-    for group in by_kind.values():
-        rng.shuffle(group)
+    while len(chosen) < count and by_kind:
+        kind = rng.choices(list(by_kind), [KIND_WEIGHTS.get(kind, 1.0) for kind in by_kind])[0]
+        chosen.append(by_kind[kind].pop())
+        if not by_kind[kind]:
+            del by_kind[kind]
+    return chosen
+
+
+def choose_questions(clip: Clip, rng: random.Random, count: int) -> list[Question]:
+    """The description and ``count - 1`` other questions of as many kinds as possible."""
+    by_kind = _questions_by_kind(clip, rng)
+    chosen = by_kind.pop("describe")
     kinds: list[str] = []
     while len(chosen) < count and by_kind:
         if not kinds:
-            # drawn without putting back: the highest u ** (1 / weight) comes first
-            luck = {k: rng.random() ** (1 / (weights or {}).get(k, 1.0)) for k in by_kind}
-            kinds = sorted(luck, key=luck.__getitem__)
+            kinds = sorted(by_kind, key={kind: rng.random() for kind in by_kind}.__getitem__)
         kind = kinds.pop()
         if kind in by_kind:
             chosen.append(by_kind[kind].pop())
             if not by_kind[kind]:
                 del by_kind[kind]
     return chosen
+
+
+def _questions_by_kind(clip: Clip, rng: random.Random) -> dict[str, list[Question]]:
+    """All questions but their order drawn at random."""
+    by_kind: dict[str, list[Question]] = {}
+    for question in questions(clip, rng):
+        by_kind.setdefault(question.kind, []).append(question)
+    for kind, group in by_kind.items():
+        if kind != "describe":
+            rng.shuffle(group)
+    return by_kind
