@@ -57,7 +57,7 @@ def _train_on(arguments: argparse.Namespace) -> None:
     settings = Settings(
         steps=arguments.steps,
         tokens_per_step=2000 * arguments.processes,
-        questions_per_clip=6,
+        questions_per_clip=16,
         questions_per_scene=2,
         muon_lr=arguments.rate,
         adam_lr=arguments.rate / 2,

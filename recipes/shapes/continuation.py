@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
 from . import parallel, state
-from .frame_heads import frame_labels
+from .frame_heads import NameHead, frame_labels
 from .optim import Clock, Trainer
 from .packing import Packer, normalized_clips
 from .state import State
@@ -90,7 +90,9 @@ def train_on(
     if settings.steps is None:
         raise ValueError("a run that can be resumed goes by steps: set settings.steps")
     packer, heads = Packer(tokenizer), new_heads(model)
-    now = State(model, heads, Trainer([model, heads], settings.muon_lr, settings.adam_lr))
+    name_head = NameHead(model.config.text_config.hidden_size)
+    all_heads = nn.ModuleList([*heads, name_head])
+    now = State(model, all_heads, Trainer([model, all_heads], settings.muon_lr, settings.adam_lr))
     if state.exists(folder):
         now.load(folder)
         log.info("resumed at step %d", now.step)
@@ -105,8 +107,10 @@ def train_on(
         loss = answer_loss(output.scores, batch)
         labels = frame_labels(batch.clips)
         read = [head(x, labels) for head, x in zip(heads, output.middle, strict=True)]
-        recent.add(loss.item(), exact_answers(output.scores, batch), read[-1][1])
-        (loss + settings.aux_weight * torch.stack([part for part, _ in read]).mean()).backward()
+        named, known = name_head(output.names, batch.name_labels)
+        recent.add(loss.item(), exact_answers(output.scores, batch), {**read[-1][1], **known})
+        aux = torch.stack([part for part, _ in read]).mean() + named
+        (loss + settings.aux_weight * aux).backward()
         now.trainer.step(clock.rate_factor(now.step, hold=settings.hold))
         now.step += 1
         now.follow(settings.average_over)
@@ -132,20 +136,18 @@ class _Recent:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.right: Counter[int] = Counter()
-        self.asked: Counter[int] = Counter()
-        self.numbered: defaultdict[int, list[float]] = defaultdict(list)
+        self.found: defaultdict[str, list[float]] = defaultdict(list)
 
-    def add(self, loss: float, answers: Iterable[tuple[int, str, bool]], frames: dict[str, float]) -> None:
-        """Count one batch, whose clips have the same number of scenes."""
+    def add(self, loss: float, answers: Iterable[tuple[int, str, bool]], heads: dict[str, float]) -> None:
+        """Count one batch."""
         self.losses.append(loss)
-        for scenes, _, right in answers:
-            self.asked[scenes] += 1
-            self.right[scenes] += right
-        self.numbered[scenes].append(frames["scene"])
+        for scenes, kind, right in answers:
+            self.found[f"{scenes:2d} scenes"].append(right)
+            self.found[kind].append(right)
+        for part in ("scene", "number", "start", "action"):
+            self.found[f"[{part}]"].append(heads[part])
 
     def report(self) -> str:
-        """The mean loss; by scenes, exact answers and frames whose scene's number is known."""
-        exact = ", ".join(f"{n}: {100 * self.right[n] / self.asked[n]:.0f}%" for n in sorted(self.asked))
-        known = ", ".join(f"{n}: {100 * sum(s) / len(s):.0f}%" for n, s in sorted(self.numbered.items()))
-        return f"loss {sum(self.losses) / len(self.losses):.4f}, exact answers {exact}, scene's number {known}"
+        """The mean loss, and the share of exact answers by scenes and by kind, and of heads' labels."""
+        shares = ", ".join(f"{name} {100 * sum(s) / len(s):.0f}%" for name, s in sorted(self.found.items()))
+        return f"loss {sum(self.losses) / len(self.losses):.4f}, {shares}"

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from .attention import Layout
+from .frame_heads import name_labels
 from .pair import FRAME_SIZE, TOKENS_PER_FRAME
 from .rendering import render
 from .tokenizer import END, START, VIDEO
@@ -23,6 +24,10 @@ _FILLER_TEXT = (
 )
 FILLERS = frozenset(_FILLER_TEXT.split())
 FILLER_WEIGHT = 0.2
+# One word decides these answers, which a description's many words would drown out.
+HARD_KINDS = frozenset({"which_scene", "color", "yes_no"})
+HARD_WEIGHT = 5.0
+_TELL_SCENES = frozenset({"describe", "scene"})
 # In training the kinds that are hard are asked more often.
 KIND_WEIGHTS = {
     "which_scene": 4.0,
@@ -47,7 +52,11 @@ class Asked:
 
 @dataclass
 class Batch:
-    """Packed clips. ``answers`` lists (row, column) of the tokens that predict answer tokens."""
+    """Packed clips. ``answers`` lists (row, column) of the tokens that predict answer tokens.
+
+    ``names`` lists those that end a thing's name in a question or answer, where the context does not
+    say which scene it is in; ``name_labels`` says what is true of the thing.
+    """
 
     clips: list[Clip]
     pixels: torch.Tensor
@@ -56,11 +65,12 @@ class Batch:
     layout: Layout
     video_at: torch.Tensor
     newline_at: torch.Tensor
-    frame_ends: torch.Tensor
     answers: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
     asked: list[Asked]
+    names: torch.Tensor
+    name_labels: torch.Tensor
 
 
 class Packer:
@@ -92,9 +102,11 @@ class Packer:
         blocks: list[list[int]] = []
         video_at: list[tuple[int, int]] = []
         newline_at: list[tuple[int, int]] = []
-        frame_ends: list[tuple[int, int]] = []
         answers: list[tuple[int, int]] = []
         labels: list[int] = []
+        hard: list[bool] = []
+        names: list[tuple[int, int]] = []
+        referents: list[list[int]] = []
         found: list[Asked] = []
         for row, (clip, wanted) in enumerate(zip(clips, asked, strict=True)):
             tokens = clip.frames * TOKENS_PER_FRAME
@@ -102,9 +114,8 @@ class Packer:
             ids = [*self.before, *([self.video] * (tokens + 1)), *self.after]
             video_at += [(row, first + i) for i in range(tokens)]
             newline_at.append((row, first + tokens))
-            ends = range(first + TOKENS_PER_FRAME - 1, first + tokens, TOKENS_PER_FRAME)
-            frame_ends += [(row, end) for end in ends]
             start = len(ids)
+            known = {tuple(self.encode(f" {name}")): labels for name, labels in name_labels(clip).items()}
             places, block = list(range(start)), [0] * start
             for number, question in enumerate(wanted, 1):
                 asking = [*self.encode(question.text), *self.turn]
@@ -114,7 +125,12 @@ class Packer:
                 found.append(Asked(len(clip.scenes), question, taken))
                 answers += [(row, begin + i) for i in range(len(answer))]
                 labels += answer
+                hard += [question.kind in HARD_KINDS] * len(answer)
                 piece = [*asking, *answer[:-1]]
+                for end in range(2, len(piece) + 1) if question.kind not in _TELL_SCENES else ():
+                    if (referent := known.get(tuple(piece[end - 2 : end]))) is not None:
+                        names.append((row, len(ids) + end - 1))
+                        referents.append(referent)
                 ids += piece
                 places += range(start, start + len(piece))
                 block += [number] * len(piece)
@@ -130,11 +146,12 @@ class Packer:
             layout=Layout.of(_padded(blocks, _IGNORED), prefix=start),
             video_at=torch.tensor(video_at),
             newline_at=torch.tensor(newline_at),
-            frame_ends=torch.tensor(frame_ends),
             answers=torch.tensor(answers),
             labels=label_ids,
-            weights=self.weight[label_ids],
+            weights=self.weight[label_ids] * torch.where(torch.tensor(hard), HARD_WEIGHT, 1.0),
             asked=found,
+            names=torch.tensor(names, dtype=torch.long).reshape(-1, 2),
+            name_labels=torch.tensor(referents),
         )
 
 

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -62,15 +62,21 @@ class Settings:
 
 @dataclass
 class Output:
-    """What a model makes of a batch: scores at answer tokens, and hidden states at frame ends."""
+    """What a model makes of a batch: scores at answer tokens, and hidden states at video tokens and at names."""
 
     scores: torch.Tensor
-    middle: list[torch.Tensor] = field(default_factory=list)
+    middle: list[torch.Tensor]
+    names: torch.Tensor
 
 
 def middle_layers(layers: int) -> list[int]:
     """The layers whose output the frame heads read; those after them are for the questions."""
     return sorted({max(0, layers // 2 - 1), max(0, 2 * layers // 3 - 1)})
+
+
+def name_layer(layers: int) -> int:
+    """The layer whose output the name head reads; those after it compare and answer."""
+    return max(0, 5 * layers // 6 - 1)
 
 
 def new_heads(model: LlavaOnevisionForConditionalGeneration) -> nn.ModuleList:
@@ -85,7 +91,7 @@ def read_frames(
     before: list[int],
     clips: int,
 ) -> list[torch.Tensor]:
-    """Hidden states at the frame ends of videos without questions, from their video tokens."""
+    """Hidden states at the video tokens of videos without questions."""
     inner, language = model.model, model.model.language_model
     tokens = tokens.reshape(clips, -1, tokens.shape[-1])
     lead = language.embed_tokens(torch.tensor(before)).expand(clips, -1, -1)
@@ -97,8 +103,7 @@ def read_frames(
     for index, layer in enumerate(language.layers[: wanted[-1] + 1]):
         hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
         if index in wanted:
-            ends = hidden[:, len(before) + TOKENS_PER_FRAME - 1 :: TOKENS_PER_FRAME]
-            states.append(ends.flatten(0, 1))
+            states.append(hidden[:, len(before) :].flatten(0, 1))
     return states
 
 
@@ -111,9 +116,9 @@ def video_features(model: LlavaOnevisionForConditionalGeneration, pixels: torch.
 
 
 @contextmanager
-def _recorded(layers: nn.ModuleList, wanted: list[int]) -> Iterator[list[torch.Tensor]]:
+def _recorded(layers: nn.ModuleList) -> Iterator[list[torch.Tensor]]:
     outputs: list[torch.Tensor] = []
-    handles = [layers[index].register_forward_hook(lambda _, __, output: outputs.append(output)) for index in wanted]
+    handles = [layer.register_forward_hook(lambda _, __, output: outputs.append(output)) for layer in layers]
     try:
         yield outputs
     finally:
@@ -132,7 +137,7 @@ def run_model(model: LlavaOnevisionForConditionalGeneration, batch: Batch, froze
     embeds = embeds.index_put(tuple(batch.newline_at.T), newline)
     usual = language.config._attn_implementation
     language.config._attn_implementation = attention.NAME
-    with _recorded(language.layers, middle_layers(len(language.layers))) as middle:
+    with _recorded(language.layers) as outputs:
         hidden = language(
             inputs_embeds=embeds,
             attention_mask=_UNUSED_MASK,
@@ -141,9 +146,11 @@ def run_model(model: LlavaOnevisionForConditionalGeneration, batch: Batch, froze
             layout=batch.layout,
         ).last_hidden_state
     language.config._attn_implementation = usual
-    rows, columns = batch.frame_ends.T
+    at_video, at_names = (tuple(places.T) for places in (batch.video_at, batch.names))
+    layers = len(language.layers)
     scores = model.lm_head(hidden[tuple(batch.answers.T)])
-    return Output(scores, [state[rows, columns] for state in middle])
+    middle = [outputs[index][at_video] for index in middle_layers(layers)]
+    return Output(scores, middle, outputs[name_layer(layers)][at_names])
 
 
 def answer_loss(scores: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -83,6 +83,17 @@ def test_added_layers_differ_and_learn(tokenizer, small) -> None:
             assert matrix.weight.grad.abs().max() > 0
 
 
+def test_names_are_found_where_questions_name_things(tokenizer) -> None:
+    clip = sample_clip(random.Random(1), 3)
+    asked = [question for question in questions(clip) if question.kind in {"describe", "scene", "action", "list"}]
+    batch = Packer(tokenizer).pack([clip], [asked], None)
+    things = [thing for scene in clip.scenes for thing in scene.things]
+    found = [tokenizer.decode(batch.ids[row, column - 1 : column + 1]).strip() for row, column in batch.names.tolist()]
+    assert sorted(found) == sorted([thing.name for thing in things] * 3), "twice in an action, once in the list"
+    scenes = {thing.name: number for number, scene in enumerate(clip.scenes) for thing in scene.things}
+    assert batch.name_labels[:, 0].tolist() == [scenes[name] for name in found]
+
+
 def test_questions_are_drawn_once_each() -> None:
     clip = sample_clip(random.Random(3), 4)
     drawn = draw_questions(clip, random.Random(1), 20)
@@ -132,12 +143,12 @@ def test_a_run_of_two_processes_is_saved_when_it_is_ended(tokenizer, small, tmp_
             env={**os.environ, "PYTHONPATH": str(RECIPES)},
             stderr=file,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 80
     while "resumed at step 1" not in log.read_text() and time.monotonic() < deadline:
         assert run.poll() is None
         time.sleep(0.1)
-    time.sleep(1)
     run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 0
-    assert torch.load(tmp_path / "training.pt")["step"] > started.step
+    assert run.wait(90) == 0
+    assert "saved at step" in log.read_text()
+    assert torch.load(tmp_path / "training.pt")["step"] >= started.step
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "no temporary files are left"
