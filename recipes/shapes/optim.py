@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
                     updates.append(matrix.grad.lerp(state["momentum"], group["momentum"]))
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                for matrix, update in zip(matrices, orthogonalized(torch.stack(updates)), strict=True):
+                for matrix, update in zip(matrices, _shared_updates(updates), strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(update, alpha=-rate)
 
@@ -108,8 +108,8 @@ class Clock:
     With ``steps`` the stage goes by its steps instead, so that it does the same on any machine.
     """
 
-    def __init__(self, seconds: float, steps: int | None = None) -> None:
-        self.seconds, self.steps, self.done = seconds, steps, 0
+    def __init__(self, seconds: float, steps: int | None = None, done: int = 0) -> None:
+        self.seconds, self.steps, self.done = seconds, steps, done
         self.began = time.monotonic()
         self.progress = 0.0
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from .attention import Layout
+from .frame_heads import name_labels
 from .pair import FRAME_SIZE, TOKENS_PER_FRAME
 from .rendering import render
 from .tokenizer import END, START, VIDEO
@@ -22,23 +23,20 @@ _FILLER_TEXT = (
     "video else happens starts shows on first be"
 )
 FILLERS = frozenset(_FILLER_TEXT.split())
-# What is hardest to see: what things do, and from where to where.
-_MOTION_TEXT = "top bottom left right center stays moves grows shrinks blinks turns changes Yes No to ."
-MOTION = frozenset(_MOTION_TEXT.split())
-FILLER_WEIGHT, MOTION_WEIGHT = 0.2, 3.0
+FILLER_WEIGHT = 0.2
+# One word decides these answers, which a description's many words would drown out.
+HARD_KINDS = frozenset({"which_scene", "color", "yes_no"})
+HARD_WEIGHT = 5.0
+_TELL_SCENES = frozenset({"describe", "scene"})
 # In training the kinds that are hard are asked more often.
 KIND_WEIGHTS = {
-    "action": 4.0,
-    "place": 3.0,
-    "yes_no": 3.0,
+    "which_scene": 4.0,
+    "color": 4.0,
+    "yes_no": 4.0,
+    "action": 3.0,
     "scene": 3.0,
-    "which_scene": 3.0,
-    "color": 2.0,
-    "size": 2.0,
-    "list": 2.0,
-    "background": 0.5,
-    "scene_count": 0.5,
-    "object_count": 0.5,
+    "list": 3.0,
+    "place": 2.0,
 }
 _IGNORED = -1
 
@@ -54,7 +52,11 @@ class Asked:
 
 @dataclass
 class Batch:
-    """Packed clips. ``answers`` lists (row, column) of the tokens that predict answer tokens."""
+    """Packed clips. ``answers`` lists (row, column) of the tokens that predict answer tokens.
+
+    ``names`` lists those that end a thing's name in a question or answer, where the context does not
+    say which scene it is in; ``name_labels`` says what is true of the thing.
+    """
 
     clips: list[Clip]
     pixels: torch.Tensor
@@ -63,11 +65,12 @@ class Batch:
     layout: Layout
     video_at: torch.Tensor
     newline_at: torch.Tensor
-    frame_ends: torch.Tensor
     answers: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
     asked: list[Asked]
+    names: torch.Tensor
+    name_labels: torch.Tensor
 
 
 class Packer:
@@ -99,9 +102,11 @@ class Packer:
         blocks: list[list[int]] = []
         video_at: list[tuple[int, int]] = []
         newline_at: list[tuple[int, int]] = []
-        frame_ends: list[tuple[int, int]] = []
         answers: list[tuple[int, int]] = []
         labels: list[int] = []
+        hard: list[bool] = []
+        names: list[tuple[int, int]] = []
+        referents: list[list[int]] = []
         found: list[Asked] = []
         for row, (clip, wanted) in enumerate(zip(clips, asked, strict=True)):
             tokens = clip.frames * TOKENS_PER_FRAME
@@ -109,9 +114,8 @@ class Packer:
             ids = [*self.before, *([self.video] * (tokens + 1)), *self.after]
             video_at += [(row, first + i) for i in range(tokens)]
             newline_at.append((row, first + tokens))
-            ends = range(first + TOKENS_PER_FRAME - 1, first + tokens, TOKENS_PER_FRAME)
-            frame_ends += [(row, end) for end in ends]
             start = len(ids)
+            known = {tuple(self.encode(f" {name}")): labels for name, labels in name_labels(clip).items()}
             places, block = list(range(start)), [0] * start
             for number, question in enumerate(wanted, 1):
                 asking = [*self.encode(question.text), *self.turn]
@@ -121,7 +125,12 @@ class Packer:
                 found.append(Asked(len(clip.scenes), question, taken))
                 answers += [(row, begin + i) for i in range(len(answer))]
                 labels += answer
+                hard += [question.kind in HARD_KINDS] * len(answer)
                 piece = [*asking, *answer[:-1]]
+                for end in range(2, len(piece) + 1) if question.kind not in _TELL_SCENES else ():
+                    if (referent := known.get(tuple(piece[end - 2 : end]))) is not None:
+                        names.append((row, len(ids) + end - 1))
+                        referents.append(referent)
                 ids += piece
                 places += range(start, start + len(piece))
                 block += [number] * len(piece)
@@ -137,11 +146,12 @@ class Packer:
             layout=Layout.of(_padded(blocks, _IGNORED), prefix=start),
             video_at=torch.tensor(video_at),
             newline_at=torch.tensor(newline_at),
-            frame_ends=torch.tensor(frame_ends),
             answers=torch.tensor(answers),
             labels=label_ids,
-            weights=self.weight[label_ids],
+            weights=self.weight[label_ids] * torch.where(torch.tensor(hard), HARD_WEIGHT, 1.0),
             asked=found,
+            names=torch.tensor(names, dtype=torch.long).reshape(-1, 2),
+            name_labels=torch.tensor(referents),
         )
 
 
@@ -155,34 +165,40 @@ def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:
     return torch.tensor([[*row, *([fill] * (length - len(row)))] for row in rows])
 
 
-def _word_weight(word: str) -> float:
-    if word in FILLERS:
-        return FILLER_WEIGHT
-    return MOTION_WEIGHT if word in MOTION else 1.0
-
-
-def choose_questions(
-    clip: Clip, rng: random.Random, count: int, weights: dict[str, float] | None = None
-) -> list[Question]:
-    """The description and ``count - 1`` other questions of as many kinds as possible.
-
-    Every kind is equally likely unless ``weights`` (1 where it has none) say otherwise.
-    """
-    by_kind: dict[str, list[Question]] = {}
-    for question in questions(clip, rng):
-        by_kind.setdefault(question.kind, []).append(question)
+def draw_questions(clip: Clip, rng: random.Random, count: int) -> list[Question]:
+    """The description and up to ``count - 1`` other questions; hard kinds are drawn more often."""
+    by_kind = _questions_by_kind(clip, rng)
     chosen = by_kind.pop("describe")
-    for group in by_kind.values():
-        rng.shuffle(group)
+    while len(chosen) < count and by_kind:
+        kind = rng.choices(list(by_kind), [KIND_WEIGHTS.get(kind, 1.0) for kind in by_kind])[0]
+        chosen.append(by_kind[kind].pop())
+        if not by_kind[kind]:
+            del by_kind[kind]
+    return chosen
+
+
+def choose_questions(clip: Clip, rng: random.Random, count: int) -> list[Question]:
+    """The description and ``count - 1`` other questions of as many kinds as possible."""
+    by_kind = _questions_by_kind(clip, rng)
+    chosen = by_kind.pop("describe")
     kinds: list[str] = []
     while len(chosen) < count and by_kind:
         if not kinds:
-            # drawn without putting back: the highest u ** (1 / weight) comes first
-            luck = {k: rng.random() ** (1 / (weights or {}).get(k, 1.0)) for k in by_kind}
-            kinds = sorted(luck, key=luck.__getitem__)
+            kinds = sorted(by_kind, key={kind: rng.random() for kind in by_kind}.__getitem__)
         kind = kinds.pop()
         if kind in by_kind:
             chosen.append(by_kind[kind].pop())
             if not by_kind[kind]:
                 del by_kind[kind]
     return chosen
+
+
+def _questions_by_kind(clip: Clip, rng: random.Random) -> dict[str, list[Question]]:
+    """All questions but their order drawn at random."""
+    by_kind: dict[str, list[Question]] = {}
+    for question in questions(clip, rng):
+        by_kind.setdefault(question.kind, []).append(question)
+    for kind, group in by_kind.items():
+        if kind != "describe":
+            rng.shuffle(group)
+    return by_kind

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoTokenizer,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -90,6 +91,14 @@ def video_tokens(model: LlavaOnevisionForConditionalGeneration, pixels: torch.Te
     return model.model.get_video_features(
         pixels, vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
+
+
+def load_checkpoint(
+    folder: str | Path,
+) -> tuple[LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast]:
+    """Read a model in float32 and its tokenizer, ready to be trained."""
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def save_checkpoint(

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,7 +17,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 from . import attention, parallel
 from .frame_heads import FrameHead, frame_labels
 from .optim import Clock, Trainer
-from .packing import KIND_WEIGHTS, Batch, Packer, choose_questions, normalized_clips
+from .packing import Batch, Packer, choose_questions, draw_questions, normalized_clips
 from .pair import TOKENS_PER_FRAME
 from .vision import CellReader, cell_loss, label_cells
 from .world import sample_clip
@@ -38,12 +38,13 @@ CURRICULUM: Curriculum = (
 
 @dataclass
 class Settings:
-    """What stage B can be told."""
+    """The settings of stages B to D."""
 
     seconds: float = 2900.0
     steps: int | None = None
     tokens_per_step: int = 2800
     questions_per_clip: int = 8
+    questions_per_scene: int = 0
     frames_per_step: int = 160
     muon_lr: float = 3e-3
     adam_lr: float = 1.5e-3
@@ -54,19 +55,28 @@ class Settings:
     report_every: int = 25
     save_every_seconds: float = 300.0
     curriculum: Curriculum = CURRICULUM
+    hold: float = 0.8
+    average_over: int = 50
+    check_every: int = 200
 
 
 @dataclass
 class Output:
-    """What a model makes of a batch: scores at answer tokens, and hidden states at frame ends."""
+    """What a model makes of a batch: scores at answer tokens, and hidden states at video tokens and at names."""
 
     scores: torch.Tensor
-    middle: list[torch.Tensor] = field(default_factory=list)
+    middle: list[torch.Tensor]
+    names: torch.Tensor
 
 
 def middle_layers(layers: int) -> list[int]:
-    """The layers whose output the frame heads read."""
-    return sorted({max(0, layers // 2 - 1), max(0, layers - 3)})
+    """The layers whose output the frame heads read; those after them are for the questions."""
+    return sorted({max(0, layers // 2 - 1), max(0, 2 * layers // 3 - 1)})
+
+
+def name_layer(layers: int) -> int:
+    """The layer whose output the name head reads; those after it compare and answer."""
+    return max(0, 5 * layers // 6 - 1)
 
 
 def new_heads(model: LlavaOnevisionForConditionalGeneration) -> nn.ModuleList:
@@ -81,7 +91,7 @@ def read_frames(
     before: list[int],
     clips: int,
 ) -> list[torch.Tensor]:
-    """Hidden states at the frame ends of videos without questions, from their video tokens."""
+    """Hidden states at the video tokens of videos without questions."""
     inner, language = model.model, model.model.language_model
     tokens = tokens.reshape(clips, -1, tokens.shape[-1])
     lead = language.embed_tokens(torch.tensor(before)).expand(clips, -1, -1)
@@ -93,12 +103,11 @@ def read_frames(
     for index, layer in enumerate(language.layers[: wanted[-1] + 1]):
         hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
         if index in wanted:
-            ends = hidden[:, len(before) + TOKENS_PER_FRAME - 1 :: TOKENS_PER_FRAME]
-            states.append(ends.flatten(0, 1))
+            states.append(hidden[:, len(before) :].flatten(0, 1))
     return states
 
 
-def _video_features(model: LlavaOnevisionForConditionalGeneration, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
+def video_features(model: LlavaOnevisionForConditionalGeneration, pixels: torch.Tensor, frozen: bool) -> torch.Tensor:
     """(frames, 16, width) video tokens."""
     inner = model.model
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -107,9 +116,9 @@ def _video_features(model: LlavaOnevisionForConditionalGeneration, pixels: torch
 
 
 @contextmanager
-def _recorded(layers: nn.ModuleList, wanted: list[int]) -> Iterator[list[torch.Tensor]]:
+def _recorded(layers: nn.ModuleList) -> Iterator[list[torch.Tensor]]:
     outputs: list[torch.Tensor] = []
-    handles = [layers[index].register_forward_hook(lambda _, __, output: outputs.append(output)) for index in wanted]
+    handles = [layer.register_forward_hook(lambda _, __, output: outputs.append(output)) for layer in layers]
     try:
         yield outputs
     finally:
@@ -120,7 +129,7 @@ def _recorded(layers: nn.ModuleList, wanted: list[int]) -> Iterator[list[torch.T
 def run_model(model: LlavaOnevisionForConditionalGeneration, batch: Batch, frozen_vision: bool = True) -> Output:
     """Run a model on a packed batch."""
     inner = model.model
-    tokens = _video_features(model, batch.pixels, frozen=True).flatten(0, 1)
+    tokens = video_features(model, batch.pixels, frozen=True).flatten(0, 1)
     language = inner.language_model
     embeds = language.embed_tokens(batch.ids)
     embeds = embeds.index_put(tuple(batch.video_at.T), tokens)
@@ -128,7 +137,7 @@ def run_model(model: LlavaOnevisionForConditionalGeneration, batch: Batch, froze
     embeds = embeds.index_put(tuple(batch.newline_at.T), newline)
     usual = language.config._attn_implementation
     language.config._attn_implementation = attention.NAME
-    with _recorded(language.layers, middle_layers(len(language.layers))) as middle:
+    with _recorded(language.layers) as outputs:
         hidden = language(
             inputs_embeds=embeds,
             attention_mask=_UNUSED_MASK,
@@ -137,9 +146,11 @@ def run_model(model: LlavaOnevisionForConditionalGeneration, batch: Batch, froze
             layout=batch.layout,
         ).last_hidden_state
     language.config._attn_implementation = usual
-    rows, columns = batch.frame_ends.T
+    at_video, at_names = (tuple(places.T) for places in (batch.video_at, batch.names))
+    layers = len(language.layers)
     scores = model.lm_head(hidden[tuple(batch.answers.T)])
-    return Output(scores, [state[rows, columns] for state in middle])
+    middle = [outputs[index][at_video] for index in middle_layers(layers)]
+    return Output(scores, middle, outputs[name_layer(layers)][at_names])
 
 
 def answer_loss(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -173,11 +184,12 @@ def draw_batch(packer: Packer, rng: random.Random, settings: Settings, progress:
     """A batch of clips of one number of scenes, of about ``tokens_per_step`` tokens."""
     mix = _scene_mix(settings.curriculum, progress)
     scenes = rng.choices(list(mix), list(mix.values()))[0]
-    tokens = scenes * (8 * TOKENS_PER_FRAME + 30) + 25 * settings.questions_per_clip
+    count = settings.questions_per_clip + settings.questions_per_scene * scenes
+    tokens = scenes * (8 * TOKENS_PER_FRAME + 30) + 25 * count
     clips = [sample_clip(rng, scenes)]
     for _ in range(settings.tokens_per_step // parallel.processes() // tokens - 1):
         clips.append(sample_clip(rng, scenes, clips[0].frames))
-    asked = [choose_questions(clip, rng, settings.questions_per_clip, KIND_WEIGHTS) for clip in clips]
+    asked = [draw_questions(clip, rng, count) for clip in clips]
     return packer.pack(clips, asked, rng)
 
 
@@ -230,7 +242,7 @@ def train_frames(
         cells = label_cells([state for clip in clips for state in clip.states])
         shares = {}
         for name, model in models.items():
-            tokens = _video_features(model, pixels, frozen=False)
+            tokens = video_features(model, pixels, frozen=False)
             seen, cell_shares = cell_loss(readers[name], tokens, cells)
             states = read_frames(model, tokens, packer.before, len(clips))
             parts = [head(x, labels) for head, x in zip(heads[name], states, strict=True)]
@@ -293,17 +305,19 @@ def train_answers(
         if parallel.rank() == 0 and save and clock.elapsed - saved > settings.save_every_seconds:
             saved = clock.elapsed
             save()
-            _log_checks(models, packer, check_scenes)
+            for name, model in models.items():
+                log_check(name, model, packer, check_scenes)
     return losses
 
 
-def _log_checks(
-    models: dict[str, LlavaOnevisionForConditionalGeneration],
+def log_check(
+    name: str,
+    model: LlavaOnevisionForConditionalGeneration,
     packer: Packer,
     check_scenes: tuple[int, ...],
 ) -> None:
-    for name, model in models.items():
-        for scenes in check_scenes:
-            every, by_kind = quick_check(model, packer, scenes, clips=max(2, 16 // scenes))
-            told = " ".join(f"{kind}:{share:.2f}" for kind, share in by_kind.items())
-            log.info("check %s scenes=%d exact=%.3f %s", name, scenes, every, told)
+    """Log exact answers on a few unseen clips of each number of scenes."""
+    for scenes in check_scenes:
+        every, by_kind = quick_check(model, packer, scenes, clips=max(3, 12 // scenes))
+        told = " ".join(f"{kind}:{share:.2f}" for kind, share in by_kind.items())
+        log.info("check %s scenes=%d exact=%.3f %s", name, scenes, every, told)
