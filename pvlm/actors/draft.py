@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_since
+from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, agreement, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -20,6 +20,7 @@ from pvlm_protocols.messages import (
     Open,
     PrefillDone,
     PruneMask,
+    Resume,
     Rollback,
     SessionMessage,
     Stopped,
@@ -97,6 +98,15 @@ class DraftSession(ActorSession):
             keep = min(self.model.length, message.keep, max(0, len(self.tokens) - 1))
             if keep < self.model.length:
                 self.model.truncate(keep)
+
+    def resumable(self) -> bool:
+        return self._prefill_logits is not None
+
+    def resume(self, message: Resume) -> None:
+        keep = agreement(self.tokens, message.committed)
+        tokens = message.committed[keep:]
+        self._roll_back(Rollback(session=self.id, epoch=message.epoch, keep=keep, tokens=tokens, window=message.window))
+        self._stopped.clear()
 
     def outdates(self, message: SessionMessage) -> bool:
         """A rollback is not awaited by the token that it makes worthless; a prefill serves all."""

@@ -7,7 +7,7 @@ from collections import deque
 
 import torch
 
-from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
+from pvlm.actors.actor import Actor, ActorSession, agreement, milliseconds_since
 from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
@@ -19,6 +19,7 @@ from pvlm_protocols.messages import (
     Open,
     PrefillDone,
     PruneMask,
+    Resume,
     SessionMessage,
     SetWindow,
     Step,
@@ -55,15 +56,20 @@ class TargetSession(ActorSession):
         self.epoch = opening.epoch
         self.window = opening.window
         self.finished = False
+        self._prompt_cached = False
         self._prefilled = False
+        """The prompt and all committed tokens but the pending one are in the cache."""
         self._logits: torch.Tensor | None = None
         self._queue: deque[Drafted] = deque()
         self._more = False
-        schedule = opening.schedule
-        # Without an overlapped prefill no drafted token can be waiting yet: plain speculative decoding draws the first.
-        self._steps = -1 if schedule.alone else int(schedule.bonus and not schedule.overlap_prefill)
+        self._steps = self._first_steps()
         self._wants_window = False
         self._idle_since = time.monotonic()
+
+    def _first_steps(self) -> int:
+        """Without an overlapped prefill no drafted token can wait yet: plain speculative decoding draws the first."""
+        schedule = self.opening.schedule
+        return -1 if schedule.alone else int(schedule.bonus and not schedule.overlap_prefill)
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -95,6 +101,21 @@ class TargetSession(ActorSession):
                     return
             elif position == self._reach() and position < self.opening.sampling.max_tokens:
                 self._queue.append(drafted)
+
+    def resumable(self) -> bool:
+        return self._prompt_cached
+
+    def resume(self, message: Resume) -> None:
+        assert self.model is not None
+        keep = min(self.model.length, agreement(self.committed, message.committed), len(message.committed) - 1)
+        self.model.truncate(keep)
+        self.committed = list(message.committed)
+        self.epoch = message.epoch
+        self.window = message.window
+        self.finished = self._prefilled = self._wants_window = False
+        self._logits = None
+        self._steps = self._first_steps()
+        self._drop_queue()
 
     def _drop_queue(self) -> None:
         self._queue.clear()
@@ -176,6 +197,7 @@ class TargetSession(ActorSession):
         )
 
     def _prefill(self, model: Session) -> None:
+        """Bring the prompt and the committed tokens into the cache, as far as they are not there."""
         pruning = self.opening.pruning
         layers = self.actor.backend.info.layers
         done = 0
@@ -188,14 +210,16 @@ class TargetSession(ActorSession):
         pruner = load_pruner(pruning.method)
         wants_states = self._prunes(model) and pruner.needs_states
         started = time.monotonic()
-        self._logits = model.prefill(
-            early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
-            on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
-            early_attention=wants_states and pruner.needs_attention,
-            on_progress=on_progress,
-        )
-        if self.committed:
-            self._logits = model.extend(self.committed, on_progress=lambda: self.actor.tick(self))[-1]
+        if not self._prompt_cached:
+            self._logits = model.prefill(
+                early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
+                on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
+                early_attention=wants_states and pruner.needs_attention,
+                on_progress=on_progress,
+            )
+            self._prompt_cached = True
+        if missing := self.committed[model.length :]:
+            self._logits = model.extend(missing, on_progress=lambda: self.actor.tick(self))[-1]
         self._prefilled = True
         self._idle_since = time.monotonic()
         self.post(
