@@ -23,6 +23,7 @@ from pvlm_protocols.limits import (
     MAX_ANSWER_TOKENS,
     MAX_END_TOKENS,
     MAX_ERROR_CHARACTERS,
+    MAX_HELD_SESSIONS,
     MAX_ID,
     MAX_MILLISECONDS,
     MAX_QUESTION_CHARACTERS,
@@ -173,6 +174,16 @@ class Open(SessionMessage, frozen=True, kw_only=True):
     epoch: Serial = 0
 
 
+class Resume(SessionMessage, frozen=True, kw_only=True):
+    """Go on with a session that this worker has kept while its connection was lost. ``committed`` and ``epoch`` as in
+    `Open`, but at least one token: the worker truncates its cache to what agrees with them. Only after `Recalled`.
+    """
+
+    committed: Tokens
+    epoch: Serial
+    window: Window
+
+
 class Close(SessionMessage, frozen=True, kw_only=True):
     """Free the session; answered by `Closed`."""
 
@@ -242,6 +253,14 @@ class SetWindow(SessionMessage, frozen=True, kw_only=True):
 
 class Ping(Message, frozen=True, kw_only=True):
     nonce: Serial
+
+
+class Recall(Message, frozen=True, kw_only=True):
+    """Which sessions of this engine does the worker still have? It frees those of other engines, and answers with
+    `Recalled`. ``engine``: a random number of its own.
+    """
+
+    engine: Serial
 
 
 class Stop(Message, frozen=True, kw_only=True):
@@ -337,6 +356,13 @@ class Dying(Message, frozen=True, kw_only=True):
     traceback: TracebackText
 
 
+class Recalled(Message, frozen=True, kw_only=True):
+    """Sessions that can go on by `Resume`; the worker waits for one or for `Close`."""
+
+    role: Role
+    sessions: Annotated[tuple[Serial, ...], Meta(max_length=MAX_HELD_SESSIONS)]
+
+
 class Pong(Message, frozen=True, kw_only=True):
     """``progress`` counts layers and units of work; ``sessions``: how many are open; ``dropped``: how many messages
     it has dropped; ``at_s``: when it was said, in seconds of the monotonic clock of the actor's host.
@@ -350,13 +376,28 @@ class Pong(Message, frozen=True, kw_only=True):
     at_s: Seconds = 0.0
 
 
-ToDraft = Open | Close | PruneMask | Rollback | Advance | Ping | Stop
-ToTarget = Open | Close | DraftWindow | SetMode | SetWindow | Ping | Stop
-FromDraft = Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Pong
-FromTarget = (
-    Hello | Loading | Opened | PrefillProgress | PruneMask | PrefillDone | Verdict | Closed | Failed | Dying | Pong
+ToDraft = Open | Resume | Close | PruneMask | Rollback | Advance | Ping | Recall | Stop
+ToTarget = Open | Resume | Close | DraftWindow | SetMode | SetWindow | Ping | Recall | Stop
+FromDraft = (
+    Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Recalled | Pong
 )
-ToActor = Open | Close | PruneMask | DraftWindow | SetMode | Rollback | Advance | SetWindow | Ping | Stop
+FromTarget = (
+    Hello
+    | Loading
+    | Opened
+    | PrefillProgress
+    | PruneMask
+    | PrefillDone
+    | Verdict
+    | Closed
+    | Failed
+    | Dying
+    | Recalled
+    | Pong
+)
+ToActor = (
+    Open | Resume | Close | PruneMask | DraftWindow | SetMode | Rollback | Advance | SetWindow | Ping | Recall | Stop
+)
 FromActor = (
     Hello
     | Loading
@@ -369,5 +410,6 @@ FromActor = (
     | Closed
     | Failed
     | Dying
+    | Recalled
     | Pong
 )

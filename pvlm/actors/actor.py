@@ -27,6 +27,9 @@ from pvlm_protocols.messages import (
     Ping,
     Pong,
     PrefillProgress,
+    Recall,
+    Recalled,
+    Resume,
     SessionMessage,
     Stop,
     ToActor,
@@ -35,6 +38,9 @@ from pvlm_protocols.messages import (
 PROGRESS_EVERY_S = 0.25
 PATIENCE_MAX_S = 60.0
 """The longest wait for a message in one go: then it is looked whether there is something to do."""
+
+HOLD_S = 60.0
+"""How long the sessions of a lost connection are kept for `Resume`."""
 
 log = structlog.get_logger()
 
@@ -65,6 +71,16 @@ class ActorSession(ABC):
     @abstractmethod
     def ready(self) -> bool:
         """Is there something to do?"""
+
+    @abstractmethod
+    def resumable(self) -> bool:
+        """Whether `resume` can go on from the cache: the prompt is in it."""
+
+    @abstractmethod
+    def resume(self, message: Resume) -> None:
+        """Go on from the committed tokens, with as much of the cache as agrees with them. The connection may have been
+        lost in the middle of `work`.
+        """
 
     def urgent(self) -> bool:
         """Ready, and it gains nothing by letting other sessions go first."""
@@ -127,6 +143,11 @@ class Actor(ABC):
         self._inbox: deque[ToActor] = deque()
         self._sessions: dict[int, ActorSession] = {}
         self._turns: deque[int] = deque()
+        self._held: dict[int, ActorSession] = {}
+        """Sessions of a connection that was lost. They get no turns."""
+        self._held_until_s = 0.0
+        self._engine = 0
+        """The engine that `_held` belongs to."""
         self._stopped = False
         self._told_progress_s = 0.0
         self._looked_s = 0.0
@@ -135,19 +156,41 @@ class Actor(ABC):
     def new_session(self, opening: Open) -> ActorSession: ...
 
     def run(self) -> None:
-        """Greet the engine, then serve. An error outside any session is told by `Dying` and raised."""
+        """As `serve`, and free all sessions at the end."""
+        try:
+            self.serve()
+        finally:
+            self.release()
+
+    def serve(self) -> None:
+        """Greet the engine, then serve until `Stop`, or until the connection is lost.
+
+        Sessions of a lost connection are held: `serve` with another mailbox may resume them. An error outside any
+        session is reported by `Dying` and raised.
+        """
+        self._stopped = False
+        self._inbox.clear()
         try:
             self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.backend.info, pid=os.getpid()))
             while not self._stopped:
                 self.turn()
+            self.release()
         except ChannelClosed as closed:
             log.info("engine_gone", role=self.role, reason=str(closed))
+            self._hold()
         except Exception as error:
             self._last_words(error)
             raise
-        finally:
-            for session_id in list(self._sessions):
-                self._close(session_id)
+
+    def release(self) -> None:
+        """Free all sessions."""
+        for session_id in [*self._sessions, *self._held]:
+            self._close(session_id)
+
+    def expire(self) -> None:
+        """Free the held sessions if no engine has resumed them in time."""
+        if self._held and time.monotonic() >= self._held_until_s:
+            self._release_held()
 
     def turn(self, timeout_s: float | None = None) -> None:
         """One turn of the loop: take in what has arrived, then do one unit of work for the session whose turn it is.
@@ -155,6 +198,7 @@ class Actor(ABC):
         Without work to do it waits for a message, at most ``timeout_s`` (None: as long as no session runs out of
         patience).
         """
+        self.expire()
         if self._inbox or self._next_ready() is not None:
             timeout_s = 0
         elif timeout_s is None:
@@ -209,6 +253,8 @@ class Actor(ABC):
 
     def _patience_s(self) -> float | None:
         waits = [wait for session in self._sessions.values() if (wait := session.patience_s()) is not None]
+        if self._held:
+            waits.append(max(0.0, self._held_until_s - time.monotonic()))
         return min([*waits, PATIENCE_MAX_S]) if waits else None
 
     def _read(self, timeout_s: float | None) -> None:
@@ -221,7 +267,7 @@ class Actor(ABC):
                         nonce=message.nonce,
                         role=self.role,
                         progress=self.progress,
-                        sessions=len(self._sessions),
+                        sessions=len(self._sessions) + len(self._held),
                         dropped=self.mailbox.dropped,
                         at_s=time.monotonic(),
                     )
@@ -238,6 +284,10 @@ class Actor(ABC):
             case Close():
                 self._close(message.session)
                 self.mailbox.post(Closed(session=message.session, role=self.role))
+            case Recall():
+                self._recall(message.engine)
+            case Resume():
+                self._guarded(message.session, lambda: self._resume(message))
             case SessionMessage():
                 # A message for a session that has failed or been closed is late, not wrong.
                 if (session := self._sessions.get(message.session)) is not None:
@@ -248,6 +298,38 @@ class Actor(ABC):
         self._sessions[opening.session] = self.new_session(opening)
         self._turns.append(opening.session)
 
+    def _recall(self, engine: int) -> None:
+        if engine != self._engine:
+            self._release_held()
+            self._engine = engine
+        self._held_until_s = time.monotonic() + HOLD_S
+        self.mailbox.post(Recalled(role=self.role, sessions=tuple(self._held)))
+
+    def _resume(self, message: Resume) -> None:
+        if (session := self._held.get(message.session)) is None:
+            raise ValueError(f"session {message.session} cannot be resumed, only opened: its cache is gone")
+        settled, most = len(message.committed), session.opening.sampling.max_tokens
+        if not 0 < settled < most:
+            raise ValueError(f"an answer of {most} tokens cannot be resumed after {settled}")
+        self._sessions[session.id] = self._held.pop(session.id)
+        self._turns.append(session.id)
+        session.resume(message)
+        log.info("session_resumed", role=self.role, session=session.id)
+
+    def _hold(self) -> None:
+        """Keep what can be resumed of the sessions of a lost connection."""
+        for session_id, session in list(self._sessions.items()):
+            if session.resumable():
+                self._turns.remove(session_id)
+                self._held[session_id] = self._sessions.pop(session_id)
+                self._held_until_s = time.monotonic() + HOLD_S
+            else:
+                self._close(session_id)
+
+    def _release_held(self) -> None:
+        for session_id in list(self._held):
+            self._close(session_id)
+
     def _guarded(self, session_id: int, action: Callable[[], None]) -> None:
         """A session that fails takes nobody with it."""
         self.progress += 1
@@ -255,10 +337,10 @@ class Actor(ABC):
             action()
         except WorkAbandoned:
             pass
-        except (SessionClosed, ChannelClosed) as leaving:
+        except SessionClosed:
             self._close(session_id)
-            if isinstance(leaving, ChannelClosed):
-                raise
+        except ChannelClosed:
+            raise
         except Exception as error:
             self._close(session_id)
             self.mailbox.post(Failed(session=session_id, role=self.role, **_told(error)))
@@ -266,6 +348,8 @@ class Actor(ABC):
     def _close(self, session_id: int) -> None:
         if (session := self._sessions.pop(session_id, None)) is not None:
             self._turns.remove(session_id)
+            session.close()
+        if (session := self._held.pop(session_id, None)) is not None:
             session.close()
 
     def _last_words(self, error: Exception) -> None:

@@ -12,7 +12,7 @@ from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_s
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
-from pvlm.speculation.text import finish_reason
+from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import GreedyDrafting, PromptError, Session
 from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
@@ -21,6 +21,7 @@ from pvlm_protocols.messages import (
     Open,
     PrefillDone,
     PruneMask,
+    Resume,
     Rollback,
     SessionMessage,
     Stopped,
@@ -98,6 +99,15 @@ class DraftSession(ActorSession):
             keep = min(self.model.length, message.keep, max(0, len(self.tokens) - 1))
             if keep < self.model.length:
                 self.model.truncate(keep)
+
+    def resumable(self) -> bool:
+        return self._prefill_logits is not None
+
+    def resume(self, message: Resume) -> None:
+        keep = agreement(self.tokens, message.committed)
+        tokens = message.committed[keep:]
+        self._roll_back(Rollback(session=self.id, epoch=message.epoch, keep=keep, tokens=tokens, window=message.window))
+        self._stopped.clear()
 
     def outdates(self, message: SessionMessage) -> bool:
         """A rollback makes the token in work worthless. A prefill serves every epoch."""

@@ -20,6 +20,7 @@ from pvlm_protocols.messages import (
     Open,
     PrefillDone,
     PruneMask,
+    Resume,
     SessionMessage,
     SetMode,
     SetWindow,
@@ -56,7 +57,9 @@ class TargetSession(ActorSession):
         self.epoch = opening.epoch
         self.window = opening.window
         self.finished = False
+        self._prompt_cached = False
         self._prefilled = False
+        """The prompt and all committed tokens but the pending one are in the cache."""
         self._logits: torch.Tensor | None = None
         self._queue: deque[Drafted] = deque()
         self.mode = opening.schedule.mode
@@ -92,6 +95,21 @@ class TargetSession(ActorSession):
             return
         room = self.opening.sampling.max_tokens - self._reach()
         self._queue.extend(drafted[self._reach() - window.start :][:room])
+
+    def resumable(self) -> bool:
+        return self._prompt_cached
+
+    def resume(self, message: Resume) -> None:
+        assert self.model is not None
+        keep = min(self.model.length, agreement(self.committed, message.committed), len(message.committed) - 1)
+        self.model.truncate(keep)
+        self.committed = list(message.committed)
+        self.epoch = message.epoch
+        self.window = message.window
+        self.mode = self.opening.schedule.mode
+        self.finished = self._prefilled = self._rejected = False
+        self._logits = None
+        self._queue.clear()
 
     def _reach(self) -> int:
         """Answer tokens that are committed or wait for their verdict."""
@@ -167,6 +185,7 @@ class TargetSession(ActorSession):
         )
 
     def _prefill(self, model: Session) -> None:
+        """Bring the prompt and the committed tokens into the cache, as far as they are not there."""
         pruning = self.opening.pruning
         layers = self.actor.backend.info.layers
         done = 0
@@ -179,14 +198,16 @@ class TargetSession(ActorSession):
         pruner = load_pruner(pruning.method)
         wants_states = self._prunes(model) and pruner.needs_states
         started = time.monotonic()
-        self._logits = model.prefill(
-            early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
-            on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
-            early_attention=wants_states and pruner.needs_attention,
-            on_progress=on_progress,
-        )
-        if self.committed:
-            self._logits = model.extend(self.committed, on_progress=lambda: self.actor.tick(self))[-1]
+        if not self._prompt_cached:
+            self._logits = model.prefill(
+                early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
+                on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
+                early_attention=wants_states and pruner.needs_attention,
+                on_progress=on_progress,
+            )
+            self._prompt_cached = True
+        if missing := self.committed[model.length :]:
+            self._logits = model.extend(missing, on_progress=lambda: self.actor.tick(self))[-1]
         self._prefilled = True
         self._idle_since = time.monotonic()
         self.post(

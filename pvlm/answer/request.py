@@ -183,7 +183,7 @@ async def _resized(video: Video | None, processor: Processor) -> VideoFrames | N
 
     def resize() -> tuple[np.ndarray, int]:
         pixels = np.ascontiguousarray(processor.resize(video.frames))
-        return pixels, zlib.crc32(pixels)
+        return pixels, zlib.crc32(pixels.data)
 
     try:
         pixels, checksum = await anyio.to_thread.run_sync(resize)

@@ -19,7 +19,7 @@ from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
 from pvlm.results import AnswerStats
 from pvlm.telemetry.figures import figures
-from pvlm.workers.remote import worker_command
+from pvlm.workers.port import worker_command
 from pvlm_protocols.backend import Role
 
 ROLES: tuple[Role, ...] = ("target", "draft")

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if spec.life_line:
         return run_worker(options.role, spec)
-    from pvlm.workers.standing import serve
+    from pvlm.workers.remote_worker import serve
 
     if spec.model == BUNDLED:
         spec = msgspec.structs.replace(spec, model=bundled(options.role))

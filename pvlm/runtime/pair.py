@@ -172,7 +172,7 @@ class Pair:
 
     def _tell_shared(self) -> None:
         for session in self._sessions.values():
-            session.coordinator.measuring.shared = len(self._sessions) > 1
+            session.coordinator.measurements.shared = len(self._sessions) > 1
 
     async def target_there(self) -> None:
         """Wait while a lost target is being restarted. Raises TargetLost, EngineStateError."""

@@ -8,6 +8,7 @@ longer than the timeout is. One on another host is not started: it is waited for
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +27,23 @@ from pvlm.telemetry.metrics import WORKER_RESTARTS, WORKERS_RUNNING
 from pvlm.telemetry.reporter import Reporter
 from pvlm.transports import ChannelClosed, ChannelFull
 from pvlm.transports.zmq import ZmqServer
+from pvlm.workers.backoff import Backoff
 from pvlm.workers.launch import RunningActor, launch
+from pvlm.workers.port import join, open_port
 from pvlm.workers.process import WorkerSpec
-from pvlm.workers.remote import join, open_port
 from pvlm_protocols.backend import ModelInfo, Role
-from pvlm_protocols.messages import Dying, Failed, FromActor, Ping, Pong, SessionMessage, ToActor
+from pvlm_protocols.messages import (
+    Close,
+    Dying,
+    Failed,
+    FromActor,
+    Open,
+    Ping,
+    Pong,
+    Resume,
+    SessionMessage,
+    ToActor,
+)
 
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
@@ -117,6 +130,8 @@ class Supervisor:
         self._on_loading = on_loading
         self._check = check
         self._remote = config.listen(role) is not None
+        self._engine = secrets.randbits(62)
+        """By which a worker on another host knows whose sessions it has kept."""
         self._port: ZmqServer | None = None
         self._reporter = reporter
         self._actor: RunningActor | None = None
@@ -145,8 +160,9 @@ class Supervisor:
     async def start(self) -> None:
         """Raises ModelError, and ConfigError for a port that cannot be opened."""
         if self._remote:
-            self._port = self._port or open_port(self.role, self._config, self._reporter)
-            actor = await join(self.role, self._config, self._spec, self._port, partial(self._check, self.role))
+            self._port = self._port or self._open_port()
+            check = partial(self._check, self.role)
+            actor = await join(self.role, self._config, self._spec, self._port, check, self._engine)
         else:
             actor = await launch(self.role, self._config, self._spec, self._on_loading)
         self._actor, self.info, self._started_s = actor, actor.info, time.monotonic()
@@ -156,6 +172,11 @@ class Supervisor:
             self._tasks.start_soon(watching, actor)
         actor.channel.hand_on(partial(self._hear, actor))
 
+    def _open_port(self) -> ZmqServer:
+        endpoint = self._config.listen(self.role)
+        refused = partial(self._reporter.fault, "connection_refused", role=self.role, endpoint=endpoint)
+        return open_port(self.role, self._config, lambda reason: refused(reason=reason))
+
     async def settled(self) -> bool:
         """Wait while the actor is being started again; whether there is one."""
         while self._actor is None and not self._given_up:
@@ -163,9 +184,18 @@ class Supervisor:
         return self.running
 
     def post(self, message: ToActor) -> None:
-        """Send without waiting. To an actor that is away the message is lost."""
+        """Send without waiting. A message to an actor that is away is lost.
+
+        A session that a worker on another host has kept is not opened again, but resumed: its cache stays.
+        """
         if self._actor is None:
             return
+        if isinstance(message, Open) and message.session in self._actor.held:
+            self._actor.held.discard(message.session)
+            if message.committed:
+                message = Resume(
+                    session=message.session, committed=message.committed, epoch=message.epoch, window=message.window
+                )
         try:
             self._actor.channel.post(message)
         except ChannelClosed:
@@ -312,7 +342,7 @@ class Supervisor:
         await (self._await_another() if self._remote else self._restart())
 
     async def _restart(self) -> None:
-        pause_s = RESTART_PAUSE_S
+        pauses = Backoff(RESTART_PAUSE_S, RESTART_PAUSE_MAX_S)
         while self._attempts < self._allowed:
             self._attempts += 1
             self._restarts += 1
@@ -324,8 +354,7 @@ class Supervisor:
                 if isinstance(error.__cause__, RemoteTraceback):
                     self.traceback = error.__cause__.traceback
                 if self._attempts < self._allowed:
-                    await anyio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
+                    await anyio.sleep(pauses.take())
             else:
                 log.info("worker_restarted", role=self.role, pid=self.pid, attempt=self._attempts)
                 self._is_back()
@@ -348,17 +377,21 @@ class Supervisor:
                 await anyio.sleep(RESTART_PAUSE_S)
             else:
                 self._restarts += 1
-                log.info("worker_back", role=self.role, away_s=round(time.monotonic() - since_s, 3))
+                kept = 0 if self._actor is None else len(self._actor.held)
+                log.info("worker_back", role=self.role, away_s=round(time.monotonic() - since_s, 3), kept=kept)
                 self._is_back()
                 return
 
     def _is_back(self) -> None:
         self._given_up = False
         self._reporter.add(WORKER_RESTARTS, role=self.role)
-        if self._actor is None:  # what it said while it was taken in was its last; that loss starts another
+        if (actor := self._actor) is None:  # what it said while it was taken in was its last; that loss starts another
             return
         self._changed.set()
         self._listener.back(self.role)
+        for session in list(actor.held):  # its answer has ended meanwhile
+            self.post(Close(session=session))
+        actor.held.clear()
 
     def _give_up(self) -> None:
         self._given_up = True

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
@@ -22,9 +22,9 @@ from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import SocketChannel, listen
-from pvlm.workers.actors import make_actor
 from pvlm.workers.clocks import HostClock
-from pvlm.workers.process import WorkerSpec, load_backend
+from pvlm.workers.factory import load_backend, make_actor
+from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.codec import PROTOCOL_VERSION
 from pvlm_protocols.messages import Dying, Hello, Loading, Stop
@@ -64,6 +64,8 @@ class RunningActor:
     """Of a worker on another host, with the name of its key."""
     clock: HostClock | None = None
     """Of that host."""
+    held: set[int] = field(default_factory=set)
+    """Sessions that it has kept since its last connection, and that were not resumed yet."""
 
     async def aclose(self) -> None:
         try:

@@ -1,5 +1,5 @@
 """A worker process that an engine starts: ``pvlm worker --role draft ... --life-line``. It connects, loads one model,
-and serves until told to stop. `pvlm.workers.standing` has those that people start.
+and serves until told to stop. `pvlm.workers.remote_worker` has those that people start.
 """
 
 from __future__ import annotations
@@ -7,19 +7,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 
 import msgspec
 
 from pvlm.actors.actor import dying
-from pvlm.errors import ModelError
-from pvlm.plugins import load_plugin
-from pvlm.transports import ChannelClosed
 from pvlm.transports.sockets import connect
-from pvlm.workers.actors import make_actor
+from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.scheduling import take_long_slices
-from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role
-from pvlm_protocols.messages import FromActor, Loading
+from pvlm_protocols.backend import LoadOptions, Role
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,25 +95,6 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
         mailbox.close()
         backend.close()
     return 0
-
-
-def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> Backend:
-    """Load a model, telling of the progress. Raises ModelError, also for a plug-in whose `ModelInfo` cannot be, and
-    CheckpointError.
-    """
-
-    def on_progress(fraction: float) -> None:
-        try:
-            post(Loading(role=options.role, fraction=fraction))
-        except ChannelClosed:
-            pass
-
-    backend: Backend = load_plugin("pvlm.backends", name).load(options, on_progress)
-    try:
-        msgspec.convert(msgspec.to_builtins(backend.info), ModelInfo)  # else its `Hello` would be refused
-    except msgspec.ValidationError as error:
-        raise ModelError(f"backend '{name}' says of its model what cannot be: {error}") from None
-    return backend
 
 
 def _leave_with_parent() -> None:

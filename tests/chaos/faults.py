@@ -53,13 +53,16 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Faults:
-    """Decides by a seed, and counts. ``log``: a file where each fault is noted, for the process may be killed."""
+    """Decides by a seed, and counts. ``log``: a file where each fault is noted, for the process may be killed.
+    ``armed``: a file without which nothing happens, for an engine that cannot be opened is no storm.
+    """
 
     def __init__(
         self,
         schedule: Schedule,
         seed: int,
         log: Path | None = None,
+        armed: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.schedule = schedule
@@ -67,6 +70,7 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self._clock = clock
         self._log = log
+        self._armed = armed
         self._kind = ""
         self._due_s = math.inf
         self._plan()
@@ -79,6 +83,9 @@ class Faults:
     def due(self, *kinds: str) -> str:
         """The fault that happens now, if it is one of ``kinds``; else empty."""
         if self._kind not in kinds or self._clock() < self._due_s:
+            return ""
+        if self._armed is not None and not self._armed.exists():
+            self._plan()
             return ""
         happens = self._kind
         self.counts[happens] += 1
@@ -173,6 +180,7 @@ class WorkerChaos(msgspec.Struct, frozen=True, kw_only=True):
     schedule: Schedule
     seed: int
     log: str
+    armed: str | None = None
     shard_s: float = 0.0
 
 
@@ -212,4 +220,5 @@ def begin() -> None:
     assert chaos is not None
     role = sys.orig_argv[sys.orig_argv.index("--role") + 1]
     seed = hash((chaos.seed, role, os.getpid()))
-    until_the_end.enter_context(faulty_connections(Faults(chaos.schedule, seed, Path(chaos.log))))
+    armed = None if chaos.armed is None else Path(chaos.armed)
+    until_the_end.enter_context(faulty_connections(Faults(chaos.schedule, seed, Path(chaos.log), armed)))

@@ -131,12 +131,16 @@ async def storm(
     strikes: list[Strike],
     every_s: float = 1.5,
     at_once: int = 4,
+    on_open: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Ask ``answers`` questions in a random order; a strike comes every so many seconds on average."""
+    """Ask ``answers`` questions in a random order; a strike comes every so many seconds on average. ``on_open`` is
+    called when the engine is open.
+    """
     choose = random.Random(seed)
     left = [choose.choice(questions) for _ in range(answers)]
     with anyio.move_on_after(STORM_S) as whole:
-        await _storm(figures, Engine.create({**SETTINGS, **settings}), left, choose, strikes, every_s, at_once)
+        unopened = Engine.create({**SETTINGS, **settings})
+        await _storm(figures, unopened, left, choose, strikes, every_s, at_once, on_open)
     if whole.cancelled_caught:
         figures.wrong.append(f"the storm has no end after {STORM_S:g} s")
 
@@ -149,8 +153,10 @@ async def _storm(
     strikes: list[Strike],
     every_s: float,
     at_once: int,
+    on_open: Callable[[], Any],
 ) -> None:
     async with unopened as engine:
+        on_open()
 
         async def ask_on() -> None:
             while left:

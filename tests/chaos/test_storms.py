@@ -51,13 +51,16 @@ async def faulty_storm(
     if settings["transport"] == "tcp":  # ZeroMQ reads its streams itself
         kinds = tuple(kind for kind in schedule.kinds if kind != "stream")
         schedule = msgspec.structs.replace(schedule, kinds=kinds)
-    faults = Faults(schedule, seed)
-    chaos = WorkerChaos(schedule=schedule, seed=seed, log=str(log), shard_s=shard_s)
+    armed = tmp_path / "armed"
+    faults = Faults(schedule, seed, armed=armed)
+    chaos = WorkerChaos(schedule=schedule, seed=seed, log=str(log), armed=str(armed), shard_s=shard_s)
     with faulty_workers(chaos, tmp_path / "site"):
         questions = await references(settings, asked)
         log.unlink(missing_ok=True)
         with faulty_connections(faults):
-            await storm(figures, {**settings, **(only_then or {})}, questions, seed=seed, **options)
+            await storm(
+                figures, {**settings, **(only_then or {})}, questions, seed=seed, on_open=armed.touch, **options
+            )
     add_faults(figures, faults.counts, told_by_workers(log))
     return figures
 
@@ -76,11 +79,11 @@ async def test_a_short_storm(transport: str, answers: int, tmp_path: Path) -> No
         tmp_path,
         settings,
         emulated_questions([40]),
-        Schedule(every_s=3.0),
+        FAULTS,
         seed=1,
         answers=answers,
         strikes=[kill],
-        every_s=3.0,
+        every_s=6.0,
     )
     settled(figures, answers)
     assert figures.outcomes["exact"] == answers

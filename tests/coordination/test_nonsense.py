@@ -29,7 +29,7 @@ from pvlm.coordination.events import (
 )
 from pvlm.coordination.modes import State
 from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
-from pvlm.workers.actors import make_actor
+from pvlm.workers.factory import make_actor
 from pvlm_backends.emulated import EmulatedBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Role
 from pvlm_protocols.codec import decode_for_actor, decode_from_actor, encode

@@ -39,6 +39,17 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
     ),
+    "Resume": (
+        b"\x85\xa4type\xa6Resume"
+        b"\xa7session\x07"
+        b"\xa9committed\x92\x05\xcd\x01,"
+        b"\xa5epoch\x02"
+        b"\xa6window\x84"
+        b"\xa5gamma\x05"
+        b"\xa4wait\x02"
+        b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc3"
+    ),
     "Close": (
         b"\x82\xa4type\xa5Close"
         b"\xa7session\x07"
@@ -109,6 +120,10 @@ GOLDEN: dict[str, bytes] = {
     "Ping": (
         b"\x82\xa4type\xa4Ping"
         b"\xa5nonce\x03"
+    ),
+    "Recall": (
+        b"\x82\xa4type\xa6Recall"
+        b"\xa6engine\x04"
     ),
     "Stop": b"\x81\xa4type\xa4Stop",
     "Hello": (
@@ -190,6 +205,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5error\xafCheckpointError"
         b"\xa7message\xacno such file"
         b"\xa9traceback\xa9Traceback"
+    ),
+    "Recalled": (
+        b"\x83\xa4type\xa8Recalled"
+        b"\xa4role\xa5draft"
+        b"\xa8sessions\x92\x07\xcd\x01,"
     ),
     "Pong": (
         b"\x87\xa4type\xa4Pong"

@@ -27,6 +27,9 @@ from pvlm_protocols.messages import (
     PrefillProgress,
     PruneMask,
     Pruning,
+    Recall,
+    Recalled,
+    Resume,
     Rollback,
     Sampling,
     Schedule,
@@ -70,6 +73,7 @@ SAMPLES: tuple[Message, ...] = (
         committed=(11, 12),
         epoch=3,
     ),
+    Resume(session=7, committed=(5, 300), epoch=2, window=_WINDOW),
     Close(session=7),
     PruneMask(session=7, bits=b"\xa0\x01", video_tokens=16, kept=3, method="uv", ratio=0.5),
     DraftWindow(
@@ -89,6 +93,7 @@ SAMPLES: tuple[Message, ...] = (
     Advance(session=7, epoch=2, length=5, window=_WINDOW),
     SetWindow(session=7, window=_WINDOW),
     Ping(nonce=3),
+    Recall(engine=4),
     Stop(),
     Hello(
         version=1,
@@ -128,6 +133,7 @@ SAMPLES: tuple[Message, ...] = (
     Closed(session=7, role="draft"),
     Failed(session=7, role="target", error="PromptError", message="too long", traceback="Traceback"),
     Dying(role="draft", error="CheckpointError", message="no such file", traceback="Traceback"),
+    Recalled(role="draft", sessions=(7, 300)),
     Pong(nonce=3, role="draft", progress=17, sessions=2, dropped=1, at_s=0.25),
 )
 

@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.to_thread import run_sync
+from structlog.testing import capture_logs
 
 from pvlm import Engine
+from pvlm.runtime.session import LiveSession
 from pvlm.trace import Trace
 from pvlm.trace.timeline import timeline
+from pvlm_protocols.backend import Role
+from pvlm_protocols.messages import FromActor, Opened
 from tests.support.toy import ToyBackend
 from tests.workers.conftest import FRAMES, TOY, until
 from tests.workers.remote_workers import key_pairs, remote_worker, wait_until_loaded
@@ -79,8 +84,18 @@ def other_time() -> list[str]:
 
 
 @pytest.mark.parametrize("role", ["draft", "target"])
-async def test_a_link_that_is_cut_and_mended_changes_no_token(role: str, link: Link, tmp_path: Path) -> None:
-    """The worker is lost, tries again, and goes on with the same answer."""
+async def test_a_link_that_is_cut_and_mended_changes_no_token(
+    role: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is lost, tries again, and goes on with the same answer from its own cache: it prefills once."""
+    opened: Counter[str] = Counter()
+    receive = LiveSession.receive
+
+    def counted(self: LiveSession, sender: Role, message: FromActor) -> None:
+        opened[sender] += isinstance(message, Opened)
+        receive(self, sender, message)
+
+    monkeypatch.setattr(LiveSession, "receive", counted)
     engine_keys, worker_keys = key_pairs(tmp_path)
     endpoint = f"tcp://{link.address}:{PORT}"
     settings = {
@@ -111,17 +126,22 @@ async def test_a_link_that_is_cut_and_mended_changes_no_token(role: str, link: L
                 await until(lambda: role not in engine.models)
                 link.mend()
 
-            async with engine.stream(FRAMES, "?", max_tokens=100_000, ignore_eos=True) as chunks:
-                tokens = list((await chunks.__anext__()).tokens)
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(cut_and_mend)
-                    async for chunk in chunks:
-                        tokens += chunk.tokens
-                        back = role in engine.models and (await engine.health())[role].restarts
-                        if back and len(chunk.tokens) > 2:  # more than the target writes alone
-                            break
+            with capture_logs() as logs:
+                async with engine.stream(FRAMES, "?", max_tokens=100_000, ignore_eos=True) as chunks:
+                    tokens = list((await chunks.__anext__()).tokens)
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(cut_and_mend)
+                        async for chunk in chunks:
+                            tokens += chunk.tokens
+                            back = role in engine.models and (await engine.health())[role].restarts
+                            if back and len(chunk.tokens) > 2:  # more than the target writes alone
+                                break
             health = (await engine.health())[role]
             assert health.restarts == 1
             assert "the connection to elsewhere" in health.reason
+    (back,) = [line for line in logs if line["event"] == "worker_back"]
+    assert back["kept"] == 1
+    assert worker.log.count("session_resumed") == 1
+    assert opened[role] == 2  # once for each answer: the cache stayed, and nothing was prefilled again
     assert tokens == ToyBackend().greedy(len(tokens), end_tokens=())
     assert "disconnected" in worker.log

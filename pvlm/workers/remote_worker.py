@@ -1,7 +1,8 @@
 """A worker that a person runs for an engine on another host: ``pvlm worker --role draft --connect tcp://HOST:PORT ...``
 
-It loads its model once, and serves whichever engine listens there, as long as it lives: a connection that cannot be had
-or is lost is tried again. Each connection begins anew, with a greeting and without sessions.
+It loads its model once, and serves the engine that listens there until it is interrupted. When a connection fails or is
+lost, it tries again. It keeps the caches of a lost connection for `pvlm.actors.actor.HOLD_S`: an engine that is still
+the same resumes their sessions, and any other engine finds none.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import time
 
 import structlog
 
+from pvlm.actors.actor import Actor
 from pvlm.endpoints import on_loopback
 from pvlm.errors import ConfigError, ModelError
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq_mailbox import ZmqMailbox
-from pvlm.workers.actors import make_actor
-from pvlm.workers.process import WorkerSpec, load_backend
+from pvlm.workers.backoff import Backoff
+from pvlm.workers.factory import load_backend, make_actor
+from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import Role
 from pvlm_protocols.messages import FromActor
 
 FIRST_PAUSE_S = 0.2
-"""Before a connection is tried again; doubled each time."""
 LAST_PAUSE_S = 5.0
+"""Before the first and the last further attempts to connect."""
 
 log = structlog.get_logger()
 
@@ -30,7 +33,7 @@ log = structlog.get_logger()
 def serve(role: Role, spec: WorkerSpec) -> None:
     """Load the model and serve until interrupted.
 
-    Raises ConfigError for an endpoint or keys that cannot be, ModelError if the model cannot be loaded, and what its
+    Raises ConfigError for an invalid endpoint or invalid keys, ModelError if the model cannot be loaded, and what its
     actor fails with outside any session.
     """
     keys = _keys(spec)
@@ -38,32 +41,42 @@ def serve(role: Role, spec: WorkerSpec) -> None:
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
     try:
-        backend = load_backend(spec.backend, spec.load_options(role), _untold)
+        backend = load_backend(spec.backend, spec.load_options(role), _ignore)
     except Exception as error:
         raise ModelError(f"cannot load the {role} '{spec.model}': {error}") from error
     log.info("loaded", role=role, model=spec.model, device=backend.info.device)
-    pause_s = FIRST_PAUSE_S
+    pauses = Backoff(FIRST_PAUSE_S, LAST_PAUSE_S)
+    actor: Actor | None = None
     try:
         while True:
             try:
                 mailbox = ZmqMailbox(spec.connect, keys)
             except OSError as error:
-                log.warning("no_engine", endpoint=spec.connect, reason=str(error), next_try_in_s=pause_s)
+                log.warning("no_engine", endpoint=spec.connect, reason=str(error), next_try_in_s=pauses.next_s)
             else:
                 log.info("connected", endpoint=spec.connect)
-                since_s = time.monotonic()
-                actor = make_actor(role, backend, mailbox)
-                try:
-                    actor.run()
-                finally:
-                    mailbox.close()
-                if actor.progress or time.monotonic() - since_s > pause_s:  # else it was turned away at once
-                    pause_s = FIRST_PAUSE_S
-                log.info("disconnected", endpoint=spec.connect, next_try_in_s=pause_s)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                actor = actor or make_actor(role, backend, mailbox)
+                if _served(actor, mailbox, pauses.next_s):
+                    pauses.reset()
+                log.info("disconnected", endpoint=spec.connect, next_try_in_s=pauses.next_s)
+            if actor is not None:
+                actor.expire()
+            time.sleep(pauses.take())
     finally:
+        if actor is not None:
+            actor.release()
         backend.close()
+
+
+def _served(actor: Actor, mailbox: ZmqMailbox, briefly_s: float) -> bool:
+    """Serve one connection to its end. Return False if the worker was sent away at once."""
+    began_s, progress = time.monotonic(), actor.progress
+    actor.mailbox = mailbox
+    try:
+        actor.serve()
+    finally:
+        mailbox.close()
+    return actor.progress > progress or time.monotonic() - began_s > briefly_s
 
 
 def _keys(spec: WorkerSpec) -> Keys | None:
@@ -84,5 +97,5 @@ def _keys(spec: WorkerSpec) -> Keys | None:
     return None
 
 
-def _untold(message: FromActor) -> None:
-    """There is no engine yet that could be told of the progress."""
+def _ignore(message: FromActor) -> None:
+    """No engine is connected yet that wants to know the progress."""

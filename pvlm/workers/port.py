@@ -1,4 +1,4 @@
-"""Workers on other hosts, as the engine sees them: it waits for them, and leaves them. Theirs is `workers.standing`."""
+"""The port where workers on other hosts connect. `pvlm.workers.remote_worker` is their side."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import structlog
 from pvlm.config import EngineConfig
 from pvlm.endpoints import split_endpoint
 from pvlm.errors import ConfigError, ModelError
-from pvlm.telemetry.reporter import Reporter
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
 from pvlm.workers.clocks import HostClock
 from pvlm.workers.launch import RunningActor, greeting
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import ModelInfo, Role
-from pvlm_protocols.messages import Ping, Pong
+from pvlm_protocols.messages import Ping, Pong, Recall, Recalled
 
 ANSWER_S = 10.0
 """How long a worker that has greeted may take to answer."""
@@ -30,7 +29,7 @@ log = structlog.get_logger()
 
 
 class RemoteHost:
-    """The host of a worker that a person runs: it can be left, not killed."""
+    """A worker that a person runs on another host. The engine can leave it, not kill it."""
 
     def __init__(self, channel: ZmqChannel) -> None:
         self._channel = channel
@@ -51,10 +50,10 @@ class RemoteHost:
         self._channel.dismiss(reason)
 
 
-def open_port(role: Role, config: EngineConfig, reporter: Reporter) -> ZmqServer:
-    """Where workers of a role connect. Call it on the engine's event loop.
+def open_port(role: Role, config: EngineConfig, on_refused: Callable[[str], None]) -> ZmqServer:
+    """Open the port of a role. Call it on the engine's event loop. ``on_refused`` gets why a connection was refused.
 
-    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be had.
+    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be bound.
     """
     endpoint = config.listen(role)
     assert endpoint is not None
@@ -64,9 +63,6 @@ def open_port(role: Role, config: EngineConfig, reporter: Reporter) -> ZmqServer
         if not keys.trusted():
             log.warning("no_worker_is_authorized", directory=str(keys.authorized))
 
-    def on_refused(reason: str) -> None:
-        reporter.fault("connection_refused", role=role, endpoint=endpoint, reason=reason)
-
     try:
         return ZmqServer(endpoint, keys, min(CUT_AFTER_S, config.hang_timeout_s / 2), on_refused)
     except OSError as error:
@@ -74,17 +70,18 @@ def open_port(role: Role, config: EngineConfig, reporter: Reporter) -> ZmqServer
 
 
 async def join(
-    role: Role, config: EngineConfig, spec: WorkerSpec, port: ZmqServer, check: Callable[[ModelInfo], None]
+    role: Role, config: EngineConfig, spec: WorkerSpec, port: ZmqServer, check: Callable[[ModelInfo], None], engine: int
 ) -> RunningActor:
-    """Wait for a worker, and until it has said `Hello`. ``check`` raises ModelError where it is not the one to have.
+    """Wait for a worker, and until it has said what it is and which sessions of this ``engine`` it has kept.
 
-    Raises ModelError if none has come within ``config.start_timeout_s``, or one that cannot be used.
+    ``check`` raises ModelError for a wrong model. Raises ModelError if no worker has come within
+    ``config.start_timeout_s``, or a wrong one.
     """
     command = worker_command(role, config)
     log.info("waiting_for_worker", role=role, endpoint=port.endpoint, command=command)
     with anyio.move_on_after(config.start_timeout_s):
         while True:
-            if (actor := await _next_worker(role, spec, port, check)) is not None:
+            if (actor := await _next_worker(role, spec, port, check, engine)) is not None:
                 return actor
     refused = f" ({port.refused} were refused, the last since {port.last_refusal})" if port.refused else ""
     raise ModelError(
@@ -94,17 +91,20 @@ async def join(
 
 
 async def _next_worker(
-    role: Role, spec: WorkerSpec, port: ZmqServer, check: Callable[[ModelInfo], None]
+    role: Role, spec: WorkerSpec, port: ZmqServer, check: Callable[[ModelInfo], None], engine: int
 ) -> RunningActor | None:
-    """The next that comes; None if it is lost again at once."""
+    """Return the next worker that comes; None if it is lost again at once."""
     channel = port.channel()
     host, clock = RemoteHost(channel), HostClock()
     try:
-        hello = await greeting(role, spec, channel, host, _untold)
+        hello = await greeting(role, spec, channel, host, _ignore)
         if hello.role != role:
             raise ModelError(f"a {hello.role} worker has come to the port of the {role}s ({port.endpoint})")
         check(hello.info)
-        if not await _compare_clocks(channel, clock):
+        with anyio.move_on_after(ANSWER_S) as waiting:
+            await _compare_clocks(channel, clock)
+            held = await _recall(channel, engine)
+        if waiting.cancelled_caught:
             raise ModelError(f"the {role} worker {channel.worker} has greeted, and does not answer")
     except BaseException as error:
         with anyio.CancelScope(shield=True):
@@ -117,28 +117,32 @@ async def _next_worker(
         "worker_joined", role=role, worker=channel.worker, model=hello.info.name, device=hello.info.device,
         clock_error_s=round(clock.error_s, 6),
     )  # fmt: skip
-    return RunningActor(role, channel, host, hello.info, hello.pid, channel.worker, clock)
+    return RunningActor(role, channel, host, hello.info, hello.pid, channel.worker, clock, held)
 
 
-async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> bool:
-    """Whether the worker has answered."""
-    with anyio.move_on_after(ANSWER_S):
-        for nonce in range(CLOCK_PINGS):
-            clock.asked(nonce)
-            channel.post(Ping(nonce=nonce))
-            while not isinstance(message := await channel.receive(), Pong):
-                pass
-            clock.answered(message)
-        return True
-    return False
+async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> None:
+    for nonce in range(CLOCK_PINGS):
+        clock.asked(nonce)
+        channel.post(Ping(nonce=nonce))
+        while not isinstance(message := await channel.receive(), Pong):
+            pass
+        clock.answered(message)
 
 
-def _untold(role: Role, fraction: float) -> None:
-    """It has loaded its model before it came."""
+async def _recall(channel: ZmqChannel, engine: int) -> set[int]:
+    """Return the sessions that the worker has kept."""
+    channel.post(Recall(engine=engine))
+    while not isinstance(message := await channel.receive(), Recalled):
+        pass
+    return set(message.sessions)
+
+
+def _ignore(role: Role, fraction: float) -> None:
+    """The worker has loaded its model before it came."""
 
 
 def worker_command(role: Role, config: EngineConfig) -> str:
-    """What a person runs on the other host."""
+    """Return the command that a person runs on the other host."""
     endpoint = config.listen(role)
     assert endpoint is not None
     host, port = split_endpoint(endpoint)
