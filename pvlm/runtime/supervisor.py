@@ -37,10 +37,8 @@ from pvlm_protocols.messages import (
     Dying,
     Failed,
     FromActor,
-    Open,
     Ping,
     Pong,
-    Resume,
     SessionMessage,
     ToActor,
 )
@@ -184,20 +182,11 @@ class Supervisor:
         return self.running
 
     def post(self, message: ToActor) -> None:
-        """Send without waiting. A message to an actor that is away is lost.
-
-        A session that a worker on another host has kept is not opened again, but resumed: its cache stays.
-        """
+        """Send without waiting. A message to an actor that is away is lost."""
         if self._actor is None:
             return
-        if isinstance(message, Open) and message.session in self._actor.held:
-            self._actor.held.discard(message.session)
-            if message.committed:
-                message = Resume(
-                    session=message.session, committed=message.committed, epoch=message.epoch, window=message.window
-                )
         try:
-            self._actor.channel.post(message)
+            self._actor.post(message)
         except ChannelClosed:
             pass
         except ChannelFull:

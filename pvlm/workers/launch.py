@@ -27,7 +27,7 @@ from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.codec import PROTOCOL_VERSION
-from pvlm_protocols.messages import Dying, Hello, Loading, Stop
+from pvlm_protocols.messages import Dying, Hello, Loading, Open, Resume, Stop, ToActor
 
 STOP_TIMEOUT_S = 2.0
 STDERR_LINES = 40
@@ -66,6 +66,19 @@ class RunningActor:
     """Of that host."""
     held: set[int] = field(default_factory=set)
     """Sessions that it has kept since its last connection, and that were not resumed yet."""
+
+    def post(self, message: ToActor) -> None:
+        """Send without waiting. Raises as `Channel.post`.
+
+        A session that a worker on another host has kept is resumed instead of opened, so its cache stays.
+        """
+        if isinstance(message, Open) and message.session in self.held:
+            self.held.discard(message.session)
+            if message.committed:
+                message = Resume(
+                    session=message.session, committed=message.committed, epoch=message.epoch, window=message.window
+                )
+        self.channel.post(message)
 
     async def aclose(self) -> None:
         try:

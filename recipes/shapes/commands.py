@@ -31,11 +31,13 @@ def continue_(arguments: argparse.Namespace) -> None:
 
 
 def grow(arguments: argparse.Namespace) -> None:
+    from . import state
     from .growing import grown
     from .pair import load_checkpoint, save_checkpoint
 
     model, tokenizer = load_checkpoint(arguments.model)
     save_checkpoint(grown(model, arguments.layers, arguments.seed), tokenizer, arguments.out)
+    state.copy_heads(arguments.model, arguments.out)  # the layers that they read give the same as before
 
 
 def _train_on(arguments: argparse.Namespace) -> None:
@@ -66,7 +68,7 @@ def _train_on(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         curriculum=((0.0, {int(scenes): float(weight) for scenes, weight in pairs}),),
     )
-    train_on(model, tokenizer, settings, arguments.state, stop.is_set)
+    train_on(model, tokenizer, settings, arguments.state, stop.is_set, start)
 
 
 def _train_pair(arguments: argparse.Namespace) -> None:

@@ -80,12 +80,14 @@ def train_on(
     settings: Settings,
     folder: Path,
     stopped: Callable[[], bool] = lambda: False,
+    start: Path | None = None,
     heads_steps: int = 60,
     check_scenes: tuple[int, ...] = (1, 2, 4, 8),
 ) -> State:
     """Train a model on its answers up to ``settings.steps`` steps, or until ``stopped`` says so.
 
-    The state lies in ``folder``: it is resumed from there where one exists, and saved there.
+    The state lies in ``folder``: it is resumed from there where one exists, and saved there. A new run
+    takes the heads saved in ``start``, or else fits fresh ones.
     """
     if settings.steps is None:
         raise ValueError("a run that can be resumed goes by steps: set settings.steps")
@@ -96,7 +98,7 @@ def train_on(
     if state.exists(folder):
         now.load(folder)
         log.info("resumed at step %d", now.step)
-    else:
+    elif start is None or not state.load_heads(all_heads, start):
         fit_heads(model, heads, packer, settings, heads_steps)
     clock = Clock(0.0, settings.steps, done=now.step)
     began, saved = time.process_time() - now.active_seconds, time.monotonic()

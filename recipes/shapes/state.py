@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 from .optim import Trainer
 from .pair import save_checkpoint
 
-_FILE = "training.pt"
+_FILE, _HEADS_FILE = "training.pt", "heads.pt"
 
 
 @dataclass
@@ -45,7 +46,7 @@ class State:
         return result.eval()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Write the state, and the averaged model as a checkpoint beside it.
+        """Write the state, and the averaged model and its heads beside it, to start other runs from.
 
         Each file is replaced at once, so that a stop at any moment leaves whole files.
         """
@@ -61,6 +62,7 @@ class State:
         with TemporaryDirectory(dir=folder) as temporary:
             save_checkpoint(self.averaged(), tokenizer, temporary)
             torch.save(content, Path(temporary) / _FILE)
+            torch.save(content["heads"], Path(temporary) / _HEADS_FILE)
             for path in Path(temporary).iterdir():
                 os.replace(path, folder / path.name)
 
@@ -78,3 +80,17 @@ class State:
 def exists(folder: Path) -> bool:
     """Whether a folder holds a saved state."""
     return (folder / _FILE).exists()
+
+
+def load_heads(heads: nn.ModuleList, folder: Path) -> bool:
+    """Take over the heads saved in a folder; returns whether it holds any."""
+    if not (folder / _HEADS_FILE).exists():
+        return False
+    heads.load_state_dict(torch.load(folder / _HEADS_FILE))
+    return True
+
+
+def copy_heads(source: Path, folder: Path) -> None:
+    """Copy the saved heads, if any, to another checkpoint."""
+    if (source / _HEADS_FILE).exists():
+        shutil.copy(source / _HEADS_FILE, folder)

@@ -54,7 +54,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 class Faults:
     """Decides by a seed, and counts. ``log``: a file where each fault is noted, for the process may be killed.
-    ``armed``: a file without which nothing happens, for an engine that cannot be opened is no storm.
+    ``armed``: the file with which the schedule begins; an engine that cannot be opened is no storm.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class Faults:
         self._armed = armed
         self._kind = ""
         self._due_s = math.inf
-        self._plan()
+        if armed is None:
+            self._plan()
 
     def _plan(self) -> None:
         if self.schedule.every_s:
@@ -82,10 +83,10 @@ class Faults:
 
     def due(self, *kinds: str) -> str:
         """The fault that happens now, if it is one of ``kinds``; else empty."""
-        if self._kind not in kinds or self._clock() < self._due_s:
-            return ""
-        if self._armed is not None and not self._armed.exists():
+        if self._armed is not None and self._armed.exists():
+            self._armed = None
             self._plan()
+        if self._kind not in kinds or self._clock() < self._due_s:
             return ""
         happens = self._kind
         self.counts[happens] += 1

@@ -128,7 +128,9 @@ def test_a_resumed_run_does_what_an_unbroken_one_does(tokenizer, small, tmp_path
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert all(torch.equal(resumed.average[name], weight) for name, weight in whole.average.items())
 
-    # the checkpoint beside the state holds the average
+    # a run from what lies beside the state takes over the heads, and the average as its weights
+    begun = train_on(fresh(), tokenizer, settings(), tmp_path / "next", lambda: True, tmp_path / "part")
+    assert all(torch.equal(begun.heads.state_dict()[n], w) for n, w in resumed.heads.state_dict().items())
     loaded, _ = load_checkpoint(tmp_path / "part")
     for name, weight in loaded.named_parameters():
         assert torch.allclose(weight, resumed.average[name], rtol=1e-2, atol=1e-6), name
