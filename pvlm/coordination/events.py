@@ -13,6 +13,7 @@ from pvlm_protocols.messages import (
     Hello,
     Loading,
     Pong,
+    Recalled,
     ToDraft,
     ToTarget,
     Verdict,
@@ -69,6 +70,7 @@ DROPPED: dict[type[Event], str] = {
     Hello: "the supervisor takes it when the actor starts",
     Loading: "the supervisor takes it while the actor starts",
     Pong: "the supervisor takes it",
+    Recalled: "the supervisor takes it when a remote worker is back",
     Dying: "the supervisor takes it; the loss of the actor is an event of its own",
     Closed: "the session at work takes it, and frees the actor",
 }

@@ -1,5 +1,5 @@
 """Pure functions without I/O: drawing, verifying and pruning tokens, and choosing a window.
 
-`estimates`, `gaps`, `masks`, `settings`, `text`, `theorems`, `theory` and `windows` do not import torch: the
+`estimates`, `gaps`, `masks`, `text`, `theorems`, `theory` and `windows` do not import torch: the
 engine's process uses them.
 """

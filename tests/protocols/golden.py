@@ -44,11 +44,10 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7session\x07"
         b"\xa9committed\x92\x05\xcd\x01,"
         b"\xa5epoch\x02"
-        b"\xa6window\x84"
+        b"\xa6window\x83"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
-        b"\xa5ahead\xc3"
     ),
     "Close": (
         b"\x82\xa4type\xa5Close"

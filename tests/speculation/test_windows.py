@@ -311,7 +311,7 @@ def test_a_choice_is_cheap() -> None:
 
 
 def test_the_engines_half_does_not_import_torch() -> None:
-    modules = "estimates", "gaps", "masks", "settings", "text", "theorems", "theory", "windows"
+    modules = "estimates", "gaps", "masks", "text", "theorems", "theory", "windows"
     code = (
         f"import sys\nfor name in {modules}: __import__('pvlm.speculation.' + name)\nassert 'torch' not in sys.modules"
     )

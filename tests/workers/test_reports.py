@@ -66,7 +66,7 @@ async def test_messages_that_a_worker_has_dropped_are_reported() -> None:
     """They arrived as they were sent, and are no messages of the protocol."""
     registry = CollectorRegistry()
     async with Engine.create(TOY, method="ar", metrics=PrometheusMetrics(registry)) as engine:
-        channel = engine._runtime._actors["target"]._actor.channel  # type: ignore[union-attr]
+        channel = engine._pair._actors["target"]._actor.channel  # type: ignore[union-attr]
         with capture_logs() as logs:
             for _ in range(3):
                 channel._wire._write(channel._wire._link.send([b"nonsense"]))  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ async def test_a_damaged_message_is_a_lost_worker() -> None:
         for direction in ("to the worker", "to the engine"):
             async with engine.stream(FRAMES, "?", **LONG) as chunks:
                 await chunks.__anext__()
-                wire = engine._runtime._actors["target"]._actor.channel._wire  # type: ignore[union-attr]
+                wire = engine._pair._actors["target"]._actor.channel._wire  # type: ignore[union-attr]
                 with capture_logs() as logs:
                     if direction == "to the worker":
                         wire._link._sent += 1
