@@ -247,6 +247,6 @@ async def test_any_object_with_two_methods_will_do() -> None:
 
 
 def test_every_metric_and_every_fault_is_in_the_docs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "operations.md").read_text()
     for name in [*(metric.name for metric in METRICS), *get_args(Fault)]:
         assert f"`{name}`" in page, name
