@@ -42,9 +42,11 @@ class Trace:
         self._began_s = time.monotonic()
 
     def handled(self, event: Event, commands: Sequence[Command]) -> None:
+        """Keep an event that the coordinator has handled, with its time and the resulting commands."""
         self._handled.append(Handled(time.monotonic(), event, tuple(commands)))
 
     def ended(self, answer: Answer) -> None:
+        """Keep the complete answer."""
         self._answer = answer
 
     # ---- the record ----------------------------------------------------------------------------------------------
