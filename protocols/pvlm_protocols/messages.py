@@ -4,7 +4,7 @@ Every struct is tagged, frozen, and travels as a map: a few bytes more than an a
 renamed field cannot decode silently wrong. `tests/protocols` pins the encoded bytes.
 
 Positions count answer tokens: position 0 is the first token of the answer. Times are of the monotonic clock of the host
-that tells of them; the engine puts those of other hosts on its own.
+that reports them; the engine converts those of other hosts to its own clock.
 
 The bounds of numbers, and the lengths of texts and tuples, are part of the types: what is beyond them does not decode.
 """
@@ -160,7 +160,7 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
-    """Start a session. To go on with one that a lost actor had: ``committed``, the answer tokens that are settled
+    """Start a session. To continue one that a lost actor had: ``committed``, the answer tokens that are settled
     already, and ``epoch``, above all earlier ones.
     """
 
@@ -175,7 +175,7 @@ class Open(SessionMessage, frozen=True, kw_only=True):
 
 
 class Resume(SessionMessage, frozen=True, kw_only=True):
-    """Go on with a session that this worker has kept while its connection was lost. ``committed`` and ``epoch`` as in
+    """Continue a session that this worker has kept while its connection was lost. ``committed`` and ``epoch`` as in
     `Open`, but at least one token: the worker truncates its cache to what agrees with them. Only after `Recalled`.
     """
 
@@ -315,7 +315,7 @@ class PrefillDone(SessionMessage, frozen=True, kw_only=True):
 class Verdict(SessionMessage, frozen=True, kw_only=True):
     """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
 
-    The first ``accepted`` of them are the draft's, a token behind them is the target's own. ``rejected``: the target
+    The first ``accepted`` of them are the draft's, a token after them is the target's own. ``rejected``: the target
     turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
     the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
     one), ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer

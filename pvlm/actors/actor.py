@@ -59,7 +59,7 @@ class ActorSession(ABC):
     def __init__(self, actor: Actor, opening: Open) -> None:
         self.actor = actor
         if (settled := len(opening.committed)) >= (most := opening.sampling.max_tokens):
-            raise ValueError(f"an answer of {most} tokens cannot be gone on with behind {settled}")
+            raise ValueError(f"an answer of {most} tokens cannot continue after {settled}")
         self.id = opening.session
         self.opening = opening
         self.model: Session | None = None

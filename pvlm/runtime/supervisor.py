@@ -143,7 +143,7 @@ class Supervisor:
         self._dead = anyio.Event()
         self._nonces = count(1)
         self._dropped: dict[Literal["engine", "worker"], int] = {}
-        """Messages that were dropped at either end, as far as they have been told of."""
+        """Messages dropped at either end that have been reported."""
         self._asked: dict[int, tuple[anyio.Event, list[Pong]]] = {}
 
     @property

@@ -24,7 +24,7 @@ class Metric:
 
 
 class Metrics(Protocol):
-    """What an engine tells what it counts and times, as it happens: ``Engine.create(..., metrics=...)``.
+    """Receives what an engine counts and times, as it happens: ``Engine.create(..., metrics=...)``.
 
     Called on the engine's event loop; must return at once and raise nothing. ``labels`` has a value for each of
     ``metric.labels``. One object may be given to many engines, for gauges are told by how much they change.
@@ -55,7 +55,7 @@ ACCEPTED_TOKENS_PER_POSITION = Metric(
 REJECTED_TOKENS = Metric(
     "pvlm:spec_decode_num_rejected_tokens",
     "counter",
-    "Drafted tokens that were rejected; those behind one were not tested and are not counted.",
+    "Drafted tokens that were rejected; those after one were not tested and are not counted.",
 )
 
 # ---- answers ------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ TIME_TO_FIRST_TOKEN = Metric(
 INTER_TOKEN_LATENCY = Metric(
     "pvlm:inter_token_latency_seconds",
     "histogram",
-    "For each token behind the first: the time since the tokens before, shared among those that came together.",
+    "For each token after the first: the time since the tokens before, shared among those that came together.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0),
 )
 REQUEST_LATENCY = Metric(

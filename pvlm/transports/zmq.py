@@ -1,7 +1,7 @@
 """The engine's end over ZeroMQ, for actors in processes of their own, here or on other hosts (``tcp://HOST:PORT``).
 
 It is a ROUTER, so that it knows who speaks: a worker begins with `GREETING` and is given a channel; others that greet
-wait until that one is gone. Whoever is not listened to any more hears `FAREWELL`, with the reason.
+wait until that one is gone. A worker that is dropped receives `FAREWELL`, with the reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FULL_PAUSE_S = 0.01
 MOST_WAITING = 16
 """Workers that may wait at a port, and messages that are kept of each."""
 LOOKS_S = (0.0, 0.05, 0.5)
-"""When to look whose connection was lost: ZeroMQ tells that one was before it has cleared up behind it."""
+"""When to check whose connection was lost: ZeroMQ reports a loss before it has cleared the connection."""
 FAILURES = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 REFUSED: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it does not use keys as this engine does",
@@ -90,7 +90,7 @@ class ZmqServer:
         """Where the worker connects (with the port that ``*`` became)."""
         self._loop.add_reader(self._socket.fileno(), self._on_event)
         self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
-        self._on_monitor()  # its descriptor tells of nothing before it has been read in vain
+        self._on_monitor()  # its descriptor reports nothing before a first, empty read
 
     def channel(self, *, only: bool = False) -> ZmqChannel:
         """For the worker that has waited longest, or else the next that comes. At most one that has no worker yet.
@@ -159,7 +159,7 @@ class ZmqServer:
         self._look_again()
 
     def _look_again(self) -> None:
-        """The descriptor tells of an event once only, and any use of the socket may have taken it."""
+        """The descriptor reports an event only once, and any use of the socket may have taken it."""
         if not self._socket.closed:
             events = self._socket.getsockopt(zmq.EVENTS)
             assert isinstance(events, int)
@@ -298,7 +298,7 @@ def configure(socket: Any, endpoint: str, linger_ms: int, cut_after_s: float = C
     """What both ends have in common.
 
     Whether the other host is still there, TCP finds out (keep-alive, and a limit to how long what was sent may go
-    unconfirmed), and not ZeroMQ's heartbeats: these wait behind a message, and a long video over a slow network may
+    unconfirmed), and not ZeroMQ's heartbeats: these queue after a message, and a long video over a slow network may
     take longer than it should take to notice a cut. A process that stands still on a host that does not, is a hang.
     """
     socket.setsockopt(zmq.LINGER, linger_ms)

@@ -1,4 +1,4 @@
-"""The clock of another host. Hosts' monotonic clocks start anywhere: what a worker tells is put on the engine's clock.
+"""The clock of another host. Monotonic clocks start anywhere: a worker's times are converted to the engine's clock.
 
 The offset is estimated by round trips (Cristian, Probabilistic Clock Synchronization, 1989): a worker that was asked at
 s, answered at t by its own clock and was heard at r has t - (s + r) / 2 on its clock more than here, give or take
@@ -77,5 +77,5 @@ class HostClock:
                 return message
 
     def _offset_of(self, ended_s: float) -> float:
-        """Nothing has ended after it was told of."""
+        """No event ends after its report arrives."""
         return max(self.offset_s, ended_s - self._clock())

@@ -1,4 +1,4 @@
-"""Starting an actor from the engine: a process behind a socket, or a thread in this process."""
+"""Starting an actor from the engine: a process with a socket, or a thread in this process."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def least(score: Callable[[Seen], Tensor]) -> Callable[[Seen], Tensor]:
 
 
 def alignment(seen: Seen, layer: int = 0) -> Tensor:
-    """Mean cosine with the question's tokens, of the decoder's input or behind a layer."""
+    """Mean cosine with the question's tokens, of the decoder's input or after a layer."""
     states = seen.early[max(1, layer)]
     video, question = states.video_last, states.question_last
     if layer == 0:
@@ -270,7 +270,7 @@ def hits(draft: Backend, seen: Seen, mask: Tensor) -> Tensor:
 class Comparison:
     """``agreement``: by choice and kind of question, at each of `RATIOS`. ``on_things``: by choice, the share of the
     tokens kept at `SHOWN_RATIO` in whose square there is something. ``alignments``: of tokens with something in their
-    square and of plain ones, at the input and behind each of `LAYERS`. The last two over descriptions.
+    square and of plain ones, at the input and after each of `LAYERS`. The last two over descriptions.
     """
 
     agreement: dict[str, dict[str, list[float]]]

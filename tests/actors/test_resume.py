@@ -1,4 +1,4 @@
-"""A worker whose connection was lost goes on with its sessions over the next one, without another prefill."""
+"""A worker whose connection was lost continues its sessions over the next one, without another prefill."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def main() -> None:
                 counts = ", ".join(f"{times} {kind}" for kind, times in sorted(figures[what].items()))
                 sys.stdout.write(f"    {what}: {counts}\n")
         if figures["restarts"]:
-            sys.stdout.write(f"    went on with another target: {figures['recovered']}, ")
+            sys.stdout.write(f"    continued with another target: {figures['recovered']}, ")
             sys.stdout.write(f"without a draft that was lost: {figures['without_draft']}\n")
         for wrong in figures["wrong"]:
             sys.stdout.write(f"    WRONG: {wrong}\n")

@@ -22,7 +22,7 @@ SLOW_READS = 0.1
 
 
 def paused(on_progress: OnProgress | None) -> OnProgress:
-    """Behind every shard there is a pause."""
+    """A pause follows every shard."""
     chaos = worker_chaos()
     choose = random.Random(os.getpid())
 

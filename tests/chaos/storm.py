@@ -57,7 +57,7 @@ class Figures(msgspec.Struct, kw_only=True):
     restarts: dict[str, int] = msgspec.field(default_factory=dict)
     reasons: dict[str, int] = msgspec.field(default_factory=dict)
     recovered: int = 0
-    """Answers that went on with another target."""
+    """Answers that continued with another target."""
     without_draft: int = 0
     """Answers of which at least a part was written without a draft that was lost."""
     wrong: list[str] = msgspec.field(default_factory=list)

@@ -138,7 +138,7 @@ def test_a_rollback_that_comes_between_two_tokens_ends_the_window(drafting):
         if any(isinstance(message, Rollback) for message in harness.boxes["draft"].incoming) and "catch draft" in moves:
             harness.make("catch draft")
             caught += 1
-            # It looks before it begins, and then in each token and behind it: the third look in vain is in the second.
+            # It looks before it begins, and then in each token and after it: the third look in vain is in the second.
             assert " ".join(draft.calls[computed:]).count("extend") <= 2
         else:
             harness.make(sorted(moves, key=lambda move: ("interrupt" in move, "draft" in move))[0])
@@ -359,7 +359,7 @@ def test_where_a_draft_does_not_pay_the_target_goes_on_alone_and_the_draft_is_pr
     assert tokens == ToyBackend(seed=3, end_logit=-100).greedy(200)
     assert counts.rests == 5  # of 16, 32, 64, 64 and 64 tokens
     assert counts.rollbacks == 0
-    # After 16, 32, 64 and 64 tokens a probe of at least 4, and one window that was under way behind each.
+    # After 16, 32, 64 and 64 tokens a probe of at least 4, and one window that was under way after each.
     assert 12 <= counts.drafted_tokens <= 60
     assert policy.tested >= 3
 

@@ -91,7 +91,7 @@ def test_gumbel_text_does_not_depend_on_crashes(seed, order, gamma, schedule):
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, order=seeds, gamma=st.integers(1, 6), schedule=st.sampled_from(list(SCHEDULES)))
 def test_no_random_draw_is_made_twice(seed, order, gamma, schedule):
-    """Whoever crashed: what was drawn and then lost must not come back in another place of the same text."""
+    """Whichever actor crashed: a draw that was lost must not come back in another place of the same text."""
     drawn: Counter[tuple] = Counter()
     original = coupling.uniform
 

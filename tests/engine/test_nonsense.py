@@ -21,7 +21,7 @@ EXPECTED = ToyBackend().greedy(60, end_tokens=())
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
-    """What the first session says instead of its third message of a type, and of all behind that."""
+    """What the first session says instead of its third message of a type, and of all after that."""
     instead: dict[type, Any] = {}
     posted: Counter[type] = Counter()
     original = ActorSession.post

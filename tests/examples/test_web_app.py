@@ -44,7 +44,7 @@ web_app = load_web_app()
 
 
 async def events_of(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    """Server-sent events, each as soon as it is there."""
+    """Server-sent events, each as soon as it arrives."""
     name = ""
     async for line in response.aiter_lines():
         if line.startswith("event: "):

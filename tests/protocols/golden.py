@@ -1,4 +1,4 @@
-"""The encoded bytes of `samples.SAMPLES`, behind the header: msgpack, one field a line.
+"""The encoded bytes of `samples.SAMPLES`, after the header: msgpack, one field a line.
 
 They change only together with `PROTOCOL_VERSION`: an old worker and a new engine must refuse each other, not guess.
 """

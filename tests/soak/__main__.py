@@ -57,7 +57,7 @@ def summary(report: Report) -> list[str]:
             most, lived = max(one.resident for one in grown), max(one.seconds for one in grown)
             descriptors = max(one.descriptors for one in grown)
             lines.append(
-                f"{role}: memory has grown by at most {most:.2%} behind the warm-up, descriptors by {descriptors} "
+                f"{role}: memory has grown by at most {most:.2%} after the warm-up, descriptors by {descriptors} "
                 f"({len(grown)} processes that lived long enough, the longest for {lived / 60:.1f} minutes)"
             )
     return lines

@@ -74,7 +74,7 @@ class Asking:
                 )
 
     async def once(self, rng: random.Random) -> None:
-        """One question, and one of the ways to go on with it."""
+        """One question, and one of the ways to continue."""
         if rng.random() < 0.03:
             await self._refused(rng)
             return

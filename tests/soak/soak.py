@@ -25,7 +25,7 @@ from tests.support.processes import children
 CALLERS = 6
 MAX_SESSIONS = 4
 PATIENCE_S = 120.0
-"""Within which an answer is complete and a killed worker is there again; longer is a hang."""
+"""The longest time for an answer, and for the return of a killed worker; longer is a hang."""
 
 
 @dataclass(frozen=True)

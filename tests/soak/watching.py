@@ -29,7 +29,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """How a process has grown since its warm-up, by the medians of the first and the last `SAMPLES` behind it."""
+    """How a process has grown since its warm-up, by the medians of the first and the last `SAMPLES` after it."""
 
     role: str
     pid: int
@@ -56,7 +56,7 @@ class Watch:
 
 
 def growths(samples: Iterable[Sample], host_warm_up_s: float, worker_warm_up_s: float) -> list[Growth]:
-    """Of each process that was seen for long enough behind its warm-up."""
+    """Of each process that was seen for long enough after its warm-up."""
     of_process: dict[int, list[Sample]] = {}
     for sample in samples:
         if sample.alive_s >= (host_warm_up_s if sample.role == "host" else worker_warm_up_s):

@@ -1,4 +1,4 @@
-"""The smallest metrics: totals by name, and by the labels' values behind it."""
+"""The smallest metrics: totals by name, and by the labels' values after it."""
 
 from __future__ import annotations
 

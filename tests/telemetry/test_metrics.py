@@ -29,7 +29,7 @@ def registry() -> CollectorRegistry:
 
 
 def exposed(registry: CollectorRegistry) -> dict[str, float]:
-    """What Prometheus reads: values by name, with the labels' values behind it (not of buckets)."""
+    """What Prometheus reads: values by name, with the labels' values after it (not of buckets)."""
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return {
         " ".join([sample.name, *sample.labels.values()]).strip(): sample.value

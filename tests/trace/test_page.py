@@ -26,7 +26,7 @@ def spans(dom: str) -> list[str]:
 
 
 def driven(page: Path, script: str) -> str:
-    """The address of a copy of the page with a script behind its own; what that finds goes into ``result``."""
+    """The address of a copy of the page with a script after its own; what that finds goes into ``result``."""
     copy = page.with_name("driven.html")
     code = f'<pre id="result"></pre><script>const result = document.getElementById("result");\n{script}</script>'
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{code}</body>"), encoding="utf-8")

@@ -230,7 +230,7 @@ async def test_with_keys_the_worker_is_known_by_name(tmp_path: Path, connect: Ca
 async def test_what_travels_with_keys_cannot_be_read(
     protected: bool, tmp_path: Path, connect: Callable[..., Any]
 ) -> None:
-    """By whoever stands in between: here, a relay that keeps what passes."""
+    """By a party in between: here, a relay that keeps what passes."""
     engine, worker = pairs(tmp_path)
     server = ZmqServer("tcp://127.0.0.1:*", engine if protected else None)
     seen = bytearray()

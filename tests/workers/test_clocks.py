@@ -99,4 +99,6 @@ def test_the_times_of_messages_are_put_on_this_clock() -> None:
     assert clock.here(Loading(role="draft", fraction=0.5)) == Loading(role="draft", fraction=0.5)
     now = 102.5
     told = clock.here(Verdict(session=1, epoch=0, start=0, tokens=(1,), accepted=0, ended_s=1103.0))
-    assert told == Verdict(session=1, epoch=0, start=0, tokens=(1,), accepted=0, ended_s=102.5)  # it has been told of
+    assert told == Verdict(
+        session=1, epoch=0, start=0, tokens=(1,), accepted=0, ended_s=102.5
+    )  # when its report arrived

@@ -1,4 +1,4 @@
-"""A worker on another host: in namespaces of network and time, behind a link that is cut and mended in the middle of
+"""A worker on another host: in namespaces of network and time, over a link that is cut and mended in the middle of
 answers, with a clock that runs a day ahead.
 """
 
@@ -87,7 +87,7 @@ def other_time() -> list[str]:
 async def test_a_link_that_is_cut_and_mended_changes_no_token(
     role: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker is lost, tries again, and goes on with the same answer from its own cache: it prefills once."""
+    """The worker is lost, tries again, and continues the same answer from its own cache: it prefills once."""
     opened: Counter[str] = Counter()
     receive = LiveSession.receive
 

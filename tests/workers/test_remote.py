@@ -74,7 +74,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory, _toys: None) -> Iterator[
 
 @pytest.mark.parametrize("role", ["draft", "target"])
 async def test_a_worker_serves_one_engine_after_the_other(role: str, standing: Standing) -> None:
-    """What it tells of times is on the engine's clock."""
+    """The times that it reports are on the engine's clock."""
     pids = [standing.workers[name].process.pid for name in (TWO_DRAFTS if role == "draft" else ("target",))]
     for _ in range(2):
         async with Engine.create(TOY, **{f"{role}_listen": standing.endpoints[role]}) as engine:
