@@ -25,7 +25,7 @@ class State(Enum):
 
 
 class Mode(Enum):
-    """Who works, and who waits for whom. `docs/architecture.md` has the table of transitions."""
+    """Who works, and who waits for whom. `docs/concepts/architecture.md` has the table of transitions."""
 
     TURNS = "turns"
     """Plain speculative decoding: the draft writes a window, then the target verifies it and adds a token."""
