@@ -9,9 +9,9 @@ import torch
 
 from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
 from pvlm.speculation.coupling import Drafted, coupling_for
-from pvlm.speculation.masks import pack_mask
+from pvlm.speculation.masks import kept_count, pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
-from pvlm.speculation.pruning import default_early_layer, kept_count, load_pruner
+from pvlm.speculation.pruning import default_early_layer, load_pruner
 from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import EarlyStates, Session
 from pvlm_protocols.messages import (

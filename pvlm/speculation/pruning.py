@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pvlm.plugins import load_plugin
-from pvlm.speculation.masks import kept_count
 from pvlm.speculation.randomness import hashed_words
 from pvlm_protocols.backend import EarlyStates
 
@@ -24,7 +23,6 @@ __all__ = [
     "UVPruner",
     "UniformPruner",
     "default_early_layer",
-    "kept_count",
     "load_pruner",
     "temporal_novelty",
     "visual_text_gain",

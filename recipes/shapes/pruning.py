@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from pvlm.config import bundled
-from pvlm.speculation.pruning import kept_count, load_pruner, temporal_novelty, visual_text_gain
+from pvlm.speculation.masks import kept_count
+from pvlm.speculation.pruning import load_pruner, temporal_novelty, visual_text_gain
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt
 

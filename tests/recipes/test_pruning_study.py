@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
-from pvlm.speculation.pruning import kept_count
+from pvlm.speculation.masks import kept_count
 from shapes.__main__ import main
 from shapes.pruning import CHOICES, RATIOS, Seen, hits, load, prompts
 

@@ -83,7 +83,10 @@ async def test_who_is_answered_and_who_waits(registry: CollectorRegistry, monkey
         async with engine.stream(FRAMES, "?", **ENDLESS) as chunks:
             await chunks.__anext__()
             waiting = asyncio.ensure_future(engine.answer(FRAMES, "?", max_tokens=9))
-            await asyncio.sleep(0.01)
+            seen = "pvlm:num_requests_waiting", "pvlm:inter_token_latency_seconds_count"
+            with anyio.fail_after(10):
+                while not all(exposed(registry)[name] for name in seen):
+                    await asyncio.sleep(0.001)
             found = exposed(registry)
             assert (found["pvlm:num_requests_running"], found["pvlm:num_requests_waiting"]) == (1, 1)
             assert found["pvlm:inter_token_latency_seconds_count"] > 0  # not only when an answer is over
