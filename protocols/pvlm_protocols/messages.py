@@ -395,21 +395,5 @@ FromTarget = (
     | Recalled
     | Pong
 )
-ToActor = (
-    Open | Resume | Close | PruneMask | DraftWindow | SetMode | Rollback | Advance | SetWindow | Ping | Recall | Stop
-)
-FromActor = (
-    Hello
-    | Loading
-    | Opened
-    | PrefillProgress
-    | PruneMask
-    | PrefillDone
-    | DraftWindow
-    | Verdict
-    | Closed
-    | Failed
-    | Dying
-    | Recalled
-    | Pong
-)
+ToActor = ToDraft | ToTarget
+FromActor = FromDraft | FromTarget
