@@ -11,6 +11,8 @@ import anyio
 import pytest
 
 from pvlm import AnswerStats, Engine, EngineStateError, OptionError, TargetLost
+from pvlm.coordination.events import Cancelled, Finish, StopAfter
+from pvlm.trace import Trace
 from tests.engine.conftest import FRAMES, TOY
 from tests.support.toy import END_TOKEN, ToyBackend, ToyProcessor
 
@@ -275,6 +277,18 @@ async def test_a_stop_string_ends_the_text_before_it_and_the_tokens_behind_it(
     assert list(answer.tokens) == [token for chunk in found for token in chunk.tokens] == whole[:count]
     assert answer.finish_reason == "stop"
     assert answer.stats.new_tokens == len(answer.stats.origins) == count
+
+
+async def test_a_stop_string_ends_the_session_as_finished(toys: Engine) -> None:
+    trace = Trace()
+    text = spelled(greedy(60))
+    answer = await toys.answer(FRAMES, "?", max_tokens=60, ignore_eos=True, stop=text[30:34], trace=trace)
+    endings = [
+        (each.event, [command for command in each.commands if isinstance(command, Finish)])
+        for each in trace.recording().handled
+        if isinstance(each.event, StopAfter | Cancelled)
+    ]
+    assert endings == [(StopAfter(len(answer.tokens)), [Finish("stop")])]
 
 
 async def test_of_several_stop_strings_the_first_counts(toys: Engine) -> None:
