@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum, auto
 from types import TracebackType
@@ -20,19 +20,13 @@ from pvlm.results import Answer
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
 from pvlm.telemetry.metrics import Metrics
+from pvlm.telemetry.observers import Observers, OnProgress
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
-
-OnProgress = Callable[[str, float], None]
-"""Called with the name of a step (``"load target"``, ``"load draft"``, ``"prefill"``) and its progress, 0 to 1."""
-
-
-def _no_progress(what: str, fraction: float) -> None:
-    """Ignore the progress."""
 
 
 class EngineState(Enum):
@@ -63,8 +57,8 @@ class Engine:
     ) -> None:
         """Use `create`."""
         self.config = config
-        self._reporter = Reporter(metrics)
-        self._on_progress: OnProgress = on_progress or _no_progress
+        self._observers = Observers(on_progress, metrics)
+        self._reporter = Reporter(self._observers.metrics)
         self._state = EngineState.UNOPENED
         self._pair: Pair | None = None
         self._admission = Admission(config, self._reporter)
@@ -175,7 +169,8 @@ class Engine:
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
         asked = Question(video, question, answer_options(options))
-        return AnswerStream(self._enter, asked, self._on_progress, self._reporter, trace)
+        recorder = self._observers.trace(trace)
+        return AnswerStream(self._enter, asked, self._observers.on_progress, self._reporter, recorder)
 
     def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
         """`answer` for scripts without an event loop. Raises EngineStateError inside a loop and on an open engine."""
@@ -198,7 +193,7 @@ class Engine:
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
         if self._state is EngineState.UNOPENED:
-            twin = Engine(self.config, self._on_progress, self._reporter.metrics)
+            twin = Engine(self.config, self._observers.on_progress, self._observers.metrics)
             return await (await stack.enter_async_context(twin))._enter(stack)
         if self._pair is None:
             raise EngineStateError("this engine is still loading its models: await `async with engine` first")
@@ -209,4 +204,5 @@ class Engine:
             asyncio.get_running_loop()
         except RuntimeError:
             raise EngineStateError("pvlm runs on asyncio: call it from a running asyncio event loop") from None
-        return Pair(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter)
+        progress = self._observers.on_progress
+        return Pair(self.config, lambda role, fraction: progress(f"load {role}", fraction), self._reporter)

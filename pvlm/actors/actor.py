@@ -9,8 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-import structlog
-
+from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, Prompt, Role, Session
 from pvlm_protocols.codec import PROTOCOL_VERSION
@@ -41,8 +40,6 @@ PATIENCE_MAX_S = 60.0
 
 HOLD_S = 60.0
 """How long the sessions of a lost connection are kept for `Resume`."""
-
-log = structlog.get_logger()
 
 
 class SessionClosed(Exception):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-import structlog
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from pvlm.config import EngineConfig
 from pvlm.errors import OptionError
+from pvlm.log import configure_logging
 from pvlm.results import AnswerStats
 from pvlm.telemetry.figures import figures
 from pvlm.workers.port import worker_command
@@ -27,11 +26,7 @@ ROLES: tuple[Role, ...] = ("target", "draft")
 
 def quiet_logs(verbose: bool) -> None:
     """Show the library's log on standard error: errors, or everything with ``verbose``."""
-    level = logging.DEBUG if verbose else logging.ERROR
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure_logging("debug" if verbose else "error")
 
 
 class ProgressDisplay:
@@ -58,7 +53,7 @@ class ProgressDisplay:
         self._progress.stop()
 
     def update(self, what: str, fraction: float) -> None:
-        """As `pvlm.engine.OnProgress`."""
+        """As `pvlm.telemetry.observers.OnProgress`."""
         if fraction >= 1:
             if what in self._tasks:
                 self._progress.remove_task(self._tasks.pop(what))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 
 import msgspec
-import structlog
 
 from pvlm.config import BUNDLED, bundled
+from pvlm.log import configure_logging
 from pvlm.workers.process import WorkerSpec, run_worker
 
 DESCRIPTION = """\
@@ -57,10 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     spec = WorkerSpec(**{name: getattr(options, name) for name in WorkerSpec.__struct_fields__})
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # an engine keeps the last lines of its workers
-    )
+    configure_logging("info")  # on standard error: an engine keeps the last lines of its workers
     if spec.life_line:
         return run_worker(options.role, spec)
     from pvlm.workers.remote_worker import serve

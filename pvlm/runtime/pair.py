@@ -7,7 +7,6 @@ from itertools import count, zip_longest
 from types import TracebackType
 
 import anyio
-import structlog
 
 from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
@@ -27,6 +26,7 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
+from pvlm.log import log
 from pvlm.plugins import load_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.session import LiveSession
@@ -36,8 +36,6 @@ from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
 from pvlm_protocols.messages import FromActor, SessionMessage
-
-log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
 

@@ -18,11 +18,11 @@ from typing import Literal, Protocol
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
 from pvlm.config import EngineConfig
 from pvlm.coordination.validation import misplaced
 from pvlm.errors import RemoteTraceback
+from pvlm.log import log
 from pvlm.telemetry.metrics import WORKER_RESTARTS, WORKERS_RUNNING
 from pvlm.telemetry.reporter import Reporter
 from pvlm.transports import ChannelClosed, ChannelFull
@@ -50,8 +50,6 @@ HEALTHY_S = 600.0
 """An actor that has run for so long may be started again as often as a new one."""
 BEATS = 5
 """How often an actor is asked within the time after which it is taken to hang."""
-
-log = structlog.get_logger()
 
 
 class ActorHealth(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,10 +11,10 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import structlog
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from pvlm.log import log
 from pvlm.transports import MAILBOX_MESSAGES
 from pvlm.transports.curve import Authenticator, Keys
 from pvlm.transports.link import ConnectionDamaged, Frames
@@ -40,8 +40,6 @@ REFUSED: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has not this engine's public key",
 }
 HUNG_UP = "it has hung up, or is no worker: does it use keys as this engine does?"
-
-log = structlog.get_logger()
 
 
 class ZmqServer:

@@ -16,10 +16,10 @@ from typing import Protocol
 
 import anyio
 import msgspec
-import structlog
 
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
+from pvlm.log import log
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.clocks import HostClock
@@ -31,8 +31,6 @@ from pvlm_protocols.messages import Dying, Hello, Loading, Open, Resume, Stop, T
 
 STOP_TIMEOUT_S = 2.0
 STDERR_LINES = 40
-
-log = structlog.get_logger()
 
 
 class Host(Protocol):

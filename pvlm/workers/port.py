@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from pvlm.config import EngineConfig
 from pvlm.endpoints import split_endpoint
 from pvlm.errors import ConfigError, ModelError
+from pvlm.log import log
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
 from pvlm.workers.clocks import HostClock
@@ -24,8 +24,6 @@ ANSWER_S = 10.0
 """How long a worker that has greeted may take to answer."""
 CLOCK_PINGS = 5
 """Round trips before a worker's first session."""
-
-log = structlog.get_logger()
 
 
 class RemoteHost:

@@ -56,6 +56,7 @@ def test_the_exported_names() -> None:
         "RemoteTraceback",
         "TargetLost",
         "VideoError",
+        "configure_logging",
     ]
     for name in pvlm.__all__:
         assert getattr(pvlm, name).__doc__, f"{name} says nothing of itself"
