@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum, auto
+from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 
@@ -19,6 +20,7 @@ from pvlm.errors import EngineStateError
 from pvlm.results import Answer
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
+from pvlm.settings.keywords import AnswerKeywords, EngineKeywords, PretrainedKeywords
 from pvlm.telemetry.metrics import Metrics
 from pvlm.telemetry.observers import Observers, OnProgress
 from pvlm.telemetry.recorder import Recorder
@@ -70,7 +72,7 @@ class Engine:
         *,
         on_progress: OnProgress | None = None,
         metrics: Metrics | None = None,
-        **settings: Any,
+        **settings: Unpack[EngineKeywords],
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
@@ -82,9 +84,20 @@ class Engine:
         return cls(engine_config(config, **settings), on_progress, metrics)
 
     @classmethod
-    def from_pretrained(cls, target: str, *, draft: str | None = None, **settings: Any) -> Self:
-        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O."""
-        return cls.create(target=str(target), draft=None if draft is None else str(draft), **settings)
+    def from_pretrained(
+        cls,
+        target: str | PathLike[str],
+        *,
+        draft: str | PathLike[str] | None = None,
+        on_progress: OnProgress | None = None,
+        metrics: Metrics | None = None,
+        **settings: Unpack[PretrainedKeywords],
+    ) -> Self:
+        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O.
+
+        Otherwise as `create`.
+        """
+        return cls.create(target=target, draft=draft, on_progress=on_progress, metrics=metrics, **settings)
 
     @property
     def state(self) -> EngineState:
@@ -144,7 +157,12 @@ class Engine:
     # ---- answers --------------------------------------------------------------------------------------------------
 
     async def answer(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """Answer a question about a video.
 
@@ -163,7 +181,12 @@ class Engine:
         return chunks.answer
 
     def stream(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> AnswerStream:
         """`answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
         if self._state is EngineState.CLOSED:
@@ -172,7 +195,14 @@ class Engine:
         recorder = self._observers.trace(trace)
         return AnswerStream(self._enter, asked, self._observers.on_progress, self._reporter, recorder)
 
-    def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
+    def answer_sync(
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer:
         """`answer` for scripts without an event loop. Raises EngineStateError inside a loop and on an open engine."""
         try:
             asyncio.get_running_loop()
@@ -184,7 +214,7 @@ class Engine:
             )
         if self._state is EngineState.OPEN:
             raise EngineStateError("this engine is open on another event loop: use `await engine.answer(...)` there")
-        return anyio.run(lambda: self.answer(video, question, **options))
+        return anyio.run(lambda: self.answer(video, question, trace=trace, **options))
 
     async def _enter(self, stack: AsyncExitStack) -> tuple[Pair, Admission]:
         """The open models, and the queue before them. An engine that was never opened opens a twin of itself for one

@@ -79,10 +79,15 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
+    """The largest number of tokens in the answer."""
     temperature: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
+    """0: greedy; larger values make unlikely tokens likelier."""
     top_k: Count = 0
+    """Choose among the K likeliest tokens; 0: among all."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Choose among the fewest tokens that together have this probability."""
     min_p: Share = 0.0
+    """Drop tokens below this share of the largest probability."""
 
 
 class Sampling(SamplingOptions, frozen=True, kw_only=True):
