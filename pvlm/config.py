@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from pvlm.redaction import shown
 from pvlm.settings.documentation import documented
 from pvlm.settings.validation import build, check_fields
 from pvlm_protocols.backend import Count, Role
-from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS
+from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS, MAX_VIDEO_FRAMES
 from pvlm_protocols.messages import Ratio, SamplingOptions, Serial, WindowSize
 
 Method = Literal["parallel", "sd", "ar"]
@@ -25,6 +26,7 @@ WindowSetting = Literal["auto"] | WindowSize
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Duration = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 
 MIN_TEMPERATURE = 1e-5
 """Below it ``logits / temperature`` leaves the range of float32; 0 itself means greedy."""
@@ -207,13 +209,13 @@ class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_f
     ignore_eos: bool = False
     """Continue after the model's own end tokens, up to ``max_tokens``."""
 
-    num_frames: int | None = None
+    num_frames: Annotated[int, Meta(ge=1, le=MAX_VIDEO_FRAMES)] | None = None
     """So many frames, at equal distances. Without it and ``fps``, the checkpoint decides."""
-    fps: float | None = None
+    fps: Annotated[float, Meta(gt=0, le=sys.float_info.max)] | None = None
     """Frames a second."""
-    start: float | None = None
+    start: Seconds | None = None
     """Start of the part of the video to use, in seconds."""
-    end: float | None = None
+    end: Seconds | None = None
     """End of that part, in seconds."""
 
     method: MethodSetting | None = None

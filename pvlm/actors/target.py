@@ -11,7 +11,7 @@ from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
 from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import kept_count, pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
-from pvlm.speculation.pruning import default_early_layer, load_pruner
+from pvlm.speculation.pruning import default_early_layer, load_pruner, select_tokens
 from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import EarlyStates, Session
 from pvlm_protocols.messages import (
@@ -172,7 +172,7 @@ class TargetSession(ActorSession):
         bits = b""
         if self._prunes(model):
             kept = kept_count(videos, pruning.ratio)
-            bits = pack_mask(load_pruner(pruning.method).select(videos, kept, states, pruning.seed).numpy())
+            bits = pack_mask(select_tokens(load_pruner(pruning.method), videos, kept, states, pruning.seed).numpy())
         self.post(
             PruneMask(
                 session=self.id,

@@ -15,10 +15,9 @@ import pvlm
 from pvlm.cli.console import quiet_logs
 from pvlm.engine import Engine
 from pvlm.errors import PvlmError
-from pvlm.plugins import load_plugin, plugin_names
+from pvlm.plugins import GROUPS, load_plugin, plugin_names
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "anyio", "msgspec", "pyzmq", "decord", "structlog")
-GROUPS = ("pvlm.backends", "pvlm.pruners", "pvlm.video_readers")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             found = "ok"
             try:
                 load_plugin(group, name)
-            except (ImportError, PvlmError) as error:
+            except PvlmError as error:
                 found, healthy = str(error), False
             table.add_row(f"{group}: {name}", found)
     console.print(table)

@@ -27,7 +27,7 @@ from pvlm.errors import (
     TargetLost,
 )
 from pvlm.log import log
-from pvlm.plugins import load_plugin
+from pvlm.plugins import Group, check_plugin, load_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.session import LiveSession
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
@@ -61,6 +61,7 @@ class Pair:
     async def __aenter__(self) -> Pair:
         await self._tasks.__aenter__()
         try:
+            await self._check_plugins()
             self.target_processor = await self._processor("target")
             self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
             self._check_tokenizers()
@@ -187,6 +188,16 @@ class Pair:
         model = self.config.checkpoint(role)
         assert model is not None
         return model
+
+    async def _check_plugins(self) -> None:
+        """Raise ConfigError or ModelError for a video reader or a pruner that answers could not use."""
+        named: list[tuple[Group, str]] = [
+            ("pvlm.video_readers", self.config.video_reader),
+            ("pvlm.pruners", self.config.prune),
+        ]
+        for group, name in named:
+            if name != "auto":
+                await anyio.to_thread.run_sync(check_plugin, group, name)
 
     async def _processor(self, role: Role) -> Processor:
         try:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import cache
-from numbers import Real
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
@@ -73,13 +72,13 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, _Field]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    if hasattr(value, "tolist"):  # a number or an array of numpy or torch
-        try:
+    try:
+        if isinstance(value, os.PathLike):
+            return os.fsdecode(value)
+        if hasattr(value, "tolist"):  # a number or an array of numpy or torch
             return value.tolist()
-        except Exception:  # refused by its type
-            return value
+    except Exception:  # it is refused by its type
+        pass
     return value
 
 
@@ -88,7 +87,7 @@ def _alternatives(kind: inspect.Type) -> tuple[inspect.Type, ...]:
 
 
 def _out_of_bounds(value: object, kind: inspect.Type) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return False  # None, "auto", or a wrong type, which `msgspec.convert` refuses
     for one in _alternatives(kind):
         if isinstance(one, IntType | FloatType):
