@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
         if trace is not None and trace.recorded:
             print(f"trace: {', '.join(map(str, trace.write(options.trace)))}", file=sys.stderr)
     if options.json:
-        fields = {name: getattr(answer, name) for name in ("text", "tokens", "finish_reason", "stats")}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(fields).decode(), indent=2) + "\n")
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer.to_dict()).decode(), indent=2) + "\n")
     else:
         Console(stderr=True, highlight=False).print(figures_table(answer.stats))
     return 0
