@@ -42,5 +42,5 @@ class PillowReader:
         return np.stack(frames)
 
     def finish(self) -> None:
-        """Raise VideoError here if the frames may be the wrong ones. Pillow raises at once, so nothing is left to say."""
+        """Raise VideoError here if the frames may be the wrong ones. Pillow raises at once."""
         self._image.close()
