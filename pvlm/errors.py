@@ -80,6 +80,14 @@ class InvalidTransition(PvlmError, RuntimeError):
     """A bug in pvlm: a state machine was misused."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The reason of an error in words: of a library's error with its type, for its text alone may say little."""
+    from pvlm_protocols.backend import BackendError  # here, for it imports numpy
+
+    ours = isinstance(error, PvlmError | BackendError) and str(error)
+    return redacted(str(error) if ours else f"{type(error).__name__}: {error}")
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error in a worker, as text; the cause of the error that is raised here."""
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvlm import ModelError, RemoteTraceback, VideoError
+from pvlm.errors import reason_of
 from pvlm.redaction import MAX_TEXT, redacted, shown
+from pvlm_protocols.backend import CheckpointError
 
 PAYLOAD = "QUJDRA" * 40
 
@@ -64,6 +66,14 @@ def test_every_value_can_be_shown(value: object) -> None:
 def test_values_that_cannot_be_printed_can_be_shown() -> None:
     assert "Unprintable" in shown(Unprintable())
     assert "array" in shown(np.zeros((1000, 1000)))
+
+
+def test_a_library_s_reason_has_its_type() -> None:
+    assert reason_of(KeyError("model_type")) == "KeyError: 'model_type'"
+    assert reason_of(ModelError("no weights")) == "no weights"
+    assert reason_of(CheckpointError("no weights")) == "no weights"
+    assert reason_of(CheckpointError()) == "CheckpointError: "
+    assert reason_of(OSError("https://host/x?token=abc")) == "OSError: https://host/x?…"
 
 
 def test_errors_are_redacted_and_travel() -> None:

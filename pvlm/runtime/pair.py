@@ -25,6 +25,7 @@ from pvlm.errors import (
     ModelMismatch,
     RemoteTraceback,
     TargetLost,
+    reason_of,
 )
 from pvlm.log import log
 from pvlm.plugins import Group, check_plugin, load_plugin
@@ -208,7 +209,7 @@ class Pair:
         except ConfigError:
             raise
         except Exception as error:
-            raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
+            raise ModelError(f"cannot load the {role} '{self._model(role)}': {reason_of(error)}") from error
 
     def _check_tokenizers(self) -> None:
         """Raise ModelMismatch if an id stands for different text in target and draft."""
