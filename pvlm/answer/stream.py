@@ -17,7 +17,7 @@ from pvlm.answer.statistics import Timeline, answer_stats
 from pvlm.answer.writer import Writer
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Cancelled, Command, StopAfter
-from pvlm.errors import EngineBusy, EngineStateError, PvlmError, VideoError
+from pvlm.errors import EngineBusy, EngineStateError, ModelError, PvlmError, VideoError, reason_of
 from pvlm.log import log
 from pvlm.results import Answer, Chunk
 from pvlm.runtime.pair import Pair
@@ -148,9 +148,21 @@ class AnswerStream:
 
     def _on_command(self, command: Command) -> None:
         assert self._writer is not None
-        if self._writer.take(command):  # a stop string, which no actor looks for
+        try:
+            stopped = self._writer.take(command)
+        except Exception as error:  # of the processor, which may be a plug-in's: this answer fails alone
+            self._fail(ModelError(f"the target's processor failed: {reason_of(error)}"), error)
+            return
+        if stopped:  # a stop string, which no actor looks for
             assert self._session is not None
             self._session.handle(StopAfter(len(self.answer.tokens)))
+
+    def _fail(self, error: ModelError, cause: Exception) -> None:
+        assert self._writer is not None
+        assert self._session is not None
+        error.__cause__ = cause
+        self._writer.fail(error)
+        self._session.handle(Cancelled())
 
     # ---- how it ends ----------------------------------------------------------------------------------------------
 

@@ -59,9 +59,14 @@ class Writer:
                     self._give(text, ())
                 self._complete(reason)
             case Fail():
-                self.outcome = _error(command)
-                self._send.close()
+                self.fail(_error(command))
         return False
+
+    def fail(self, error: PvlmError) -> None:
+        """End the answer with an error, unless it is complete."""
+        if self.outcome is None:
+            self.outcome = error
+            self._send.close()
 
     def close(self) -> None:
         """Drop what nobody has read."""
