@@ -280,6 +280,24 @@ class PassCost(Protocol):
 
 
 @runtime_checkable
+class SharedPasses(Protocol):
+    """Optional for a backend: one pass over tokens of several sessions. It reads the weights once for all of them."""
+
+    def extend_together(
+        self,
+        parts: Sequence[tuple[Session, Sequence[int]]],
+        *,
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """Append tokens to several sessions of this backend, each as `Session.extend` does; return each one's logits.
+
+        Each session appears once. Errors and exceptions of ``on_progress`` are those of `Session.extend`; they end the
+        pass for all sessions, and leave every `Session.length` unchanged.
+        """
+        ...
+
+
+@runtime_checkable
 class GreedyDrafting(Protocol):
     """Optional for a session: greedy drafting, in which the backend feeds each token to the next pass by itself."""
 

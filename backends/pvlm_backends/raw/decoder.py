@@ -17,8 +17,8 @@ from ..checkpoint import WeightSource
 from ..families.config import DecoderConfig
 from ..norm import RMSNorm
 from ..placement import place_layers
-from .attention import AnswerAttention, Attention
-from .cache import KeyValueCache
+from .attention import Attention, answer_attention
+from .cache import Part
 from .linear import Linear, linear
 
 KEPT_WORKSPACES = 64
@@ -159,16 +159,14 @@ class Decoder:
         self,
         ids: Tensor,
         rotation: Tensor,
-        cache: KeyValueCache,
-        row: int,
+        parts: Sequence[Part],
         after_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Run int64 ``(n,)`` ids into ``cache`` from ``row`` on, and return their logits, float32 ``(n, vocab_size)``.
+        """Run int64 ``(n,)`` ids into the caches of one or more sessions; return logits, float32 ``(n, vocab_size)``.
 
-        ``rotation`` and ``after_layer`` as in `forward`.
+        ``parts``: which of the ids, in order, belong to which rows. ``rotation`` and ``after_layer`` as in `forward`.
         """
-        attention = AnswerAttention(cache, row, len(ids))
-        return self.logits(self.forward(self.embed(ids), rotation, attention, after_layer))
+        return self.logits(self.forward(self.embed(ids), rotation, answer_attention(parts), after_layer))
 
     def queries(self, layer: int, hidden: Tensor, rotation: Tensor) -> Tensor:
         """Return the rotated queries of layer number ``layer``, float32 ``(heads, n, head_dim)``.

@@ -11,7 +11,7 @@ import torch
 from pvlm_backends.raw import draft, graphs
 from pvlm_backends.raw.attention import AnswerAttention, PromptAttention
 from pvlm_backends.raw.backend import TorchBackend
-from pvlm_backends.raw.cache import KeyValueCache
+from pvlm_backends.raw.cache import KeyValueCache, Part, Rows
 from pvlm_backends.raw.decoder import Decoder
 from pvlm_backends.raw.draft import CapturedDrafting
 from pvlm_backends.raw.graphs import SIZES, CapturedPasses
@@ -56,7 +56,7 @@ class Pair:
 
     def plain(self, tokens: list[int], length: int) -> torch.Tensor:
         row = PROMPT_ROWS + length
-        attention = AnswerAttention(self.plain_cache, row, len(tokens))
+        attention = AnswerAttention(Part((Rows(self.plain_cache, row),), len(tokens)))
         rotation = self.rotations[row : row + len(tokens)]
         return self.decoder.logits(self.decoder.forward(self.decoder.embed(torch.tensor(tokens)), rotation, attention))
 
