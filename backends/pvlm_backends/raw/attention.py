@@ -67,12 +67,12 @@ class AnswerAttention:
         if scores is None or scores.device != query.device:
             self._scores = scores = query.new_empty(kv_heads, group * count, sum(self._sizes))
         packed = query.reshape(kv_heads, group * count, head_dim)
-        for keys, found in zip(self._keys, scores.split(self._sizes, -1), strict=True):
+        for keys, found in zip(self._keys, torch.split(scores, self._sizes, -1), strict=True):
             found.baddbmm_(packed, keys[layer], beta=0, alpha=head_dim**-0.5)
         if self._hidden is not None:
             scores.view(kv_heads, group, count, -1)[..., -count:].add_(self._hidden.to(scores.device))
         attended = None
-        for shares, values in zip(torch.softmax(scores, -1).split(self._sizes, -1), self._values, strict=True):
+        for shares, values in zip(torch.split(torch.softmax(scores, -1), self._sizes, -1), self._values, strict=True):
             found = torch.bmm(shares, values[layer])
             attended = found if attended is None else attended.add_(found)
         assert attended is not None  # there is at least one segment
@@ -89,7 +89,9 @@ class SharedAttention:
         self._parts = [AnswerAttention(part) for part in parts]
 
     def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-        pieces = zip(self._parts, query.split(self._sizes, 2), key_value.split(self._sizes, 3), strict=True)
+        pieces = zip(
+            self._parts, torch.split(query, self._sizes, 2), torch.split(key_value, self._sizes, 3), strict=True
+        )
         return torch.cat([attention(layer, queries, keys_values) for attention, queries, keys_values in pieces])
 
 

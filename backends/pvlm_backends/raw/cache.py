@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import NamedTuple
 
 import torch
 
@@ -56,14 +56,16 @@ class KeyValueCache:
         return tuple(chain.from_iterable(buffer[:, 1, 0, :, :rows].unbind(0) for buffer in self._buffers))
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """The first ``count`` rows of a cache."""
 
     cache: KeyValueCache
     count: int
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """``tokens`` of one session in a pass. They see ``rows``, one segment after another, and themselves; they are
     written to the last segment, after its rows. Sessions may share the other segments.
     """

@@ -175,4 +175,4 @@ def extend_together(
     logits = decoder.extend(ids, rotation, [part for _, part in pieces], after_layer)
     for session, tokens in parts:
         session._length += len(tokens)
-    return list(logits.split([len(tokens) for _, tokens in parts]))
+    return list(torch.split(logits, [len(tokens) for _, tokens in parts]))
