@@ -280,6 +280,28 @@ class PassCost(Protocol):
 
 
 @runtime_checkable
+class SteppedPrefill(Protocol):
+    """Optional for a session: a prefill in pieces, between which other sessions of the backend may have passes."""
+
+    def prefill_steps(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[torch.Tensor | None]:
+        """As `Session.prefill`: yield None after each piece, and at last the logits.
+
+        The early layers run over the whole prompt before later ones start. Which pieces there are depends on the
+        prompt alone, and so do the logits. A caller that leaves the iterator may start the prefill again.
+        """
+        ...
+
+
+@runtime_checkable
 class SharedPasses(Protocol):
     """Optional for a backend: one pass over tokens of several sessions. It reads the weights once for all of them."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from pvlm_protocols.backend import (
     PromptError,
     Session,
     SharedPasses,
+    SteppedPrefill,
 )
 
 CAPACITY = 12
@@ -212,6 +213,29 @@ class BackendContract:
         close(backend.open(prompt, CAPACITY).prefill(), expected)
         close(session.prefill(), expected)
 
+    def test_a_prefill_in_steps_lets_others_pass(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        stepped, other = _stepped(backend.open(prompt, CAPACITY)), backend.open(prompt, CAPACITY)
+        expected = [session.prefill(), *session.extend(TOKENS[:4])]
+        other.prefill()
+        fed = []
+        found = None
+        for found in stepped.prefill_steps():
+            if found is None and len(fed) < 4:
+                fed.append(other.extend(TOKENS[len(fed) : len(fed) + 1])[0].clone())
+        assert found is not None
+        close(found, expected[0])
+        for one, row in zip(fed, expected[1:], strict=False):
+            close(one, row)
+        close(stepped.extend(TOKENS[:4]), torch.stack(expected[1:]))
+
+    def test_a_prefill_that_was_left_may_be_started_again(
+        self, backend: Backend, prompt: Prompt, session: Session
+    ) -> None:
+        stepped = _stepped(backend.open(prompt, CAPACITY))
+        next(steps := stepped.prefill_steps())
+        steps.close()  # type: ignore[attr-defined]
+        close(stepped.prefill(), session.prefill())
+
     def test_an_abandoned_pass_leaves_everything_as_it_was(
         self, backend: Backend, prompt: Prompt, session: Session
     ) -> None:
@@ -382,6 +406,16 @@ def _drafting(session: Session) -> GreedyDrafting:
     if not isinstance(session, GreedyDrafting):
         pytest.skip("this backend does not offer it")
     return session
+
+
+class _Stepped(Session, SteppedPrefill, Protocol):
+    """A session that offers both."""
+
+
+def _stepped(session: Session) -> _Stepped:
+    if not isinstance(session, SteppedPrefill):
+        pytest.skip("this backend does not offer it")
+    return cast(_Stepped, session)
 
 
 def _shared(backend: Backend) -> SharedPasses:

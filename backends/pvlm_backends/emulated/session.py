@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -52,8 +52,8 @@ class EmulatedSession(CachedSession):
 
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
-        started = time.perf_counter()
+    ) -> Iterator[torch.Tensor | None]:
+        """A piece is a layer. Its time counts from its own begin, for others may have had a pass before it."""
         prompt = self._prompt
         dropped = 0 if kept is None else len(prompt) - len(kept)
         self._pruned = dropped / prompt.video_tokens if prompt.video_tokens else 0.0
@@ -63,9 +63,9 @@ class EmulatedSession(CachedSession):
         logits = self._logits([0])[0]
         after_layer(0, hidden)
         for layer in range(1, self._layers + 1):
-            wait_until(started + seconds * layer / self._layers)
+            wait_until(time.perf_counter() + seconds / self._layers)
             after_layer(layer, hidden.roll(layer, 0))
-        return logits
+            yield logits if layer == self._layers else None
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]

@@ -28,17 +28,39 @@ class Attention(Protocol):
 
 
 class PromptAttention:
-    """A whole prompt into an empty cache. It is long, so it uses a kernel that skips the masked half."""
+    """A prompt into an empty cache, in pieces of up to ``piece`` tokens.
 
-    def __init__(self, cache: KeyValueCache, count: int) -> None:
-        self._places = cache.places(0, count)
+    It is long, so it uses a fused kernel. The first piece skips the masked half. A later one sees all rows before it,
+    and needs a mask: a part of one mask that serves all pieces.
+    """
 
-    def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-        self._places[layer].copy_(key_value)
-        keys, values = key_value
-        heads = query.flatten(0, 1)[None]
-        attended = F.scaled_dot_product_attention(heads, keys, values, is_causal=True, enable_gqa=query.shape[1] > 1)
-        return attended[0].transpose(0, 1).reshape(query.shape[2], -1)
+    def __init__(self, cache: KeyValueCache, rows: int, piece: int) -> None:
+        self._filled = cache.filled(rows)
+        self._earlier = max(0, rows - 1) // piece * piece  # rows before the last piece
+        self._mask: Tensor | None = None
+        if self._earlier:
+            first = self._filled[0]
+            hidden = torch.full((piece, piece), -math.inf, dtype=first.dtype, device=first.device).triu_(1)
+            self._mask = torch.cat([hidden.new_zeros(piece, self._earlier), hidden], dim=1)
+
+    def piece(self, start: int, stop: int) -> Attention:
+        """The attention of the prompt's tokens from ``start`` to ``stop``."""
+
+        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+            keys, values = self._filled[2 * layer : 2 * layer + 2]
+            keys[:, :, start:stop], values[:, :, start:stop] = key_value
+            grouped = query.shape[1] > 1
+            heads = query.flatten(0, 1)[None]
+            if start == 0:
+                found = F.scaled_dot_product_attention(heads, *key_value, is_causal=True, enable_gqa=grouped)
+            else:
+                assert self._mask is not None  # this is not the first piece
+                mask = self._mask.to(keys.device)[: stop - start, self._earlier - start : self._earlier - start + stop]
+                seen = keys[:, :, :stop], values[:, :, :stop]
+                found = F.scaled_dot_product_attention(heads, *seen, attn_mask=mask, enable_gqa=grouped)
+            return found[0].transpose(0, 1).reshape(stop - start, -1)
+
+        return attend
 
 
 class AnswerAttention:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession, progress
-from .attention import PromptAttention
 from .cache import KeyValueCache, Part, Rows
 from .decoder import Decoder
 from .draft import CapturedDrafting
@@ -46,7 +45,7 @@ class TorchSession(CachedSession):
     @torch.inference_mode()
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
+    ) -> Iterator[torch.Tensor | None]:
         decoder = self._decoder
         hidden = decoder.embed(torch.from_numpy(self._prompt.ids).to(decoder.device))
         if self._video is not None:
@@ -60,9 +59,9 @@ class TorchSession(CachedSession):
         rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
         answer = torch.arange(self._capacity, device=decoder.device) + self._first_position
         self._rotations = decoder.rotations(answer.expand(axes, -1))
-        hidden = decoder.forward(hidden, rotation, PromptAttention(self._cache, rows), after_layer)
+        hidden = yield from decoder.prefill(hidden, rotation, self._cache, after_layer)
         self._video = None
-        return decoder.logits(hidden[-1:])[0]
+        yield decoder.logits(hidden[-1:])[0]
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]

@@ -49,7 +49,7 @@ class Pair:
         )
         prompt = decoder.embed(torch.arange(PROMPT_ROWS) + 100)
         for filled in (self.plain_cache, cache):
-            attention = PromptAttention(filled, PROMPT_ROWS)
+            attention = PromptAttention(filled, PROMPT_ROWS, PROMPT_ROWS).piece(0, PROMPT_ROWS)
             decoder.forward(prompt.clone(), self.rotations[:PROMPT_ROWS], attention)
         answer = self.rotations[PROMPT_ROWS:]
         self.captured = CapturedPasses(decoder, cache, answer, PROMPT_ROWS, CAPACITY, self.capture)
