@@ -217,8 +217,8 @@ class BackendContract:
         stepped, other = _stepped(backend.open(prompt, CAPACITY)), backend.open(prompt, CAPACITY)
         expected = [session.prefill(), *session.extend(TOKENS[:4])]
         other.prefill()
-        fed = []
-        found = None
+        fed: list[torch.Tensor] = []
+        found: torch.Tensor | None = None
         for found in stepped.prefill_steps():
             if found is None and len(fed) < 4:
                 fed.append(other.extend(TOKENS[len(fed) : len(fed) + 1])[0].clone())
@@ -232,8 +232,9 @@ class BackendContract:
         self, backend: Backend, prompt: Prompt, session: Session
     ) -> None:
         stepped = _stepped(backend.open(prompt, CAPACITY))
-        next(steps := stepped.prefill_steps())
-        steps.close()  # type: ignore[attr-defined]
+        if next(steps := stepped.prefill_steps()) is not None:
+            pytest.skip("this backend's prefill is one piece")
+        del steps
         close(stepped.prefill(), session.prefill())
 
     def test_an_abandoned_pass_leaves_everything_as_it_was(

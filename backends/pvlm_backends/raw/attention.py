@@ -47,17 +47,17 @@ class PromptAttention:
         """The attention of the prompt's tokens from ``start`` to ``stop``."""
 
         def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-            keys, values = self._filled[2 * layer : 2 * layer + 2]
-            keys[:, :, start:stop], values[:, :, start:stop] = key_value
+            keys, values = (rows[:, :, :stop] for rows in self._filled[2 * layer : 2 * layer + 2])
+            new_keys, new_values = key_value
+            keys[:, :, start:], values[:, :, start:] = new_keys, new_values
             grouped = query.shape[1] > 1
             heads = query.flatten(0, 1)[None]
             if start == 0:
-                found = F.scaled_dot_product_attention(heads, *key_value, is_causal=True, enable_gqa=grouped)
+                found = F.scaled_dot_product_attention(heads, new_keys, new_values, is_causal=True, enable_gqa=grouped)
             else:
                 assert self._mask is not None  # this is not the first piece
                 mask = self._mask.to(keys.device)[: stop - start, self._earlier - start : self._earlier - start + stop]
-                seen = keys[:, :, :stop], values[:, :, :stop]
-                found = F.scaled_dot_product_attention(heads, *seen, attn_mask=mask, enable_gqa=grouped)
+                found = F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask, enable_gqa=grouped)
             return found[0].transpose(0, 1).reshape(stop - start, -1)
 
         return attend
