@@ -10,7 +10,6 @@ from types import TracebackType
 import anyio
 import structlog
 
-from pvlm.actors.mark import NOBODY
 from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
@@ -281,9 +280,8 @@ class Pair:
                 session.handle(DraftGone(reason) if role == "draft" else TargetGone())
         return found
 
-    def left(self, session: int) -> bool:
-        known = self._sessions.get(session)
-        return session != NOBODY and (known is None or known.coordinator.done)
+    def freeing(self, role: Role) -> bool:
+        return any(role in session.holders and session.coordinator.done for session in self._sessions.values())
 
     def back(self, role: Role, kept: Set[int]) -> None:
         self._revivals[role].begin(self._sessions.values(), kept)

@@ -75,8 +75,8 @@ class Listener(Protocol):
         """
         ...
 
-    def left(self, session: int) -> bool:
-        """Has the caller left a session that the actor still works for?"""
+    def freeing(self, role: Role) -> bool:
+        """Whether the actor has not yet freed an answer that has ended: its work in hand is for nobody."""
         ...
 
     def back(self, role: Role, kept: Set[int]) -> None:
@@ -262,7 +262,7 @@ class Supervisor:
                 self._listener.unheard(self.role)
 
     async def _listen(self, contact: Contact) -> None:
-        """Ask again and again. A hang in the work for an answer that was left is no crash."""
+        """Ask again and again. A hang is no crash while an answer that has ended is being freed."""
 
         def heard() -> int:
             if contact is self._contact:
@@ -273,9 +273,9 @@ class Supervisor:
         await silence(timeout_s, heard)
         if contact is not self._contact:
             return
-        suspect = contact.actor.mark.read()
+        crash = not self._listener.freeing(self.role)
         reason = f"it hangs: nothing was heard of it for {timeout_s:g} s (hang_timeout_s)"
-        self._lose(contact.actor, Loss(reason, crash=not self._listener.left(suspect)), suspect)
+        self._lose(contact.actor, Loss(reason, crash=crash), contact.actor.mark.read() if crash else NOBODY)
 
     # ---- losing and starting again --------------------------------------------------------------------------------
 
