@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
+from pvlm.actors.mark import Mark
 from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, Role, SharedPasses
@@ -63,9 +64,10 @@ class Actor(ABC):
     look_every_s = 0.001
     """How often it looks into its mailbox between the layers of a pass."""
 
-    def __init__(self, backend: Backend, mailbox: Mailbox) -> None:
+    def __init__(self, backend: Backend, mailbox: Mailbox, mark: Mark | None = None) -> None:
         self.backend = backend
         self.mailbox = mailbox
+        self.mark = mark or Mark()
         self.progress = 0
         self._inbox: deque[ToActor] = deque()
         self._sessions: dict[int, ActorSession] = {}
@@ -137,21 +139,27 @@ class Actor(ABC):
             self._handle(self._inbox.popleft())
         if (session := self._next_ready()) is None:
             return
-        if not session.prepared:
-            self._turned(session)
-            self._guarded(session.id, session.prepare_on)
-        elif not isinstance(self.backend, SharedPasses):
-            self._turned(session)
-            self._rounds([session])
-        else:
-            together = [other for number in self._turns if (other := self._sessions[number]).prepared and other.ready()]
-            for other in together:
-                self._turned(other)
-            self._rounds(together)
+        together = self._together(session)
+        for each in together:
+            self._turns.remove(each.id)
+            self._turns.append(each.id)
+        self.mark.set(*(each.id for each in together))
+        try:
+            if session.prepared:
+                self._rounds(together)
+            else:
+                self._guarded(session.id, session.prepare_on)
+        except ChannelClosed:  # no fault of the unit
+            self.mark.set()
+            raise
+        self.mark.set()  # where the unit ends the actor, the mark stays
 
-    def _turned(self, session: ActorSession) -> None:
-        self._turns.remove(session.id)
-        self._turns.append(session.id)
+    def _together(self, session: ActorSession) -> list[ActorSession]:
+        """A session and those that take part in its round: all that are ready, if the backend and they can share."""
+        if not session.prepared or not session.opening.shares or not isinstance(self.backend, SharedPasses):
+            return [session]
+        turns = [self._sessions[number] for number in self._turns]
+        return [other for other in turns if other.prepared and other.opening.shares and other.ready()]
 
     def tick(self, *sessions: ActorSession) -> None:
         """Called between the layers of a pass. Raises WorkAbandoned if none of its sessions wants it any longer."""

@@ -260,3 +260,18 @@ def test_one_full_cache_fails_one_session_of_a_shared_pass():
     assert [failed.session for failed in posted(box, Failed)] == [1]
     assert texts(box)[2] == WHOLE[: len(texts(box)[2])]
     assert len(texts(box)[2]) >= 2
+
+
+def test_who_may_not_share_has_passes_of_its_own():
+    box = Mailbox()
+    actor = TargetActor(SharingToyBackend(), box)
+    alone = msgspec.structs.replace(opening(3, "ar"), shares=False)
+    box.incoming.extend([opening(1, "ar"), opening(2, "ar"), alone])
+    marked: list[tuple[int, ...]] = []
+    for _ in range(60):
+        actor.turn(0)
+        marked.append(actor.mark.read())
+    assert {verdict.pass_tokens for verdict in posted(box, Verdict) if verdict.session == 3} == {0, 1}
+    assert "shared 2" in actor.backend.calls
+    assert "shared 3" not in actor.backend.calls
+    assert set(marked) == {()}
