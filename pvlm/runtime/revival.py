@@ -21,7 +21,7 @@ class Revival:
     """
 
     def __init__(self, role: Role, back: Callable[[bool], Event]) -> None:
-        """``back``: makes the event at which a coordinator opens its session again, from whether it may share passes."""
+        """``back``: makes the event that opens a session again, from whether it may share passes."""
         self.waiting: deque[LiveSession] = deque()
         self._role = role
         self._back = back

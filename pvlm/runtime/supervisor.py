@@ -68,9 +68,9 @@ class Listener(Protocol):
         ...
 
     def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> bool:
-        """The actor is gone; `back` or `given_up` follows. ``suspects``: the sessions in whose unit of work it was lost.
+        """The actor is gone; `back` or `given_up` follows. ``suspects``: sessions in whose unit of work it was lost.
 
-        Returns whether that session is the cause, and will not be opened again.
+        Returns whether a session is the cause, and will not be opened again.
         """
         ...
 
