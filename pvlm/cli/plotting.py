@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARALLEL, VANILLA, INK, PALE = "#1f5fa8", "#d07c2e", "#444444", "#ebebeb"
-
-
-def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--plot", metavar="FILE.png", help=f"draw {what} (needs pvlm[plot])")
 
 
 def check_plot(path: str | None) -> None:
