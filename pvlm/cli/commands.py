@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from typing import Any, get_type_hints
 
 import typer
@@ -50,6 +51,14 @@ class Group(TyperGroup):
 
     default = HELP_NAMES[1]
     """Stands before arguments that name no command."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """As in the base class, with a default for each flag: typer checks None with pydantic, which loads slowly."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if isinstance(parameter, TyperOption) and parameter.is_flag:
+                parameter.default = parameter.default or False
+        return parameters
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in the base class, after `default` was put before arguments without a command."""
@@ -108,6 +117,21 @@ def command(
     return register
 
 
+@cache
+def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
+    """A keyword for each option of a kind."""
+    types = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+            annotation=types[one.name],
+        )
+        for one in fields(kind)
+    ]
+
+
 def _with_options(function: Callable[..., int]) -> Callable[..., int]:
     """A function with a keyword for each option, which calls ``function`` with sets of options."""
     hints = get_type_hints(function, include_extras=True)
@@ -117,16 +141,7 @@ def _with_options(function: Callable[..., int]) -> Callable[..., int]:
         if (kind := kinds.get(parameter.name)) is None:
             parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[parameter.name]))
             continue
-        types = get_type_hints(kind, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                one.name,
-                parameter.KEYWORD_ONLY,
-                default=parameter.empty if one.default is MISSING else one.default,
-                annotation=types[one.name],
-            )
-            for one in fields(kind)
-        ]
+        parameters += _parameters(kind)
 
     def called(**given: Any) -> int:
         sets = {name: kind(**{one.name: given.pop(one.name) for one in fields(kind)}) for name, kind in kinds.items()}

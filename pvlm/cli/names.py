@@ -9,8 +9,6 @@ from typing import Any
 
 import typer
 
-from pvlm.plugins import plugin_names
-
 PLUGINS = {"backends": "pvlm.backends", "pruners": "pvlm.pruners", "readers": "pvlm.video_readers"}
 """Groups of entry points."""
 TABLES = {
@@ -26,6 +24,8 @@ TABLES = {
 def names(kind: str) -> list[str]:
     """The names of a kind, a key of `PLUGINS` or `TABLES`."""
     if kind in PLUGINS:
+        from pvlm.plugins import plugin_names
+
         return plugin_names(PLUGINS[kind])
     module, _, table = TABLES[kind].partition(":")
     return list(getattr(import_module(module), table))

@@ -79,9 +79,7 @@ def register(group: typer.Typer) -> None:
 def plan(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="VIDEO [QUESTION]", help="with --measure (default: a bundled clip)", show_default=False
-        ),
+        typer.Argument(metavar="VIDEO [QUESTION]", help="with --measure (default: a bundled clip)", show_default=False),
     ] = None,
     *,
     given: Given,

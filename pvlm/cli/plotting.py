@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pvlm.cli.console import write_file
 from pvlm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ def check_plot(path: str | None) -> None:
 
 def save_plot(path: str, figure: Figure) -> None:
     """Write a picture. Raises OptionError if that fails."""
+    from pvlm.cli.console import write_file
+
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=160)
     write_file(path, picture.getvalue())

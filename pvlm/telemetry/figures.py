@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pvlm.results import AnswerStats
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pvlm.results import AnswerStats
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
