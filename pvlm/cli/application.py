@@ -27,7 +27,7 @@ for module in (demo, answer, plan, bench, doctor, worker, keys):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"pvlm {pvlm.__version__}\n")
+        streams.write(f"pvlm {pvlm.__version__}\n")
         raise typer.Exit
 
 
@@ -54,6 +54,10 @@ def run(arguments: Sequence[str], *, own_process: bool) -> int:
         context = getattr(error, "ctx", None)
         name = "pvlm" if context is None else context.command_path
         return _failed(name, f"{error.format_message()} See `{name} --help`.", error.exit_code)
+    except OSError as error:
+        if error.errno not in streams.OUTPUT_ERRORS:
+            raise
+        return _failed("pvlm", str(streams.failed(error)))
     if status == INTERRUPTED:
         sys.stderr.write(interrupted_line())
     return status

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from pvlm.errors import PvlmError
+
+
+OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
+"""Numbers of the errors of an output that takes no more."""
 
 
 class OutputError(PvlmError):
