@@ -51,9 +51,7 @@ def run(arguments: Sequence[str], *, own_process: bool) -> int:
     except PvlmError as error:
         return _failed("pvlm", "\n".join([str(error), *getattr(error, "__notes__", [])]))
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        name = "pvlm" if context is None else context.command_path
-        return _failed(name, f"{error.format_message()} See `{name} --help`.", error.exit_code)
+        return _misused(error)
     except OSError as error:
         if error.errno not in streams.OUTPUT_ERRORS:
             raise
@@ -61,6 +59,13 @@ def run(arguments: Sequence[str], *, own_process: bool) -> int:
     if status == INTERRUPTED:
         sys.stderr.write(interrupted_line())
     return status
+
+
+def _misused(error: typer.TyperException) -> int:
+    context, close = getattr(error, "ctx", None), getattr(error, "possibilities", None)
+    name = "pvlm" if context is None else context.command_path
+    message = f"{error.message}. Did you mean {close[0]}?" if close else error.format_message()
+    return _failed(name, f"{' '.join(message.split())} See `{name} --help`.", error.exit_code)
 
 
 def _failed(name: str, message: str, status: int = 1) -> int:
