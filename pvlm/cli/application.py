@@ -65,7 +65,9 @@ def _misused(error: typer.TyperException) -> int:
     context, close = getattr(error, "ctx", None), getattr(error, "possibilities", None)
     name = "pvlm" if context is None else context.command_path
     message = f"{error.message}. Did you mean {close[0]}?" if close else error.format_message()
-    return _failed(name, f"{' '.join(message.split())} See `{name} --help`.", error.exit_code)
+    message = " ".join(message.replace("Value error, ", "").split())
+    stop = "" if message.endswith((".", "?")) else "."
+    return _failed(name, f"{message}{stop} See `{name} --help`.", error.exit_code)
 
 
 def _failed(name: str, message: str, status: int = 1) -> int:
