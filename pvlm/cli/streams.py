@@ -8,7 +8,6 @@ import sys
 
 from pvlm.errors import PvlmError
 
-
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
 """Numbers of the errors of an output that takes no more."""
 
