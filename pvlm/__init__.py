@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pvlm.results import Answer, AnswerStats, Chunk
     from pvlm.runtime.supervisor import ActorHealth
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActorHealth",

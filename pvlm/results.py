@@ -20,9 +20,11 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     total_s: float
-    """From the call to the last token, waiting and reading the video included."""
+    """From the call to the last token: the sum of start-up, waiting, reading the video, prefill and decoding."""
+    startup_s: float
+    """Starting the workers and loading the models, where the engine was not open yet."""
     waiting_s: float
-    """The wait for a place in the engine (`EngineConfig.max_sessions`)."""
+    """The wait for a place in the engine (`EngineConfig.max_sessions`), and for a target that is restarted."""
     video_s: float
     """Reading, sampling and resizing the frames."""
     prefill_s: float

@@ -12,6 +12,7 @@ import anyio
 import structlog
 
 from pvlm.answer.admission import Admission
+from pvlm.answer.circumstances import circumstances
 from pvlm.answer.detokenizer import TextStream
 from pvlm.answer.request import Question, Request, build_request, resized_frames, resolve_method
 from pvlm.answer.statistics import Timeline, answer_stats
@@ -23,7 +24,7 @@ from pvlm.results import Answer, Chunk
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
-from pvlm.telemetry.recorder import Recorded, Recorder
+from pvlm.telemetry.recorder import Circumstances, Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.video import Video, check_source, read_video
 
@@ -89,7 +90,7 @@ class AnswerStream:
             request.target, request.policy, request.draft, pair.draft_away if method != "ar" else ""
         )
         if self._recorder is not None:
-            self._recorder.began(_recorded(pair, request, video))
+            self._recorder.began(_recorded(pair, request, video, circumstances(config, self._question, self._timeline)))
         if (metrics := self._reporter.metrics) is not None:
             self._report = AnswerReport(metrics, self._timeline.at_s("asked"))
         self._writer = Writer(
@@ -192,7 +193,7 @@ class AnswerStream:
         (log if self._session is None else log.bind(session=self._session.id)).info(event, **details)
 
 
-def _recorded(pair: Pair, request: Request, video: Video | None) -> Recorded:
+def _recorded(pair: Pair, request: Request, video: Video | None, surroundings: Circumstances) -> Recorded:
     return Recorded(
         opening=request.target,
         with_draft=request.draft is not None,
@@ -200,4 +201,5 @@ def _recorded(pair: Pair, request: Request, video: Video | None) -> Recorded:
         frame_size=(0, 0) if video is None else video.frames.shape[1:3],
         processor=pair.target_processor,
         models=pair.models,
+        circumstances=surroundings,
     )
