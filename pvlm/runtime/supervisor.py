@@ -280,7 +280,7 @@ class Supervisor:
 
     async def _watch(self, actor: RunningActor) -> None:
         try:
-            self._lose(actor, await actor.host.wait())
+            self._lose(actor, await actor.worker.wait())
         finally:
             if actor is self._actor:  # cancelled, with all tasks of the engine
                 actor.channel.hand_on(_ignore)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,6 +13,7 @@ import anyio
 import msgspec
 import structlog
 
+from pvlm.children import end_child, reached_limit, start_child
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
@@ -35,8 +31,8 @@ STDERR_LINES = 40
 log = structlog.get_logger()
 
 
-class Host(Protocol):
-    """Where an actor runs."""
+class Worker(Protocol):
+    """What an actor runs in: a process or a thread here, or a process on another host."""
 
     async def wait(self) -> str:
         """Return when the actor is gone, with what is known of the reason."""
@@ -57,13 +53,13 @@ class RunningActor:
 
     role: Role
     channel: Channel
-    host: Host
+    worker: Worker
     info: ModelInfo
     pid: int
     address: str = ""
     """Of a worker on another host, with the name of its key."""
     clock: HostClock | None = None
-    """Of that host."""
+    """Of its host."""
     held: set[int] = field(default_factory=set)
     """Sessions that it has kept since its last connection, and that were not resumed yet."""
 
@@ -85,13 +81,13 @@ class RunningActor:
             self.channel.post(Stop())
         except (ChannelClosed, ChannelFull):
             pass
-        await self.host.aclose()
+        await self.worker.aclose()
         await self.channel.aclose()
 
     async def kill(self, reason: str) -> None:
         """End it at once: it hangs, or has ended already."""
         await self.channel.aclose()
-        await self.host.kill(reason)
+        await self.worker.kill(reason)
 
 
 async def launch(
@@ -101,34 +97,37 @@ async def launch(
 
     Raises ModelError if that fails or takes more than ``config.start_timeout_s``; the worker's traceback is its cause.
     """
-    if config.transport == "inproc":
-        channel, host = await _in_thread(role, spec)
-    else:
-        channel, host = await _in_process(role, config.transport, spec)
+    try:
+        if config.transport == "inproc":
+            channel, worker = await _in_thread(role, spec)
+        else:
+            channel, worker = await _in_process(role, config.transport, spec)
+    except OSError as error:
+        raise ModelError(f"cannot start the {role} worker: {reached_limit(error)}") from error
     try:
         with anyio.fail_after(config.start_timeout_s):
-            hello = await greeting(role, spec, channel, host, on_loading)
+            hello = await greeting(role, spec, channel, worker, on_loading)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-            await host.kill("it was not started in time")
+            await worker.kill("it was not started in time")
         if isinstance(error, TimeoutError):
             raise ModelError(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
             ) from None
         raise
     log.debug("worker_ready", role=role, model=spec.model, pid=hello.pid, device=hello.info.device)
-    return RunningActor(role, channel, host, hello.info, hello.pid)
+    return RunningActor(role, channel, worker, hello.info, hello.pid)
 
 
 async def greeting(
-    role: Role, spec: WorkerSpec, channel: Channel, host: Host, on_loading: Callable[[Role, float], None]
+    role: Role, spec: WorkerSpec, channel: Channel, worker: Worker, on_loading: Callable[[Role, float], None]
 ) -> Hello:
     """The actor's `Hello`; its death instead of it is an error."""
     gone: list[str] = []
 
     async def watch(scope: anyio.CancelScope) -> None:
-        gone.append(await host.wait())
+        gone.append(await worker.wait())
         await anyio.sleep(0.2)  # its last words may still be under way
         scope.cancel()
 
@@ -158,58 +157,29 @@ async def greeting(
 
 # ---- in a process -------------------------------------------------------------------------------------------------
 
+LISTEN: dict[Transport, str] = {"ipc": "ipc://", "tcp": "tcp://127.0.0.1:*"}
 
-async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Host]:
-    directory = None
-    if transport == "tcp":
-        endpoint = "tcp://127.0.0.1:*"
-    else:
-        directory = tempfile.mkdtemp(prefix="pvlm-")  # private (0700)
-        endpoint = f"ipc://{directory}/{role}"
-        if len(endpoint) - len("ipc://") > MAX_SOCKET_PATH:
-            shutil.rmtree(directory)
-            directory = tempfile.mkdtemp(prefix="pvlm-", dir="/tmp")
-            endpoint = f"ipc://{directory}/{role}"
-    channel = listen(endpoint)
-    spec = msgspec.structs.replace(spec, connect=channel.endpoint)
-    environment = dict(os.environ)
-    if spec.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(spec.threads)
+
+async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Worker]:
+    channel = listen(LISTEN[transport])
+    arguments = msgspec.structs.replace(spec, connect=channel.endpoint).arguments(role)
+    threads = {} if spec.threads is None else {"OMP_NUM_THREADS": str(spec.threads)}
     try:
-        with anyio.CancelScope(shield=True):  # for what is half started could be left behind
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "pvlm",
-                *spec.arguments(role),
-                stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
-            )
-    except BaseException:  # cancelled by other means than a scope, for one: asyncio has ended the process then
+        process = await start_child("pvlm", "worker", *arguments, pass_fds=channel.descriptors, environment=threads)
+    except BaseException:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
         raise
-    return channel, ProcessHost(process, channel, directory)
+    channel.handed_over()
+    return channel, WorkerProcess(process, channel)
 
 
-MAX_SOCKET_PATH = 100
-"""Bytes; Linux takes 107."""
+class WorkerProcess:
+    """An actor in a process of its own on this machine."""
 
-
-class ProcessHost:
-    """An actor in a worker process."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, channel: SocketChannel, directory: str | None = None
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, channel: SocketChannel) -> None:
         self._process = process
         self._channel = channel
-        self._directory = directory
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._reading = asyncio.create_task(self._read_stderr())
 
@@ -248,24 +218,17 @@ class ProcessHost:
 
     async def kill(self, reason: str) -> None:
         try:
-            if self._process.returncode is None:
-                self._process.kill()
-                with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
-                    await self._process.wait()
+            await end_child(self._process)
         finally:
             self._reading.cancel()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            if self._directory is not None:
-                shutil.rmtree(self._directory, ignore_errors=True)
 
 
 # ---- in a thread --------------------------------------------------------------------------------------------------
 
 
-async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host]:
+async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Worker]:
     channel, mailbox = inproc.connect()
-    host = ThreadHost(role)
+    worker = WorkerThread(role)
 
     def run() -> None:
         reason = "its thread has ended"
@@ -277,15 +240,15 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host]:
                 backend.close()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            host.failed(mailbox.post, error)
+            worker.failed(mailbox.post, error)
         finally:
-            host.ended(reason)
+            worker.ended(reason)
 
     threading.Thread(target=run, name=f"pvlm-{role}", daemon=True).start()
-    return channel, host
+    return channel, worker
 
 
-class ThreadHost:
+class WorkerThread:
     """An actor in a thread of this process. A thread cannot be killed: a model call that never returns keeps it."""
 
     def __init__(self, role: Role) -> None:

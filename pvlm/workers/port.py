@@ -28,7 +28,7 @@ CLOCK_PINGS = 5
 log = structlog.get_logger()
 
 
-class RemoteHost:
+class RemoteWorker:
     """A worker that a person runs on another host. The engine can leave it, not kill it."""
 
     def __init__(self, channel: ZmqChannel) -> None:
@@ -95,9 +95,9 @@ async def _next_worker(
 ) -> RunningActor | None:
     """Return the next worker that comes; None if it is lost again at once."""
     channel = port.channel()
-    host, clock = RemoteHost(channel), HostClock()
+    worker, clock = RemoteWorker(channel), HostClock()
     try:
-        hello = await greeting(role, spec, channel, host, _ignore)
+        hello = await greeting(role, spec, channel, worker, _ignore)
         if hello.role != role:
             raise ModelError(f"a {hello.role} worker has come to the port of the {role}s ({port.endpoint})")
         check(hello.info)
@@ -109,15 +109,15 @@ async def _next_worker(
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-            await host.kill(str(error) or "the engine does not wait any longer")
-        if isinstance(error, ModelError) and host.gone:
+            await worker.kill(str(error) or "the engine does not wait any longer")
+        if isinstance(error, ModelError) and worker.gone:
             return None
         raise
     log.info(
         "worker_joined", role=role, worker=channel.worker, model=hello.info.name, device=hello.info.device,
         clock_error_s=round(clock.error_s, 6),
     )  # fmt: skip
-    return RunningActor(role, channel, host, hello.info, hello.pid, channel.worker, clock, held)
+    return RunningActor(role, channel, worker, hello.info, hello.pid, channel.worker, clock, held)
 
 
 async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> None:

@@ -16,6 +16,7 @@ from pvlm.transports import sockets
 from pvlm.transports.framing import FrameReader, framed
 from pvlm.transports.link import ConnectionDamaged
 from pvlm.transports.wire import Wire
+from pvlm.workers.launch import LISTEN
 from pvlm_protocols.messages import Ping, Pong
 from tests.chaos.faults import (
     KINDS,
@@ -95,7 +96,6 @@ async def test_a_connection_ends_with_the_first_fault(transport: str, kind: str,
 
     It is spoken to until the fault has happened: the loss of a message shows when the next one comes.
     """
-    endpoint = f"ipc://{tmp_path}/draft" if transport == "ipc" else "tcp://127.0.0.1:*"
     schedule, calm, log = Schedule(every_s=0.1, kinds=(kind,), delay_s=0.01), Schedule(), tmp_path / "log"
     faults = Faults(schedule if end == "engine" else calm, seed=3)
     chaos = WorkerChaos(schedule=schedule if end == "worker" else calm, seed=3, log=str(log))
@@ -104,10 +104,11 @@ async def test_a_connection_ends_with_the_first_fault(transport: str, kind: str,
         return (faults.counts if end == "engine" else told_by_workers(log))[kind]
 
     with faulty_workers(chaos, tmp_path / "site"), faulty_connections(faults):
-        channel = sockets.listen(endpoint)
+        channel = sockets.listen(LISTEN[transport])
         # The last words tell its `sitecustomize` that this is a worker.
         command = [sys.executable, "-m", "tests.transports.echo_actor", channel.endpoint, "worker", "--role", "draft"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+        process = subprocess.Popen(command, cwd=ROOT, pass_fds=channel.descriptors)  # noqa: ASYNC220
+        channel.handed_over()
         sent, heard = 0, 0
         try:
             with anyio.fail_after(60):
