@@ -63,6 +63,7 @@ async def start_child(
             stderr=stderr,
             env={"PATH": os.defpath, **os.environ, **(environment or {}), _PLACES: "\n".join(_places())},
             pass_fds=pass_fds,
+            cwd="/" if _absolute("") is None else None,  # libraries fail to load in a directory that is deleted
             start_new_session=True,
         )
 

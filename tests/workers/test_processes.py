@@ -15,6 +15,7 @@ from pvlm.config import bundled
 from tests.support.processes import children
 from tests.workers.conftest import FRAMES, LONG, pending_tasks, until, workers
 
+EMULATED = {"target": '{"pass_ms": 1}', "draft": '{"pass_ms": 1}', "backend": "emulated"}
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
 
 
@@ -61,6 +62,14 @@ async def test_no_descriptor_is_left() -> None:
         await until(lambda: not children())
         left.append(len(os.listdir("/proc/self/fd")))
     assert left[1] <= left[0]
+
+
+async def test_a_worker_that_must_be_killed_is_gone_after_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little time it has to stop by itself: a kill is waited for by its own, longer limit."""
+    monkeypatch.setattr("pvlm.workers.launch.STOP_TIMEOUT_S", 0.0)
+    async with Engine.create(EMULATED, method="ar"):
+        assert set(workers()) == {"target"}
+    assert children() == []
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.7])
