@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -93,14 +94,21 @@ def leave_with_parent() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-def reached_limit(error: OSError) -> str:
-    """The reason of an error; where a limit of the system was reached, with that limit and its value."""
-    reason = error.strerror or str(error)
-    what, number = _LIMITS.get(error.errno or 0, ("", None))
-    if not what:
-        return reason
-    value = resource.RLIM_INFINITY if number is None else resource.getrlimit(number)[0]
-    return f"{reason}: the limit to the {what} is reached" + (
+def reached_limit(error: Exception) -> str:
+    """The text of an error; where it means that a limit of the system was reached, with that limit and its value."""
+    text, number = str(error), 0
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        number = error.errno
+        text = error.strerror if error.filename is None else f"{error.strerror}: '{error.filename}'"
+    elif by_number := re.search(r"\(os error (\d+)\)", text):  # of a library in Rust
+        number = int(by_number[1])
+    elif "can't start new thread" in text:
+        number = errno.EAGAIN
+    if number not in _LIMITS:
+        return text
+    what, name = _LIMITS[number]
+    value = resource.RLIM_INFINITY if name is None else resource.getrlimit(name)[0]
+    return f"{text}: the limit to the {what} is reached" + (
         f"; it is {value}" if value != resource.RLIM_INFINITY else ""
     )
 

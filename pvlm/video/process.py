@@ -10,7 +10,8 @@ import json
 import mmap
 import os
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -53,6 +54,7 @@ async def decode(
     process before it propagates.
     """
     with ExitStack() as files:
+        files.enter_context(_limits_named(name))
         frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
         fds = [frames_fd, reply_fd]
         if not isinstance(source, str):
@@ -95,15 +97,17 @@ async def decode(
         )
 
 
+@contextmanager
+def _limits_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VideoError(name, f"the decoder process cannot be started: {reached_limit(error)}") from error
+
+
 async def _run(request: Request, fds: list[int], log_fd: int) -> int | None:
     """Exit status of the process; None if the time limit ended it."""
-    try:
-        process = await start_child(
-            "pvlm.video.decoding", json.dumps(request), stdout=log_fd, stderr=log_fd, pass_fds=fds
-        )
-    except OSError as error:
-        reason = f"the decoder process cannot be started: {reached_limit(error)}"
-        raise VideoError(request["name"], reason) from error
+    process = await start_child("pvlm.video.decoding", json.dumps(request), stdout=log_fd, stderr=log_fd, pass_fds=fds)
     try:
         with anyio.move_on_after(request["timeout_s"]):
             return await process.wait()

@@ -102,7 +102,7 @@ async def launch(
             channel, worker = await _in_thread(role, spec)
         else:
             channel, worker = await _in_process(role, config.transport, spec)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a thread that cannot be started is a RuntimeError
         raise ModelError(f"cannot start the {role} worker: {reached_limit(error)}") from error
     try:
         with anyio.fail_after(config.start_timeout_s):
