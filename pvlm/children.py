@@ -30,7 +30,7 @@ _BEGIN = (
 )
 """Imports nothing from a file before the path is set: ``os`` and ``sys`` are part of the interpreter."""
 
-_LIMITS = {
+LIMITS = {
     errno.EMFILE: ("open files of a process (ulimit -n)", resource.RLIMIT_NOFILE),
     errno.ENFILE: ("open files of this machine (fs.file-max)", None),
     errno.EAGAIN: ("processes and threads of a user (ulimit -u)", resource.RLIMIT_NPROC),
@@ -104,9 +104,9 @@ def reached_limit(error: Exception) -> str:
         number = int(by_number[1])
     elif "can't start new thread" in text:
         number = errno.EAGAIN
-    if number not in _LIMITS:
+    if number not in LIMITS:
         return text
-    what, name = _LIMITS[number]
+    what, name = LIMITS[number]
     value = resource.RLIM_INFINITY if name is None else resource.getrlimit(name)[0]
     return f"{text}: the limit to the {what} is reached" + (
         f"; it is {value}" if value != resource.RLIM_INFINITY else ""

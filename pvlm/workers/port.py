@@ -9,6 +9,7 @@ from collections.abc import Callable
 import anyio
 import structlog
 
+from pvlm.children import LIMITS, reached_limit
 from pvlm.config import EngineConfig
 from pvlm.endpoints import split_endpoint
 from pvlm.errors import ConfigError, ModelError
@@ -53,7 +54,8 @@ class RemoteWorker:
 def open_port(role: Role, config: EngineConfig, on_refused: Callable[[str], None]) -> ZmqServer:
     """Open the port of a role. Call it on the engine's event loop. ``on_refused`` gets why a connection was refused.
 
-    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be bound.
+    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be bound; ModelError where a limit of
+    the system is reached.
     """
     endpoint = config.listen(role)
     assert endpoint is not None
@@ -65,8 +67,9 @@ def open_port(role: Role, config: EngineConfig, on_refused: Callable[[str], None
 
     try:
         return ZmqServer(endpoint, keys, min(CUT_AFTER_S, config.hang_timeout_s / 2), on_refused)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {role}_listen '{endpoint}': {error.strerror}") from None
+    except (OSError, RuntimeError) as error:
+        kind = ConfigError if isinstance(error, OSError) and error.errno not in LIMITS else ModelError
+        raise kind(f"cannot listen on {role}_listen '{endpoint}': {reached_limit(error)}") from None
 
 
 async def join(
