@@ -10,6 +10,7 @@ from types import TracebackType
 import anyio
 import structlog
 
+from pvlm.children import reached_limit
 from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
@@ -208,7 +209,7 @@ class Pair:
         except ConfigError:
             raise
         except Exception as error:
-            raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
+            raise ModelError(f"cannot load the {role} '{self._model(role)}': {reached_limit(error)}") from error
 
     def _check_tokenizers(self) -> None:
         """Raise ModelMismatch if an id stands for different text in target and draft."""

@@ -252,7 +252,7 @@ class Supervisor:
     async def _watch(self, contact: Contact) -> None:
         actor = contact.actor
         try:
-            reason = await actor.host.wait()
+            reason = await actor.worker.wait()
             if contact is self._contact:
                 self._lose(actor, Loss(reason), () if actor.channel.damage else actor.mark.read())
         finally:
