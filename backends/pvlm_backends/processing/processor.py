@@ -89,6 +89,10 @@ class VideoProcessor(ABC):
     def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
         """Return the grid of the video tokens of resized frames: times, rows and columns, time slowest."""
 
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of a text; see `pvlm_protocols.backend.TextEncoding`."""
+        return self._tokenizer.encode(text)[0]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of answer tokens without special tokens; incomplete UTF-8 at the end reads as U+FFFD."""
         return self._tokenizer.decode(tokens)
