@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
+from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Prompt, PromptError
 
 from .chat import ChatTemplate
 from .generation import end_token_ids, ignored_generation_options
@@ -100,6 +100,23 @@ class VideoProcessor(ABC):
     def tokens_as_text(self) -> Sequence[str]:
         """The vocabulary by id."""
         return self._tokenizer.tokens_as_text
+
+    def prepare_for(self, model: ModelInfo, prompt: Prompt, capacity: int) -> PreparedPrompt:
+        """Build a prompt with which ``model`` can answer in ``capacity`` tokens.
+
+        Raises:
+            PromptError: as `prepare`; or the model lacks the embedding of a token, or has too few positions.
+            CheckpointError: as `prepare`.
+        """
+        prepared = self.prepare(prompt)
+        largest = int(prepared.ids.max())
+        if largest >= model.vocab_size:  # on a GPU, the look-up would end the whole process
+            raise PromptError(
+                f"the prompt holds the token {self.tokens_as_text()[largest]!r}, whose id {largest} has no embedding: "
+                f"the model's ids end at {model.vocab_size - 1}; the token was added to the tokenizer alone"
+            )
+        prepared.check_positions(capacity, model.max_positions)
+        return prepared
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
         """Build a prompt: one user message with the video, if any, and the question.

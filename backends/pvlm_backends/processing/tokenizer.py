@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from pvlm_protocols.backend import CheckpointError
 
+from .files import check_no_pointer, missing_part
 from .fingerprint import fingerprint
 
 
@@ -26,11 +27,14 @@ class TextTokenizer:
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(
-                f"{folder} holds no tokenizer.json; save the checkpoint's tokenizer with transformers to make one"
+            raise missing_part(
+                folder, "tokenizer.json, which transformers makes if it saves the checkpoint's tokenizer"
             )
         try:
+            check_no_pointer(path)
             self._tokenizer = Tokenizer.from_file(str(path))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._tokenizer.no_truncation()
