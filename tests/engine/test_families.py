@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
+from pvlm.cli import main
 from pvlm.cli.console import figures_table
 from pvlm_backends.families import load_processor
 from shapes.clips import read_clip, write_clip
@@ -27,6 +28,7 @@ from tests.backends.families.llava_onevision.checkpoint import llava_checkpoint
 from tests.backends.families.llava_onevision.reference import LlavaReference
 from tests.backends.families.qwen2_5_vl.checkpoint import qwen_checkpoint
 from tests.backends.families.qwen2_5_vl.reference import QwenReference
+from tests.support.checkpoints import edit_settings
 
 pytestmark = pytest.mark.anyio
 QUESTION = "What happens first in the video?"
@@ -323,6 +325,21 @@ async def test_a_video_beyond_the_positions_is_refused_before_the_tower_runs(
 async def test_frames_that_are_too_long_are_refused(find: Callable[[str], str]) -> None:
     with pytest.raises(PromptError, match="1000x4 are more than 200 times"):
         await ask(find("qwen"), None, np.zeros((2, 4, 1000, 3), np.uint8))
+
+
+def test_settings_that_are_not_applied_reach_the_command_line(
+    find: Callable[[str], str], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "target"
+    shutil.copytree(find("llava"), target)
+    edit_settings(target / "generation_config.json", repetition_penalty=1.1, no_repeat_ngram_size=3)
+    arguments = ["answer", str(clip), QUESTION, "--target", str(target), "--method", "ar", "--transport", "inproc"]
+    arguments += ["--frames", "1", "--max-tokens", "2"]
+    ignored = ["no_repeat_ngram_size=3", "repetition_penalty=1.1"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stats"]["ignored_options"] == ignored
+    assert main(arguments) == 0
+    assert f"not applied: the checkpoint's own {', '.join(ignored)}" in " ".join(capsys.readouterr().err.split())
 
 
 def setup_module() -> None:
