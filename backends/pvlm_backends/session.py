@@ -223,6 +223,7 @@ class _EarlyTap:
         self._layer = layer
         self._deliver = deliver
         self._positions = positions
+        self._video = torch.from_numpy(session._prompt.video)
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self._attending = torch.empty(0)  # the question's input to the layer
 
@@ -253,7 +254,7 @@ class _EarlyTap:
             return None
         start, stop = self._prompt.question
         query, keys = self._session._queries_and_keys(self._layer, self._attending, self._positions[..., start:stop])
-        attention = mean_attention(query, keys, start, self._prompt.video)
+        attention = mean_attention(query, keys, start, self._video.to(keys.device))
         with torch.inference_mode(False):
             return attention.clone()
 
@@ -261,5 +262,5 @@ class _EarlyTap:
     def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Copied, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
         # write to it.
-        video, question = self._prompt.video, self._prompt.question
-        return hidden[video[0] : video[1]].clone(), hidden[question[0] : question[1]].clone()
+        start, stop = self._prompt.question
+        return hidden[self._video.to(hidden.device)], hidden[start:stop].clone()

@@ -43,8 +43,8 @@ class HuggingFaceSession(CachedSession):
         """``(1, P, hidden_size)``: the decoder's input."""
         embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
         if video:
-            start, stop = prompt.placeholders
-            embeddings[start:stop] = self._model.get_video_features(**video).pooler_output[0]
+            rows = torch.from_numpy(prompt.placeholders).to(self._device)
+            embeddings[rows] = self._model.get_video_features(**video).pooler_output[0]
         return embeddings[None]  # type: ignore[no-any-return]
 
     @torch.no_grad()

@@ -50,8 +50,7 @@ class TorchSession(CachedSession):
         decoder = self._decoder
         hidden = decoder.embed(torch.from_numpy(self._prompt.ids).to(decoder.device))
         if self._video is not None:
-            start, stop = self._prompt.placeholders
-            hidden[start:stop] = self._video
+            hidden[torch.from_numpy(self._prompt.placeholders).to(decoder.device)] = self._video
         if kept is not None:
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
         axes, rows = positions.shape

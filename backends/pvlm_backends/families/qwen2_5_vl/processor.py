@@ -141,8 +141,7 @@ class Qwen25VLProcessor(VideoProcessor):
         times = (np.arange(time, dtype=np.float32) * np.float32(interval)).astype(np.int64)
         grid = np.meshgrid(times, np.arange(height), np.arange(width), indexing="ij")
         positions = np.stack([axis.ravel() for axis in grid])
-        count = time * height * width
-        return VideoPart(pixels, count, count, positions, max(height, width))
+        return self._single_run(pixels, positions.shape[1], positions, max(height, width))
 
     def _frame_rate(self, frames: int, timestamps_s: Sequence[float]) -> float:
         """Frames a second; the checkpoint's rate if there are no times."""
