@@ -21,6 +21,9 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 class CachedSession(ABC):
     """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
 
+    It sets ``_layer_features``, if the vision tower has any: ``(n, placeholders, hidden_size)``, to be added to the
+    placeholders' rows in the output of the first n layers.
+
     Row ``r`` of the cache holds the r-th *kept* token. Its position is that in the unpruned prompt; compact positions
     close the gaps that pruning leaves. In both cases answer token ``i`` is ``i + 1`` after the largest position of the
     prompt, on all axes.
@@ -40,6 +43,7 @@ class CachedSession(ABC):
         self._length = 0
         self._prompt_rows = 0  # 0 until the prefill is done
         self._first_position = 0  # of the answer; known when the prefill begins
+        self._layer_features: torch.Tensor | None = None
         self._closed = False
 
     @property
@@ -91,15 +95,18 @@ class CachedSession(ABC):
         if on_early_layer is not None and keep is not None:
             raise ValueError("early states are of the whole prompt: give either keep or on_early_layer")
 
+        kept = None if keep is None else self._prompt.kept_rows(keep)
         tap: _EarlyTap | None = None
+        deep = None if self._layer_features is None else _DeepFeatures(self._layer_features, self._prompt, kept)
 
         def after_layer(layer: int, hidden: torch.Tensor) -> None:
+            if deep is not None:
+                deep.add_to(layer, hidden)
             if tap is not None:
                 tap(layer, hidden)
             if on_progress is not None:
                 on_progress()
 
-        kept = None if keep is None else self._prompt.kept_rows(keep)
         rows = len(self._prompt) if kept is None else len(kept)
         positions, self._first_position = self._prompt.positions, self._prompt.next_position
         if kept is not None and compact_positions:
@@ -112,6 +119,7 @@ class CachedSession(ABC):
         if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
             torch.cuda.current_stream(logits.device).synchronize()
         self._prompt_rows = rows
+        self._layer_features = None
         return logits
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
@@ -143,6 +151,7 @@ class CachedSession(ABC):
         """Free the cache. May be called twice."""
         if not self._closed:
             self._closed = True
+            self._layer_features = None
             self._close()
 
     def _check_open(self) -> None:
@@ -203,6 +212,21 @@ class CachedSession(ABC):
 def progress(on_progress: Callable[[], None] | None) -> AfterLayer | None:
     """Turn ``on_progress`` into the function that a pass calls between its layers."""
     return None if on_progress is None else lambda layer, hidden: on_progress()
+
+
+class _DeepFeatures:
+    """Features of the vision tower for the first layers (DeepStack), those of the kept tokens alone."""
+
+    def __init__(self, features: torch.Tensor, prompt: PreparedPrompt, kept: NDArray[np.int64] | None) -> None:
+        rows, places = prompt.placeholders_in(kept)
+        self._rows = torch.from_numpy(rows)
+        self._features = features if kept is None else features[:, torch.from_numpy(places).to(features.device)]
+
+    def add_to(self, layer: int, hidden: torch.Tensor) -> None:
+        """Add a layer's features to its output, in place; nothing for later layers and the decoder's input."""
+        if 1 <= layer <= len(self._features):
+            rows = self._rows.to(hidden.device)
+            hidden.index_add_(0, rows, self._features[layer - 1].to(hidden.device, hidden.dtype))
 
 
 class _EarlyTap:

@@ -70,6 +70,13 @@ class PreparedPrompt:
         moved = self.positions[:, kept] - np.searchsorted(vacated, self.positions[:, kept])
         return moved, self.next_position - len(vacated)
 
+    def placeholders_in(self, kept: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
+        """Return where the placeholders are among the ``kept`` tokens (None: all), and which of them these are."""
+        if kept is None:
+            return self.placeholders, np.arange(len(self.placeholders))
+        rows = np.flatnonzero(np.isin(kept, self.placeholders))
+        return rows, np.searchsorted(self.placeholders, kept[rows])
+
     @property
     def frames(self) -> int:
         """Moments of the video, each with the same number of prunable tokens; 1 without pixels."""
