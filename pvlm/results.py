@@ -75,6 +75,8 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     source_fps: float | None
     seed: int | None
     coupling: str
+    ignored_options: tuple[str, ...]
+    """``name=value`` of the target's settings for generation that would change its tokens and are not applied."""
     draft_lost: str
     """Why the target wrote some or all of this answer without a draft; empty if the draft took part throughout."""
     draft_rejoins: int

@@ -21,6 +21,9 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 class CachedSession(ABC):
     """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
 
+    It sets ``_layer_features``, if the vision tower has any: ``(n, placeholders, hidden_size)``, to be added to the
+    placeholders' rows in the output of the first n layers.
+
     Row ``r`` of the cache holds the r-th *kept* token. Its position is that in the unpruned prompt; compact positions
     close the gaps that pruning leaves. In both cases answer token ``i`` is ``i + 1`` after the largest position of the
     prompt, on all axes.
@@ -40,6 +43,7 @@ class CachedSession(ABC):
         self._length = 0
         self._prompt_rows = 0  # 0 until the prefill is done
         self._first_position = 0  # of the answer; known when the prefill begins
+        self._layer_features: torch.Tensor | None = None
         self._closed = False
 
     @property
@@ -117,15 +121,18 @@ class CachedSession(ABC):
         if on_early_layer is not None and keep is not None:
             raise ValueError("early states are of the whole prompt: give either keep or on_early_layer")
 
+        kept = None if keep is None else self._prompt.kept_rows(keep)
         tap: _EarlyTap | None = None
+        deep = None if self._layer_features is None else _DeepFeatures(self._layer_features, self._prompt, kept)
 
         def after_layer(layer: int, hidden: torch.Tensor) -> None:
+            if deep is not None:
+                deep.add_to(layer, hidden)
             if tap is not None:
                 tap(layer, hidden)
             if on_progress is not None:
                 on_progress()
 
-        kept = None if keep is None else self._prompt.kept_rows(keep)
         rows = len(self._prompt) if kept is None else len(kept)
         positions, self._first_position = self._prompt.positions, self._prompt.next_position
         if kept is not None and compact_positions:
@@ -139,6 +146,7 @@ class CachedSession(ABC):
                 if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
                     torch.cuda.current_stream(logits.device).synchronize()
                 self._prompt_rows = rows
+                self._layer_features = None
             yield logits
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
@@ -170,6 +178,7 @@ class CachedSession(ABC):
         """Free the cache. May be called twice."""
         if not self._closed:
             self._closed = True
+            self._layer_features = None
             self._close()
 
     def _check_open(self) -> None:
@@ -235,6 +244,21 @@ def progress(on_progress: Callable[[], None] | None) -> AfterLayer | None:
     return None if on_progress is None else lambda layer, hidden: on_progress()
 
 
+class _DeepFeatures:
+    """Features of the vision tower for the first layers (DeepStack), those of the kept tokens alone."""
+
+    def __init__(self, features: torch.Tensor, prompt: PreparedPrompt, kept: NDArray[np.int64] | None) -> None:
+        rows, places = prompt.placeholders_in(kept)
+        self._rows = torch.from_numpy(rows)
+        self._features = features if kept is None else features[:, torch.from_numpy(places).to(features.device)]
+
+    def add_to(self, layer: int, hidden: torch.Tensor) -> None:
+        """Add a layer's features to its output, in place; nothing for later layers and the decoder's input."""
+        if 1 <= layer <= len(self._features):
+            rows = self._rows.to(hidden.device)
+            hidden.index_add_(0, rows, self._features[layer - 1].to(hidden.device, hidden.dtype))
+
+
 class _EarlyTap:
     """Copies two layers' states of video and question out of a prefill, and delivers them.
 
@@ -253,6 +277,7 @@ class _EarlyTap:
         self._layer = layer
         self._deliver = deliver
         self._positions = positions
+        self._video = torch.from_numpy(session._prompt.video)
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self._attending = torch.empty(0)  # the question's input to the layer
 
@@ -283,7 +308,7 @@ class _EarlyTap:
             return None
         start, stop = self._prompt.question
         query, keys = self._session._queries_and_keys(self._layer, self._attending, self._positions[..., start:stop])
-        attention = mean_attention(query, keys, start, self._prompt.video)
+        attention = mean_attention(query, keys, start, self._video.to(keys.device))
         with torch.inference_mode(False):
             return attention.clone()
 
@@ -291,5 +316,5 @@ class _EarlyTap:
     def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Copied, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
         # write to it.
-        video, question = self._prompt.video, self._prompt.question
-        return hidden[video[0] : video[1]].clone(), hidden[question[0] : question[1]].clone()
+        start, stop = self._prompt.question
+        return hidden[self._video.to(hidden.device)], hidden[start:stop].clone()

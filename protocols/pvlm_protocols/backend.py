@@ -182,6 +182,15 @@ class Processor(Protocol):
         ...
 
 
+@runtime_checkable
+class TextEncoding(Protocol):
+    """Optional for a processor. Two tokenizers whose fingerprints differ are compared by the ids that they give."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Ids of ``text``, in which added tokens are recognised and to which none is added."""
+        ...
+
+
 class Session(Protocol):
     """One prompt in one model: its cache and its positions."""
 

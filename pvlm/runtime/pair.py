@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
-from itertools import count, zip_longest
+from collections.abc import Callable, Set
+from itertools import count
 from types import TracebackType
 
 import anyio
@@ -36,6 +36,7 @@ from pvlm.runtime.revival import Revival
 from pvlm.runtime.session import LiveSession
 from pvlm.runtime.starter import Starter
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
+from pvlm.runtime.tokenizers import TokenizerComparison
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
@@ -74,7 +75,7 @@ class Pair:
         try:
             self.target_processor = await self._processor("target")
             self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
-            self._check_tokenizers()
+            await anyio.to_thread.run_sync(self._check_tokenizers)
             async with anyio.create_task_group() as launching:
                 for actor in self._actors.values():
                     launching.start_soon(actor.open)
@@ -216,16 +217,14 @@ class Pair:
         target, draft = self.target_processor, self.draft_processor
         if draft is None:
             return
-        differing = _differing_tokens(target.tokens_as_text(), draft.tokens_as_text())
-        shown = "; ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        if target.tokenizer_fingerprint != draft.tokenizer_fingerprint:
+        compared = TokenizerComparison(target, draft)
+        if compared.difference:
             raise ModelMismatch(
                 f"the tokenizers of target '{self._model('target')}' and draft '{self._model('draft')}' differ "
-                + (f"(id: target / draft): {shown}." if shown else "in their rules for splitting text.")
-                + " A draft must share the target's tokenizer."
+                f"{compared.difference}. A draft must share the target's tokenizer."
             )
-        if differing:
-            log.info("added_tokens_differ", tokens=shown)
+        if compared.tokens:
+            log.info("added_tokens_differ", tokens=compared.tokens)
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         here = [other for other in self._roles if self.config.listen(other) is None]
@@ -304,12 +303,6 @@ class Pair:
             target = self._actors["target"]
             for session in list(self._sessions.values()):
                 session.handle(TargetGivenUp(target.loss.reason, target.loss.traceback))
-
-
-def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:
-    """``id: target / draft`` for every id whose token differs; a missing token is empty."""
-    pairs = enumerate(zip_longest(target, draft, fillvalue=""))
-    return [f"{index}: {ours!r} / {theirs!r}" for index, (ours, theirs) in pairs if ours != theirs]
 
 
 def _first(error: BaseException) -> BaseException:

@@ -84,8 +84,8 @@ class EmulatedBackend:
         prepared = PreparedPrompt(
             ids=np.zeros(tokens, np.int64),
             pixels=None,
-            placeholders=(start, stop),
-            video=(start, stop),
+            placeholders=np.arange(start, stop),
+            video=np.arange(start, stop),
             question=(stop, tokens),
             positions=np.arange(tokens)[None],
         )

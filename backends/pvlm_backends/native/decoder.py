@@ -38,6 +38,11 @@ class NativeDecoder(Decoder):
                 f"the backend 'native' computes in float32 on the CPU, not in {dtype} on {placed}; "
                 "take the backend 'torch'"
             )
+        if config.qk_norm:
+            raise BackendError(
+                "the backend 'native' has no kernels for decoders that normalise queries and keys; "
+                "take the backend 'torch'"
+            )
         for name, size in (
             ("hidden_size", config.hidden_size),
             ("intermediate_size", config.intermediate_size),

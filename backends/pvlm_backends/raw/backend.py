@@ -47,8 +47,7 @@ class TorchBackend:
 
         if self._decoder is None or self._tower is None:
             raise BackendError("this backend is closed")
-        prepared = self._processor.prepare(prompt)
-        prepared.check_positions(capacity, self._info.max_positions)
+        prepared = self._processor.prepare_for(self._info, prompt, capacity)
         video = None
         if prepared.pixels is not None:
             decoder = self._decoder

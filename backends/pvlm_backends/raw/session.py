@@ -26,14 +26,16 @@ class TorchSession(CachedSession):
     Args:
         decoder: the model.
         prompt: the prepared prompt.
-        video: ``(placeholders, hidden_size)``, the vision tower's output, or None without a video.
+        video: ``(1 + n, placeholders, hidden_size)``, the vision tower's output, or None without a video.
         capacity: answer tokens to make room for.
     """
 
     def __init__(self, decoder: Decoder, prompt: PreparedPrompt, video: torch.Tensor | None, capacity: int) -> None:
         super().__init__(prompt, capacity, decoder.config.vocab_size, decoder.config.layers)
         self._decoder = decoder
-        self._video = video
+        self._video = None if video is None else video[0]
+        if video is not None and len(video) > 1:
+            self._layer_features = video[1:]
         self._cache: KeyValueCache | None = None
         self._rotations: torch.Tensor | None = None
         self._captured: CapturedPasses | None = None
@@ -49,8 +51,7 @@ class TorchSession(CachedSession):
         decoder = self._decoder
         hidden = decoder.embed(torch.from_numpy(self._prompt.ids).to(decoder.device))
         if self._video is not None:
-            start, stop = self._prompt.placeholders
-            hidden[start:stop] = self._video
+            hidden[torch.from_numpy(self._prompt.placeholders).to(decoder.device)] = self._video
         if kept is not None:
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
         axes, rows = positions.shape
