@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TargetLost,
         VideoError,
     )
+    from pvlm.log import configure_logging
     from pvlm.results import Answer, AnswerStats, Chunk
     from pvlm.runtime.supervisor import ActorHealth
 
@@ -54,6 +55,7 @@ __all__ = [
     "RemoteTraceback",
     "TargetLost",
     "VideoError",
+    "configure_logging",
 ]
 
 _HOMES = {
@@ -65,6 +67,7 @@ _HOMES = {
     "AnswerStats": "results",
     "Chunk": "results",
     "ActorHealth": "runtime.supervisor",
+    "configure_logging": "log",
 }
 
 

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 
 import anyio
 
+from pvlm.errors import reason_of
+
 KILLED_S = 30.0
 """How long a killed process may take to be gone: its memory, on a GPU too, is freed first."""
 
@@ -96,7 +98,7 @@ def leave_with_parent() -> None:
 
 def reached_limit(error: Exception) -> str:
     """The text of an error; where it means that a limit of the system was reached, with that limit and its value."""
-    text, number = str(error), 0
+    text, number = reason_of(error), 0
     if isinstance(error, OSError) and error.errno and error.strerror:
         number = error.errno
         text = error.strerror if error.filename is None else f"{error.strerror}: '{error.filename}'"

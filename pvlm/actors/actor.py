@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import structlog
 import torch
 
 from pvlm.actors.mark import Mark
 from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
+from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, Role, SharedPasses
 from pvlm_protocols.codec import PROTOCOL_VERSION
@@ -44,8 +44,6 @@ PATIENCE_MAX_S = 60.0
 
 HOLD_S = 60.0
 """How long the sessions of a lost connection are kept for `Resume`."""
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)

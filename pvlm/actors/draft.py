@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from pvlm.actors.actor import Actor
-from pvlm.actors.session import ActorSession, Round, Stopwatch, WorkAbandoned, in_pieces, milliseconds_since
+from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, in_pieces, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -45,7 +45,7 @@ class DraftSession(ActorSession):
     of a window costs nothing if it is rejected.
     """
 
-    def __init__(self, actor: Actor, opening: Open) -> None:
+    def __init__(self, actor: Employer, opening: Open) -> None:
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.tokens = list(opening.committed)

@@ -6,15 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-from pvlm_protocols.backend import Prompt, Session, SteppedPrefill
+from pvlm.transports import Mailbox
+from pvlm_protocols.backend import Backend, Prompt, Role, Session, SteppedPrefill
 from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
-
-if TYPE_CHECKING:
-    from pvlm.actors.actor import Actor
 
 
 class WorkAbandoned(Exception):
@@ -39,10 +37,26 @@ Round = Generator[Sequence[int], Pass, None]
 or none."""
 
 
+class Employer(Protocol):
+    """What a session uses of its actor; see `pvlm.actors.actor.Actor`."""
+
+    role: Role
+    backend: Backend
+    mailbox: Mailbox
+
+    def tick(self, *sessions: ActorSession) -> None: ...
+
+    def look(self, *sessions: ActorSession) -> None: ...
+
+    def tick_prefill(self, session: ActorSession, fraction: float) -> None: ...
+
+    def undisturbed(self) -> bool: ...
+
+
 class ActorSession(ABC):
     """See the module. First it is prepared, then it decodes in rounds."""
 
-    def __init__(self, actor: Actor, opening: Open) -> None:
+    def __init__(self, actor: Employer, opening: Open) -> None:
         self.actor = actor
         if (settled := len(opening.committed)) >= (most := opening.sampling.max_tokens):
             raise ValueError(f"an answer of {most} tokens cannot continue after {settled}")

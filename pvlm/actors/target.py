@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import torch
 
 from pvlm.actors.actor import Actor
-from pvlm.actors.session import ActorSession, Pass, Round, Stopwatch, in_pieces
+from pvlm.actors.session import ActorSession, Employer, Pass, Round, Stopwatch, in_pieces
 from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import kept_count, pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
-from pvlm.speculation.pruning import default_early_layer, load_pruner
+from pvlm.speculation.pruning import default_early_layer, load_pruner, select_tokens
 from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import EarlyStates, Session
 from pvlm_protocols.messages import (
@@ -52,7 +52,7 @@ class TargetSession(ActorSession):
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
     """
 
-    def __init__(self, actor: Actor, opening: Open) -> None:
+    def __init__(self, actor: Employer, opening: Open) -> None:
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.committed = list(opening.committed)
@@ -170,7 +170,7 @@ class TargetSession(ActorSession):
         bits = b""
         if self._prunes(model):
             kept = kept_count(videos, pruning.ratio)
-            bits = pack_mask(load_pruner(pruning.method).select(videos, kept, states, pruning.seed).numpy())
+            bits = pack_mask(select_tokens(load_pruner(pruning.method), videos, kept, states, pruning.seed).numpy())
         self.post(
             PruneMask(
                 session=self.id,

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-import structlog
 
 from pvlm.answer.admission import Admission
 from pvlm.answer.circumstances import circumstances
@@ -20,6 +19,7 @@ from pvlm.answer.writer import Writer
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Cancelled, Command, StopAfter
 from pvlm.errors import EngineBusy, EngineStateError, PvlmError, VideoError
+from pvlm.log import log
 from pvlm.results import Answer, Chunk
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.session import LiveSession
@@ -27,8 +27,6 @@ from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
 from pvlm.telemetry.recorder import Circumstances, Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.video import Video, check_source, read_video
-
-log = structlog.get_logger()
 
 Enter = Callable[[AsyncExitStack], Awaitable[tuple[Pair, Admission]]]
 """Returns the models that answer. What it opens for this answer alone, it leaves to the stack to close."""
@@ -190,7 +188,8 @@ class AnswerStream:
                 self._reporter.fault("answer_failed", session=session, error=type(error).__name__, reason=str(error))
 
     def _info(self, event: str, **details: str) -> None:
-        (log if self._session is None else log.bind(session=self._session.id)).info(event, **details)
+        session = {} if self._session is None else {"session": self._session.id}
+        log.info(event, **session, **details)
 
 
 def _recorded(pair: Pair, request: Request, video: Video | None, surroundings: Circumstances) -> Recorded:

@@ -8,7 +8,6 @@ from itertools import count
 from types import TracebackType
 
 import anyio
-import structlog
 
 from pvlm.children import reached_limit
 from pvlm.config import EngineConfig
@@ -29,7 +28,8 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
-from pvlm.plugins import load_plugin
+from pvlm.log import log
+from pvlm.plugins import Group, check_plugin, load_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.revival import Revival
@@ -42,8 +42,6 @@ from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
 from pvlm_protocols.messages import Failed, FromActor, SessionMessage
-
-log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
 
@@ -73,6 +71,7 @@ class Pair:
     async def __aenter__(self) -> Pair:
         await self._tasks.__aenter__()
         try:
+            await self._check_plugins()
             self.target_processor = await self._processor("target")
             self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
             await anyio.to_thread.run_sync(self._check_tokenizers)
@@ -200,6 +199,16 @@ class Pair:
         model = self.config.checkpoint(role)
         assert model is not None
         return model
+
+    async def _check_plugins(self) -> None:
+        """Raise ConfigError or ModelError for a video reader or a pruner that answers could not use."""
+        named: list[tuple[Group, str]] = [
+            ("pvlm.video_readers", self.config.video_reader),
+            ("pvlm.pruners", self.config.prune),
+        ]
+        for group, name in named:
+            if name != "auto":
+                await anyio.to_thread.run_sync(check_plugin, group, name)
 
     async def _processor(self, role: Role) -> Processor:
         try:

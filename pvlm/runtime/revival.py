@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Set
 
-import structlog
-
 from pvlm.coordination.events import Event
+from pvlm.log import log
 from pvlm.runtime.session import LiveSession
 from pvlm_protocols.backend import Role
-
-log = structlog.get_logger()
 
 
 class Revival:

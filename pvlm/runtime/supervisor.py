@@ -16,10 +16,10 @@ from typing import Literal, Protocol
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
 from pvlm.coordination.validation import misplaced
 from pvlm.errors import RemoteTraceback
+from pvlm.log import log
 from pvlm.runtime.contact import Contact
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.starter import Starter
@@ -35,8 +35,6 @@ from pvlm_protocols.messages import Close, Dying, Failed, FromActor, Pong, Sessi
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
 RESTART_PAUSE_MAX_S = 30.0
-
-log = structlog.get_logger()
 
 
 class ActorHealth(msgspec.Struct, frozen=True, kw_only=True):

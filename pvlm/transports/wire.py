@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-import structlog
-
+from pvlm.log import log
 from pvlm.transports import MAILBOX_BYTES, MAILBOX_MESSAGES, ChannelClosed, ChannelFull
 from pvlm.transports.arrivals import Arrivals
 from pvlm.transports.link import ConnectionDamaged, Frames, Link
@@ -18,8 +17,6 @@ from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_ac
 from pvlm_protocols.messages import FromActor, Message, Open, ToActor
 
 Incoming = TypeVar("Incoming", bound=Message)
-
-log = structlog.get_logger()
 
 
 class Wire(Generic[Incoming]):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-import structlog
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from pvlm.log import log
 from pvlm.transports import MAILBOX_MESSAGES
 from pvlm.transports.connections import Connections, require_descriptors
 from pvlm.transports.curve import Authenticator, Keys
@@ -43,8 +43,6 @@ REFUSED: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has not this engine's public key",
 }
 HUNG_UP = "it has hung up, or is no worker: does it use keys as this engine does?"
-
-log = structlog.get_logger()
 
 
 class ZmqServer:

@@ -79,7 +79,7 @@ async def decode(
         )
         status = await _run(request, fds, log_fd)
         if status is None:
-            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (timeout_s), so it was stopped")
+            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (decode_timeout_s), so it was stopped")
         log = read_all(log_fd).decode(errors="replace").strip()[-4000:]
         text = read_all(reply_fd, 1 << 30)
         if status != 0 or not text:

@@ -12,12 +12,12 @@ from typing import Protocol
 
 import anyio
 import msgspec
-import structlog
 
 from pvlm.actors.mark import Mark, SharedMark, shared_memory
 from pvlm.children import end_child, reached_limit, start_child
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
+from pvlm.log import log
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.clocks import HostClock
@@ -30,8 +30,6 @@ from pvlm_protocols.messages import Dying, Hello, Loading, Open, Resume, Stop, T
 
 STOP_TIMEOUT_S = 2.0
 STDERR_LINES = 40
-
-log = structlog.get_logger()
 
 
 class WorkerLost(ModelError):

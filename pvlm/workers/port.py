@@ -7,12 +7,12 @@ import socket
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from pvlm.children import LIMITS, reached_limit
 from pvlm.config import EngineConfig
-from pvlm.endpoints import split_endpoint
 from pvlm.errors import ConfigError, ModelError
+from pvlm.log import log
+from pvlm.settings.endpoints import split_endpoint
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
 from pvlm.workers.clocks import HostClock
@@ -25,8 +25,6 @@ ANSWER_S = 10.0
 """How long a worker that has greeted may take to answer."""
 CLOCK_PINGS = 5
 """Round trips before a worker's first session."""
-
-log = structlog.get_logger()
 
 
 class RemoteWorker:
