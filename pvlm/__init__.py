@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PromptError,
         PvlmError,
         RemoteTraceback,
+        StreamIdle,
         TargetLost,
         VideoError,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "PromptError",
     "PvlmError",
     "RemoteTraceback",
+    "StreamIdle",
     "TargetLost",
     "VideoError",
 ]

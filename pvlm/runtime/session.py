@@ -17,7 +17,9 @@ from pvlm_protocols.messages import Closed, Failed, FromActor, Open, ToActor
 
 
 class LiveSession:
-    """One coordinator at work. ``holders``: the actors that hold a cache for its session."""
+    """One coordinator at work. ``holders``: the actors that hold a cache for its session. ``done``: set once the answer
+    is complete, has failed, or was left; after that only `freed` remains.
+    """
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class LiveSession:
         self.id = coordinator.session
         self.coordinator = coordinator
         self.holders: set[Role] = set()
+        self.done = anyio.Event()
         self._actors = actors
         self._on_command = on_command
         self._recorder = recorder
@@ -70,6 +73,10 @@ class LiveSession:
         self.coordinator.reconsider()
         if self._report is not None:
             self._report.handled(commands)
+        if self.coordinator.done and not self.done.is_set():
+            self.done.set()
+            if self._report is not None:
+                self._report.tell()
 
     def execute(self, commands: list[Command]) -> None:
         for command in commands:

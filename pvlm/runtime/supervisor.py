@@ -93,8 +93,8 @@ class Listener(Protocol):
         """The actor is not started again."""
         ...
 
-    def unheard(self, role: Role) -> None:
-        """The tasks of the engine are being cancelled: nobody listens to the actor any more."""
+    def freeing(self, role: Role) -> bool:
+        """Whether the actor has not yet freed an answer that has ended: its work in hand is for nobody."""
         ...
 
 
@@ -140,7 +140,6 @@ class Supervisor:
         self._started_s = 0.0
         self._given_up = False
         self._changed = anyio.Event()
-        self._dead = anyio.Event()
         self._nonces = count(1)
         self._dropped: dict[Literal["engine", "worker"], int] = {}
         """Messages dropped at either end that have been reported."""
@@ -192,12 +191,6 @@ class Supervisor:
         except ChannelFull:
             self._lose(self._actor, "it does not read its mailbox")
 
-    async def replace(self, reason: str) -> None:
-        """Give the actor up; returns when it is dead. Another is started meanwhile."""
-        if self._actor is not None:
-            self._lose(self._actor, reason)
-        await self._dead.wait()
-
     async def health(self, timeout_s: float) -> ActorHealth:
         """Ask the actor; at most ``timeout_s``."""
         nonce, answered, answers = next(self._nonces), anyio.Event(), list[Pong]()
@@ -227,7 +220,6 @@ class Supervisor:
         """End the actor; call it when the tasks have ended."""
         self._given_up = True
         self._changed.set()
-        self._dead.set()
         actor, self._actor = self._actor, None
         if actor is not None:
             self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
@@ -284,7 +276,6 @@ class Supervisor:
         finally:
             if actor is self._actor:  # cancelled, with all tasks of the engine
                 actor.channel.hand_on(_ignore)
-                self._listener.unheard(self.role)
 
     async def _listen(self, actor: RunningActor) -> None:
         """Ask again and again. Silent beats are counted, not seconds: while this process is stopped or its event loop
@@ -298,7 +289,8 @@ class Supervisor:
             self._ask(actor, next(self._nonces))
             await anyio.sleep(self._config.hang_timeout_s / BEATS)
             silent = 0 if self._heard else silent + 1
-        self._lose(actor, f"it hangs: nothing was heard of it for {self._config.hang_timeout_s:g} s (hang_timeout_s)")
+        reason = f"it hangs: nothing was heard of it for {self._config.hang_timeout_s:g} s (hang_timeout_s)"
+        self._lose(actor, reason, counted=not self._listener.freeing(self.role))
 
     def _ask(self, actor: RunningActor, nonce: int) -> None:
         if actor.clock is not None:
@@ -307,27 +299,29 @@ class Supervisor:
 
     # ---- losing and starting again --------------------------------------------------------------------------------
 
-    def _lose(self, actor: RunningActor, reason: str, traceback: str = "") -> None:
+    def _lose(self, actor: RunningActor, reason: str, traceback: str = "", *, counted: bool = True) -> None:
+        """``counted``: the restart is one of those that are allowed."""
         if actor is not self._actor:
             return
         self._actor = None
         self._tell_dropped("engine", actor.channel.dropped)
         self.reason, self.traceback = reason, traceback
         self._changed.set()  # who has waited since an earlier loss looks again, and goes on waiting
-        self._changed, self._dead = anyio.Event(), anyio.Event()
+        self._changed = anyio.Event()
         for answered, _ in self._asked.values():
             answered.set()
         if time.monotonic() - self._started_s >= HEALTHY_S:
             self._attempts = 0
+        if not counted:
+            self._attempts -= 1
         self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
         self._reporter.fault("worker_lost", role=self.role, pid=actor.pid, reason=reason)
-        self._tasks.start_soon(self._replace, actor, self._dead)
+        self._tasks.start_soon(self._replace, actor)
         self._listener.lost(self.role, reason)
 
-    async def _replace(self, lost: RunningActor, dead: anyio.Event) -> None:
+    async def _replace(self, lost: RunningActor) -> None:
         with anyio.CancelScope(shield=True):
             await lost.kill(self.reason)  # first, for two models may be more than the memory holds
-        dead.set()
         await (self._await_another() if self._remote else self._restart())
 
     async def _restart(self) -> None:
