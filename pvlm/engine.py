@@ -229,7 +229,8 @@ class Engine:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
 
     def _loop(self) -> AbstractEventLoop | None:
-        """The event loop on which the engine is open; None if it was never opened."""
+        """The event loop on which the engine is open; None if it was never opened. Raises EngineStateError if closed."""
+        self._check_not_closed()
         return None if self._residence is None else self._residence.loop
 
     async def _enter(self) -> tuple[Residence, bool]:
