@@ -229,7 +229,7 @@ class Engine:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
 
     def _loop(self) -> AbstractEventLoop | None:
-        """The event loop on which the engine is open; None if it was never opened. Raises EngineStateError if closed."""
+        """The event loop of the open engine; None if it was never opened. Raises EngineStateError if it is closed."""
         self._check_not_closed()
         return None if self._residence is None else self._residence.loop
 

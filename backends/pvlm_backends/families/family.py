@@ -22,8 +22,11 @@ Vision = TypeVar("Vision")
 class VideoTower(Protocol):
     """A vision tower with its projector."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Turn a prompt's pixels, as the family's processor returns them, into ``(placeholders, hidden_size)``."""
+    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+        """Turn a prompt's pixels, as the family's processor returns them, into ``(placeholders, hidden_size)``.
+
+        ``on_progress`` is called before each group of frames; its exceptions propagate.
+        """
         ...
 
 
