@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PromptError,
         PvlmError,
         RemoteTraceback,
+        StreamIdle,
         TargetLost,
         VideoError,
     )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pvlm.results import Answer, AnswerStats, Chunk
     from pvlm.runtime.supervisor import ActorHealth
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActorHealth",
@@ -53,6 +54,7 @@ __all__ = [
     "PromptError",
     "PvlmError",
     "RemoteTraceback",
+    "StreamIdle",
     "TargetLost",
     "VideoError",
     "configure_logging",

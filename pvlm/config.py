@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from pvlm.endpoints import on_loopback, split_endpoint
 from pvlm.errors import ConfigError, OptionError
 from pvlm.redaction import shown
 from pvlm.settings.documentation import documented
+from pvlm.settings.endpoints import on_loopback, split_endpoint
 from pvlm.settings.validation import build, check_fields
 from pvlm_protocols.backend import Count, Role
 from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS, MAX_VIDEO_FRAMES
@@ -121,17 +121,25 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decode_timeout_s: Duration = 120.0
     """The limit for reading a video."""
     draft_restarts: NotNegative = 3
-    """How often in a row a lost draft is restarted. A draft that has run for ten minutes counts as new. A worker on
-    another host is not restarted: the engine waits for it.
+    """How often within ``restart_window_s`` a lost draft is restarted. One that is lost more often rests for 60 s, and
+    longer each time, at most 600 s; then it is restarted once more. A worker on another host is not restarted: the
+    engine waits for it.
     """
     target_restarts: NotNegative = 3
-    """The same for the target. Without a target, answers end with `TargetLost`."""
+    """The same for the target. While it rests, answers end with `TargetLost`."""
+    restart_window_s: Duration = 600.0
+    """The time for which a restart counts."""
     hang_timeout_s: Duration = 60.0
-    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, and
-    between two passes. One layer over the longest prompt, and the vision tower, must take less time.
+    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, between
+    two passes, and between two groups of frames in the vision tower. Each of these must take less time. A model that
+    loads must report progress or compute.
     """
     close_timeout_s: Duration = 2.0
-    """The limit for freeing an answer that was left. A model that takes longer is restarted."""
+    """How long a caller that leaves an answer waits at most until both models have freed it. Where their work in hand
+    takes longer, they free it later, and its place stays taken until then.
+    """
+    stream_idle_timeout_s: Duration = 300.0
+    """A stream that is being written and that nobody reads for so long ends with `StreamIdle`."""
 
     def __post_init__(self) -> None:
         check_fields(self, ConfigError)

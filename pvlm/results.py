@@ -53,9 +53,11 @@ class AnswerStats(Result, frozen=True, kw_only=True):
 
     method: str
     total_s: float
-    """From the call to the last token, waiting and reading the video included."""
+    """From the call to the last token: the sum of start-up, waiting, reading the video, prefill and decoding."""
+    startup_s: float
+    """Starting the workers and loading the models, where the engine was not open yet."""
     waiting_s: float
-    """The wait for a place in the engine (`EngineConfig.max_sessions`)."""
+    """The wait for a place in the engine (`EngineConfig.max_sessions`), and for a target that is restarted."""
     video_s: float
     """Reading, sampling and resizing the frames."""
     prefill_s: float
@@ -106,6 +108,8 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     source_fps: float | None
     seed: int | None
     coupling: str
+    ignored_options: tuple[str, ...]
+    """``name=value`` of the target's settings for generation that would change its tokens and are not applied."""
     draft_lost: str
     """Why the target wrote some or all of this answer without a draft; empty if the draft took part throughout."""
     draft_rejoins: int

@@ -161,9 +161,8 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
-    """Start a session. To continue one that a lost actor had: ``committed``, the answer tokens that are settled
-    already, and ``epoch``, above all earlier ones.
-    """
+    """Start a session, or continue one of a lost actor after the ``committed`` tokens, with an ``epoch`` above all
+    earlier ones. ``shares``: its passes may be shared with other sessions."""
 
     question: Annotated[str, Meta(max_length=MAX_QUESTION_CHARACTERS)]
     video: VideoFrames | None
@@ -173,6 +172,7 @@ class Open(SessionMessage, frozen=True, kw_only=True):
     window: Window
     committed: Tokens = ()
     epoch: Serial = 0
+    shares: bool = True
 
 
 class Resume(SessionMessage, frozen=True, kw_only=True):

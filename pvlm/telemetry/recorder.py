@@ -6,14 +6,28 @@ Nothing is told, and nothing costs anything, where none is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from pvlm.coordination.events import Command, Event
 from pvlm.errors import PvlmError
 from pvlm.results import Answer
 from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.messages import Open
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What surrounds an answer.
+
+    ``video``: its name in words, empty without a video. ``settings``: of the engine and the answer, where they differ
+    from the defaults. ``before_s``: seconds before the session, by fields of `AnswerStats` (``startup_s``,
+    ``waiting_s``, ``video_s``).
+    """
+
+    video: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    before_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +44,7 @@ class Recorded:
     frame_size: tuple[int, int]
     processor: Processor
     models: Mapping[Role, ModelInfo]
+    circumstances: Circumstances = Circumstances()
 
 
 class Recorder(Protocol):

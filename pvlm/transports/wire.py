@@ -56,6 +56,8 @@ class WireChannel(ABC):
         """Set when the connection is lost, also to a worker that has ended."""
         self.damage = ""
         """What was wrong with the received bytes, if that is why the connection is lost."""
+        self.descriptors: tuple[int, ...] = ()
+        """What the worker's process must inherit to connect."""
         self._loop = asyncio.get_running_loop()
         self._arrivals = Arrivals(self._loop)
         self._outgoing: deque[tuple[int, list[Any]]] = deque()
@@ -84,6 +86,10 @@ class WireChannel(ABC):
         if not self._arrivals.closed:
             self._arrivals.close()
             self._close()
+
+    def handed_over(self) -> None:
+        """The worker's process has been started, and has inherited `descriptors`."""
+        self.descriptors = ()
 
     def cut(self, damage: str = "") -> None:
         """The connection is lost. Messages to the worker are dropped from now on."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import zmq
 
-from pvlm.endpoints import split_endpoint
 from pvlm.log import log
+from pvlm.settings.endpoints import split_endpoint
 from pvlm.transports import ChannelClosed
 from pvlm.transports.curve import Keys
 from pvlm.transports.link import Frames

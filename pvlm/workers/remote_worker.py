@@ -11,9 +11,9 @@ import os
 import time
 
 from pvlm.actors.actor import Actor
-from pvlm.endpoints import on_loopback
 from pvlm.errors import ConfigError, ModelError
 from pvlm.log import log
+from pvlm.settings.endpoints import on_loopback
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq_mailbox import ZmqMailbox
 from pvlm.workers.backoff import Backoff

@@ -114,8 +114,8 @@ async def test_a_draft_cannot_speak_for_the_target(says: dict[type, Any]) -> Non
             assert answer.stats.draft_lost == "ProtocolError: a draft sends no Verdict"
             assert engine._pair is not None
             draft = engine._pair._actors["draft"]
-            assert draft._actor is not None
-            draft._take(draft._actor, Closed(session=1, role="target"))
+            assert draft._contact is not None
+            draft._take(draft._contact, Closed(session=1, role="target"))
         dropped = [entry["reason"] for entry in logs if entry["event"] == "message_dropped"]
         assert dropped[0] == "a draft sends no Verdict"
         assert dropped[-1] == "the draft sent the target's Closed"

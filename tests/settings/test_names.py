@@ -34,5 +34,5 @@ def test_errors_name_settings_that_exist() -> None:
         for match in NAMED.finditer(text)
         if (name := match[1] or match[2])
     ]
-    assert {"decode_timeout_s", "hang_timeout_s", "num_frames", "start_timeout_s"} < {name for _, name in named}
+    assert {"decode_timeout_s", "num_frames", "start_timeout_s"} < {name for _, name in named}
     assert [(path, name) for path, name in named if name not in SETTINGS] == []
