@@ -29,10 +29,11 @@ if TYPE_CHECKING:
         TargetLost,
         VideoError,
     )
+    from pvlm.log import configure_logging
     from pvlm.results import Answer, AnswerStats, Chunk
     from pvlm.runtime.supervisor import ActorHealth
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActorHealth",
@@ -56,6 +57,7 @@ __all__ = [
     "StreamIdle",
     "TargetLost",
     "VideoError",
+    "configure_logging",
 ]
 
 _HOMES = {
@@ -67,6 +69,7 @@ _HOMES = {
     "AnswerStats": "results",
     "Chunk": "results",
     "ActorHealth": "runtime.supervisor",
+    "configure_logging": "log",
 }
 
 

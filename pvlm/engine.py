@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum, auto
+from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 
@@ -19,20 +20,15 @@ from pvlm.results import Answer
 from pvlm.runtime.loops import LoopThread, call, check_no_loop
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
+from pvlm.settings.keywords import AnswerKeywords, EngineKeywords, PretrainedKeywords
 from pvlm.telemetry.metrics import Metrics
+from pvlm.telemetry.observers import Observers, OnProgress
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
-
-OnProgress = Callable[[str, float], None]
-"""Called with the name of a step (``"load target"``, ``"load draft"``, ``"prefill"``) and its progress, 0 to 1."""
-
-
-def _no_progress(what: str, fraction: float) -> None:
-    """Ignore the progress."""
 
 
 class EngineState(Enum):
@@ -64,8 +60,8 @@ class Engine:
     ) -> None:
         """Use `create`."""
         self.config = config
-        self._reporter = Reporter(metrics)
-        self._on_progress: OnProgress = on_progress or _no_progress
+        self._observers = Observers(on_progress, metrics)
+        self._reporter = Reporter(self._observers.metrics)
         self._residence: Residence | None = None
         self._closed = False
         self._thread: LoopThread | None = None
@@ -78,7 +74,7 @@ class Engine:
         *,
         on_progress: OnProgress | None = None,
         metrics: Metrics | None = None,
-        **settings: Any,
+        **settings: Unpack[EngineKeywords],
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
@@ -90,9 +86,20 @@ class Engine:
         return cls(engine_config(config, **settings), on_progress, metrics)
 
     @classmethod
-    def from_pretrained(cls, target: str, *, draft: str | None = None, **settings: Any) -> Self:
-        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O."""
-        return cls.create(target=str(target), draft=None if draft is None else str(draft), **settings)
+    def from_pretrained(
+        cls,
+        target: str | PathLike[str],
+        *,
+        draft: str | PathLike[str] | None = None,
+        on_progress: OnProgress | None = None,
+        metrics: Metrics | None = None,
+        **settings: Unpack[PretrainedKeywords],
+    ) -> Self:
+        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O.
+
+        Otherwise as `create`.
+        """
+        return cls.create(target=target, draft=draft, on_progress=on_progress, metrics=metrics, **settings)
 
     @property
     def state(self) -> EngineState:
@@ -183,7 +190,12 @@ class Engine:
     # ---- answers --------------------------------------------------------------------------------------------------
 
     async def answer(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """Answer a question about a video.
 
@@ -202,7 +214,12 @@ class Engine:
         return chunks.answer
 
     def stream(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> AnswerStream:
         """`answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``.
 
@@ -210,17 +227,25 @@ class Engine:
         """
         self._check_not_closed()
         asked = Question(video, question, answer_options(options))
-        return AnswerStream(Entrance(self._loop, self._enter), asked, self._on_progress, self._reporter, trace)
+        entrance, observers = Entrance(self._loop, self._enter), self._observers
+        return AnswerStream(entrance, asked, observers.on_progress, self._reporter, observers.trace(trace))
 
-    def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
+    def answer_sync(
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer:
         """`answer` for threads without an event loop, whether the engine is open or not.
 
         Raises EngineStateError inside an event loop.
         """
         check_no_loop("answer_sync()", "await engine.answer(...)")
         if (loop := self._loop()) is not None:
-            return call(loop, self.answer(video, question, **options))
-        return anyio.run(lambda: self.answer(video, question, **options))
+            return call(loop, self.answer(video, question, trace=trace, **options))
+        return anyio.run(lambda: self.answer(video, question, trace=trace, **options))
 
     def _check_not_closed(self) -> None:
         if self._residence is not None:
@@ -244,6 +269,5 @@ class Engine:
         return residence, True
 
     def _new_residence(self) -> Residence:
-        return Residence(
-            self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter
-        )
+        progress = self._observers.on_progress
+        return Residence(self.config, lambda role, fraction: progress(f"load {role}", fraction), self._reporter)

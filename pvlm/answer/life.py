@@ -6,9 +6,9 @@ from asyncio import CancelledError
 from collections.abc import Callable
 
 import anyio
-import structlog
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from pvlm.answer.circumstances import circumstances
 from pvlm.answer.detokenizer import TextStream
 from pvlm.answer.request import Question, Request, build_request, resized_frames, resolve_method
 from pvlm.answer.residence import Residence
@@ -17,15 +17,14 @@ from pvlm.answer.writer import Writer
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Cancelled, Command, StopAfter
 from pvlm.errors import EngineBusy, EngineStateError, PvlmError, StreamIdle, VideoError
+from pvlm.log import log
 from pvlm.results import Answer
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
-from pvlm.telemetry.recorder import Recorded, Recorder
+from pvlm.telemetry.recorder import Circumstances, Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.video import Video, read_video
-
-log = structlog.get_logger()
 
 
 class Life:
@@ -121,10 +120,10 @@ class Life:
         await checkpoint_if_cancelled()  # and the caller may have left while a thread was at work
         request = build_request(config, options, pair, self._question.text, frames)
         coordinator = Coordinator(
-            request.target, request.policy, request.draft, pair.draft_away if request.draft is not None else ""
+            request.target, request.policy, request.draft, pair.draft_away if method != "ar" else ""
         )
         if self._recorder is not None:
-            self._recorder.began(_recorded(pair, request, video))
+            self._recorder.began(_recorded(pair, request, video, circumstances(config, self._question, self._timeline)))
         metrics = self._reporter.metrics
         report = None if metrics is None else AnswerReport(metrics, self._timeline.at_s("asked"))
         self.writer = Writer(
@@ -192,7 +191,7 @@ def report_end(
     outcome: Answer | Exception | None = None,
 ) -> None:
     """Log and count how an answer has ended. ``error``: the caller's, or what kept the session from being opened."""
-    bound = log if session is None else log.bind(session=session)
+    bound = {} if session is None else {"session": session}
     if isinstance(outcome, Exception):
         error = outcome
     kind: str
@@ -201,13 +200,13 @@ def report_end(
         reporter.observe(REQUEST_LATENCY, outcome.stats.total_s)
     elif isinstance(error, CancelledError):
         kind = "cancelled"
-        bound.info("answer_cancelled", reason=str(error))
+        log.info("answer_cancelled", **bound, reason=str(error))
     elif isinstance(error, PvlmError) or (error is not None and session is None):
         kind = type(error).__name__
         _report_failure(reporter, error, session)
     else:
         kind = "left"
-        bound.info("answer_left")
+        log.info("answer_left", **bound)
     reporter.add(REQUESTS, outcome=kind)
 
 
@@ -221,7 +220,7 @@ def _report_failure(reporter: Reporter, error: BaseException, session: int | Non
             reporter.fault("answer_failed", session=session, error=type(error).__name__, reason=str(error))
 
 
-def _recorded(pair: Pair, request: Request, video: Video | None) -> Recorded:
+def _recorded(pair: Pair, request: Request, video: Video | None, surroundings: Circumstances) -> Recorded:
     return Recorded(
         opening=request.target,
         with_draft=request.draft is not None,
@@ -229,4 +228,5 @@ def _recorded(pair: Pair, request: Request, video: Video | None) -> Recorded:
         frame_size=(0, 0) if video is None else video.frames.shape[1:3],
         processor=pair.target_processor,
         models=pair.models,
+        circumstances=surroundings,
     )

@@ -7,16 +7,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
-import structlog
 
 from pvlm.answer.admission import Admission
 from pvlm.config import EngineConfig
 from pvlm.errors import EngineStateError
+from pvlm.log import log
 from pvlm.runtime.loops import check_loop, running_loop
 from pvlm.runtime.pair import OnLoading, Pair
 from pvlm.telemetry.reporter import Reporter
-
-log = structlog.get_logger()
 
 _RUNNING: set[asyncio.Task[None]] = set()
 """An event loop holds its tasks only weakly."""

@@ -49,7 +49,7 @@ class QwenVisionTower:
         self._frequencies = 1.0 / config.rope_theta**exponents
 
     def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
-        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(t * h * w, out_size)``; see `VideoTower`."""
+        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(1, t * h * w, out_size)``; see `VideoTower`."""
         _, height, width, patches, _ = pixels.shape
         rotation = self._rotation(height, width)
         pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
@@ -57,7 +57,7 @@ class QwenVisionTower:
         for part in torch.split(pixels, pairs_at_once):
             on_progress()
             pairs.append(self._encode_pairs(part, rotation))
-        return torch.cat(pairs)
+        return torch.cat(pairs)[None]
 
     def _encode_pairs(self, pixels: Tensor, rotation: Tensor) -> Tensor:
         grid = pixels.shape[:4]
