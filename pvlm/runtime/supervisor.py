@@ -2,8 +2,10 @@
 
 An actor is taken to be gone when its process or thread ends, when it says so (`Dying`), when it does not read its
 mailbox, and when it has not been heard of for `EngineConfig.hang_timeout_s`. It is asked by `Ping`, and answers between
-two units of work and between two layers: so a prefill of a minute is no hang, and a vision tower or a layer that takes
-longer than the timeout is. One on another host is not started: it is waited for, and left where this one kills.
+two units of work, two layers, and two groups of frames in the vision tower. So a prefill of a minute is no hang, and a
+layer that takes longer than the timeout is. One that hangs while it has an answer to free that has ended is replaced
+without spending a restart: leaving is normal. One on another host is not started: it is waited for, and left where this
+one kills.
 """
 
 from __future__ import annotations
