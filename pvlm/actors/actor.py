@@ -211,19 +211,7 @@ class Actor(ABC):
         if (session := self._next_ready()) is not None:
             self._turns.remove(session.id)
             self._turns.append(session.id)
-            self._work(session)
-
-    def _work(self, session: ActorSession) -> None:
-        """One unit of a session, under its mark. The mark stays where the unit ends the actor; a lost connection is no
-        fault of the unit.
-        """
-        self.mark.set(session.id)
-        try:
             self._guarded(session.id, session.work)
-        except ChannelClosed:
-            self.mark.set(NOBODY)
-            raise
-        self.mark.set(NOBODY)
 
     def tick(self, session: ActorSession) -> None:
         """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""
@@ -345,8 +333,11 @@ class Actor(ABC):
             self._close(session_id)
 
     def _guarded(self, session_id: int, action: Callable[[], None]) -> None:
-        """A session that fails takes nobody with it."""
+        """A session that fails takes nobody with it. Where it ends the actor, its mark stays; a lost connection is not
+        its fault.
+        """
         self.progress += 1
+        self.mark.set(session_id)
         try:
             action()
         except WorkAbandoned:
@@ -354,10 +345,12 @@ class Actor(ABC):
         except SessionClosed:
             self._close(session_id)
         except ChannelClosed:
+            self.mark.set(NOBODY)
             raise
         except Exception as error:
             self._close(session_id)
             self.mailbox.post(Failed(session=session_id, role=self.role, **_told(error)))
+        self.mark.set(NOBODY)
 
     def _close(self, session_id: int) -> None:
         if (session := self._sessions.pop(session_id, None)) is not None:

@@ -143,7 +143,10 @@ class Supervisor:
         pauses = Backoff(RESTART_PAUSE_S, RESTART_PAUSE_MAX_S)
         while True:
             try:
-                return await self._start()
+                await self._start()
+                if self.restarts.total:
+                    self._reporter.add(WORKER_RESTARTS, role=self.role)
+                return
             except WorkerLost as error:
                 if self.role == "target":
                     raise
