@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Callable
 
 NOBODY = 0
 """No session has this number."""
@@ -49,6 +50,19 @@ class SharedMark(Mark):
 
     def close(self) -> None:
         self._memory.close()
+
+
+class ToldMark(Mark):
+    """The mark of an actor on another host: it reports each change of session, but not the end of a unit."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def set(self, session: int) -> None:
+        if session not in (NOBODY, self.read()):
+            super().set(session)
+            self._tell(session)
 
 
 def shared_memory() -> int:

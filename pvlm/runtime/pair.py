@@ -268,17 +268,23 @@ class Pair:
             interrupted = role in session.holders and not session.coordinator.done
             if interrupted:
                 self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
-            session.losses[role] += interrupted and session.id == suspect
             session.freed_by(role)
-            if interrupted and session.losses[role] >= LOSSES:
+            if interrupted and session.id == suspect and self.blame(role, reason, suspect):
                 found = True
-                what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
-                session.receive(
-                    role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback="")
-                )
             else:
                 session.handle(DraftGone(reason) if role == "draft" else TargetGone())
         return found
+
+    def blame(self, role: Role, reason: str, suspect: int) -> bool:
+        session = self._sessions.get(suspect)
+        if session is None or session.coordinator.done:
+            return False
+        session.losses[role] += 1
+        if session.losses[role] < LOSSES:
+            return False
+        what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
+        session.receive(role, Failed(session=suspect, role=role, error="WorkerLost", message=what, traceback=""))
+        return True
 
     def freeing(self, role: Role) -> bool:
         return any(role in session.holders and session.coordinator.done for session in self._sessions.values())

@@ -31,7 +31,7 @@ from pvlm.workers.backoff import Backoff
 from pvlm.workers.launch import RunningActor, WorkerLost
 from pvlm.workers.silence import silence
 from pvlm_protocols.backend import ModelInfo, Role
-from pvlm_protocols.messages import Close, Dying, Failed, FromActor, Pong, SessionMessage, ToActor
+from pvlm_protocols.messages import Began, Close, Dying, Failed, FromActor, Pong, SessionMessage, ToActor
 
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
@@ -69,7 +69,11 @@ class Listener(Protocol):
         ...
 
     def lost(self, role: Role, reason: str, suspect: int) -> bool:
-        """The actor is gone; `back` or `given_up` follows. ``suspect``: the session in whose unit of work it was lost.
+        """The actor is gone; `back` or `given_up` follows. ``suspect``: as for `blame`, and what that returns."""
+        ...
+
+    def blame(self, role: Role, reason: str, suspect: int) -> bool:
+        """The actor has died in a unit of work for the session ``suspect``.
 
         Returns whether that session is the cause, and will not be opened again.
         """
@@ -174,7 +178,7 @@ class Supervisor:
         except ChannelClosed:
             pass
         except ChannelFull:
-            self._lose(self._actor, Loss("it does not read its mailbox"), self._actor.mark.read())
+            self._lose(self._actor, Loss("it does not read its mailbox"), self._suspect(self._actor))
 
     async def replace(self, reason: str, *, crash: bool = True) -> None:
         """Give the actor up; returns when it is dead. Another is started meanwhile. ``crash``: it counts among the
@@ -247,9 +251,11 @@ class Supervisor:
         match message := contact.here(message):
             case Pong():
                 contact.answered(message)
+            case Began():
+                contact.actor.mark.set(message.session)
             case Dying():
                 loss = Loss(f"{message.error}: {message.message}", message.traceback)
-                self._lose(contact.actor, loss, contact.actor.mark.read())
+                self._lose(contact.actor, loss, self._suspect(contact.actor))
             case _:
                 self._listener.heard(self.role, message)
 
@@ -258,7 +264,7 @@ class Supervisor:
         try:
             reason = await actor.host.wait()
             if contact is self._contact:
-                self._lose(actor, Loss(reason), NOBODY if actor.channel.damage else actor.mark.read())
+                self._lose(actor, Loss(reason), self._suspect(actor))
         finally:
             if contact is self._contact:  # cancelled, with all tasks of the engine
                 actor.channel.hand_on(_ignore)
@@ -278,7 +284,13 @@ class Supervisor:
             return
         crash = not self._listener.freeing(self.role)
         reason = f"it hangs: nothing was heard of it for {timeout_s:g} s (hang_timeout_s)"
-        self._lose(contact.actor, Loss(reason, crash=crash), contact.actor.mark.read() if crash else NOBODY)
+        self._lose(contact.actor, Loss(reason, crash=crash), self._suspect(contact.actor) if crash else NOBODY)
+
+    def _suspect(self, actor: RunningActor) -> int:
+        """The session in whose work an actor is lost. A lost connection is nobody's fault, and of another host nothing
+        more is known yet.
+        """
+        return NOBODY if self._starter.remote or actor.channel.damage else actor.mark.read()
 
     # ---- losing and starting again --------------------------------------------------------------------------------
 
@@ -302,7 +314,7 @@ class Supervisor:
         with anyio.CancelScope(shield=True):
             await lost.kill(self.loss.reason)  # first, for two models may be more than the memory holds
         dead.set()
-        await (self._await_another() if self._starter.remote else self._restart())
+        await (self._await_another(lost) if self._starter.remote else self._restart())
 
     async def _restart(self) -> None:
         pauses = Backoff(RESTART_PAUSE_S, RESTART_PAUSE_MAX_S)
@@ -336,8 +348,11 @@ class Supervisor:
         traceback = cause.traceback if isinstance(cause, RemoteTraceback) else lost.traceback
         self.loss = Loss(f"{lost.reason}; {what}{error}", traceback)
 
-    async def _await_another(self) -> None:
-        """For as long as the engine is open. Those who wait for an answer wait no longer than `start_timeout_s`."""
+    async def _await_another(self, before: RunningActor) -> None:
+        """For as long as the engine is open. Those who wait for an answer wait no longer than `start_timeout_s`.
+
+        If the next one comes from the same address and does not know this engine, the one before has died.
+        """
         lost, since_s = self.loss, time.monotonic()
         while True:
             try:
@@ -351,6 +366,8 @@ class Supervisor:
                 self.restarts.total += 1
                 kept = 0 if self._actor is None else len(self._actor.held)
                 log.info("worker_back", role=self.role, away_s=round(time.monotonic() - since_s, 3), kept=kept)
+                if (actor := self._actor) is not None and not actor.known and actor.address == before.address:
+                    self._listener.blame(self.role, lost.reason, before.mark.read())
                 self._is_back()
                 return
 

@@ -13,6 +13,7 @@ import time
 import structlog
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.mark import ToldMark
 from pvlm.endpoints import on_loopback
 from pvlm.errors import ConfigError, ModelError
 from pvlm.transports.curve import Keys
@@ -21,7 +22,7 @@ from pvlm.workers.backoff import Backoff
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import FromActor
+from pvlm_protocols.messages import Began, FromActor
 
 FIRST_PAUSE_S = 0.2
 LAST_PAUSE_S = 5.0
@@ -72,6 +73,7 @@ def _served(actor: Actor, mailbox: ZmqMailbox, briefly_s: float) -> bool:
     """Serve one connection to its end. Return False if the worker was sent away at once."""
     began_s, progress = time.monotonic(), actor.progress
     actor.mailbox = mailbox
+    actor.mark = ToldMark(lambda session: mailbox.post(Began(session=session, role=actor.role)))
     try:
         actor.serve()
     finally:

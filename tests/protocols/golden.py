@@ -185,6 +185,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6finish\xa4stop"
     ),
+    "Began": (
+        b"\x83\xa4type\xa5Began"
+        b"\xa7session\x07"
+        b"\xa4role\xa5draft"
+    ),
     "Closed": (
         b"\x83\xa4type\xa6Closed"
         b"\xa7session\x07"
@@ -206,8 +211,9 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9traceback\xa9Traceback"
     ),
     "Recalled": (
-        b"\x83\xa4type\xa8Recalled"
+        b"\x84\xa4type\xa8Recalled"
         b"\xa4role\xa5draft"
+        b"\xa5known\xc3"
         b"\xa8sessions\x92\x07\xcd\x01,"
     ),
     "Pong": (

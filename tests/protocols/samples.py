@@ -10,6 +10,7 @@ import numpy as np
 from pvlm_protocols.backend import ModelInfo
 from pvlm_protocols.messages import (
     Advance,
+    Began,
     Close,
     Closed,
     DraftWindow,
@@ -130,10 +131,11 @@ SAMPLES: tuple[Message, ...] = (
         ended_s=0.25,
         finish="stop",
     ),
+    Began(session=7, role="draft"),
     Closed(session=7, role="draft"),
     Failed(session=7, role="target", error="PromptError", message="too long", traceback="Traceback"),
     Dying(role="draft", error="CheckpointError", message="no such file", traceback="Traceback"),
-    Recalled(role="draft", sessions=(7, 300)),
+    Recalled(role="draft", known=True, sessions=(7, 300)),
     Pong(nonce=3, role="draft", progress=17, sessions=2, dropped=1, at_s=0.25),
 )
 
