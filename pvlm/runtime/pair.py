@@ -20,6 +20,7 @@ from pvlm.coordination.events import (
     TargetGivenUp,
     TargetGone,
 )
+from pvlm.coordination.modes import State
 from pvlm.errors import (
     ConfigError,
     EngineStateError,
@@ -64,6 +65,8 @@ class Pair:
         self._roles: tuple[Role, ...] = ("target",) if config.resolved_method() == "ar" else ("target", "draft")
         self._actors = {role: self._supervisor(role, on_loading) for role in self._roles}
         self._sessions: dict[int, LiveSession] = {}
+        self._suspects: dict[Role, LiveSession] = {}
+        """In whose work an actor that is away was lost, if that was for the first time."""
         self._revivals = {"target": Revival("target", TargetBack), "draft": Revival("draft", DraftBack)}
         self._closed = False
         self._numbers = count(1)
@@ -263,6 +266,7 @@ class Pair:
 
     def lost(self, role: Role, reason: str, suspect: int) -> bool:
         self._revivals[role].end()
+        self._suspects.pop(role, None)
         found = False
         for session in list(self._sessions.values()):
             interrupted = role in session.holders and not session.coordinator.done
@@ -281,6 +285,7 @@ class Pair:
             return False
         session.losses[role] += 1
         if session.losses[role] < LOSSES:
+            self._suspects[role] = session
             return False
         what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
         session.receive(role, Failed(session=suspect, role=role, error="WorkerLost", message=what, traceback=""))
@@ -290,6 +295,9 @@ class Pair:
         return any(role in session.holders and session.coordinator.done for session in self._sessions.values())
 
     def back(self, role: Role, kept: Set[int]) -> None:
+        suspect = self._suspects.pop(role, None)
+        if suspect is not None and suspect.coordinator.state is State.FAILED:  # its caller has left
+            self._actors[role].restarts.refund()
         self._revivals[role].begin(self._sessions.values(), kept)
 
     def unheard(self, role: Role) -> None:
@@ -301,6 +309,7 @@ class Pair:
             session.freed_by(role)
 
     def given_up(self, role: Role) -> None:
+        self._suspects.pop(role, None)
         if role == "target":
             target = self._actors["target"]
             for session in list(self._sessions.values()):

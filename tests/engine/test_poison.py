@@ -37,6 +37,18 @@ async def test_a_question_that_the_target_does_not_survive_fails_alone(when: str
         assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
 
 
+async def test_leaving_such_a_question_and_asking_it_again_ends_nobodys_service() -> None:
+    async with Engine.create(BROKEN, target="0@1") as engine:
+        for _ in range(5):
+            asking = asyncio.ensure_future(engine.answer(FRAMES, "panic target open", **OPTIONS))
+            while "target" in engine.models:
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
+        assert (await engine.health())["target"].restarts >= 5 > engine.config.target_restarts
+
+
 async def test_a_question_that_the_draft_does_not_survive_is_answered_without_it() -> None:
     async with Engine.create(BROKEN, target="0@1") as engine:
         for _ in range(3):
@@ -54,7 +66,7 @@ async def test_a_target_that_was_lost_too_often_rests_and_is_started_again(
     monkeypatch.setattr("pvlm.runtime.restarts.REST_S", 1.0)
     async with Engine.create(TOY, target_restarts=0) as engine:
         bombs.add("target")
-        with pytest.raises(TargetLost, match="lost in the middle of an answer: RuntimeError: the target went off"):
+        with pytest.raises(TargetLost, match="RuntimeError: the target went off"):
             await engine.answer(FRAMES, "?", **OPTIONS)
         with pytest.raises(TargetLost, match="is gone: RuntimeError: the target went off; it is started again in 1 s"):
             await engine.answer(FRAMES, "?", **OPTIONS)
