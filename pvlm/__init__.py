@@ -28,10 +28,11 @@ if TYPE_CHECKING:
         TargetLost,
         VideoError,
     )
+    from pvlm.log import configure_logging
     from pvlm.results import Answer, AnswerStats, Chunk
     from pvlm.runtime.supervisor import ActorHealth
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActorHealth",
@@ -54,6 +55,7 @@ __all__ = [
     "RemoteTraceback",
     "TargetLost",
     "VideoError",
+    "configure_logging",
 ]
 
 _HOMES = {
@@ -65,6 +67,7 @@ _HOMES = {
     "AnswerStats": "results",
     "Chunk": "results",
     "ActorHealth": "runtime.supervisor",
+    "configure_logging": "log",
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import Enum, auto
+from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 
@@ -19,20 +20,15 @@ from pvlm.errors import EngineStateError
 from pvlm.results import Answer
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
+from pvlm.settings.keywords import AnswerKeywords, EngineKeywords, PretrainedKeywords
 from pvlm.telemetry.metrics import Metrics
+from pvlm.telemetry.observers import Observers, OnProgress
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
-
-OnProgress = Callable[[str, float], None]
-"""Called with the name of a step (``"load target"``, ``"load draft"``, ``"prefill"``) and its progress, 0 to 1."""
-
-
-def _no_progress(what: str, fraction: float) -> None:
-    """Ignore the progress."""
 
 
 class EngineState(Enum):
@@ -63,8 +59,8 @@ class Engine:
     ) -> None:
         """Use `create`."""
         self.config = config
-        self._reporter = Reporter(metrics)
-        self._on_progress: OnProgress = on_progress or _no_progress
+        self._observers = Observers(on_progress, metrics)
+        self._reporter = Reporter(self._observers.metrics)
         self._state = EngineState.UNOPENED
         self._pair: Pair | None = None
         self._admission = Admission(config, self._reporter)
@@ -76,7 +72,7 @@ class Engine:
         *,
         on_progress: OnProgress | None = None,
         metrics: Metrics | None = None,
-        **settings: Any,
+        **settings: Unpack[EngineKeywords],
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
@@ -88,9 +84,20 @@ class Engine:
         return cls(engine_config(config, **settings), on_progress, metrics)
 
     @classmethod
-    def from_pretrained(cls, target: str, *, draft: str | None = None, **settings: Any) -> Self:
-        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O."""
-        return cls.create(target=str(target), draft=None if draft is None else str(draft), **settings)
+    def from_pretrained(
+        cls,
+        target: str | PathLike[str],
+        *,
+        draft: str | PathLike[str] | None = None,
+        on_progress: OnProgress | None = None,
+        metrics: Metrics | None = None,
+        **settings: Unpack[PretrainedKeywords],
+    ) -> Self:
+        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O.
+
+        Otherwise as `create`.
+        """
+        return cls.create(target=target, draft=draft, on_progress=on_progress, metrics=metrics, **settings)
 
     @property
     def state(self) -> EngineState:
@@ -150,7 +157,12 @@ class Engine:
     # ---- answers --------------------------------------------------------------------------------------------------
 
     async def answer(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """Answer a question about a video.
 
@@ -169,15 +181,28 @@ class Engine:
         return chunks.answer
 
     def stream(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> AnswerStream:
         """`answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
         asked = Question(video, question, answer_options(options))
-        return AnswerStream(self._enter, asked, self._on_progress, self._reporter, trace)
+        recorder = self._observers.trace(trace)
+        return AnswerStream(self._enter, asked, self._observers.on_progress, self._reporter, recorder)
 
-    def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
+    def answer_sync(
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer:
         """`answer` for scripts without an event loop. Raises EngineStateError inside a loop and on an open engine."""
         try:
             asyncio.get_running_loop()
@@ -189,7 +214,7 @@ class Engine:
             )
         if self._state is EngineState.OPEN:
             raise EngineStateError("this engine is open on another event loop: use `await engine.answer(...)` there")
-        return anyio.run(lambda: self.answer(video, question, **options))
+        return anyio.run(lambda: self.answer(video, question, trace=trace, **options))
 
     async def _enter(self, stack: AsyncExitStack) -> tuple[Pair, Admission]:
         """The open models, and the queue before them. An engine that was never opened opens a twin of itself for one
@@ -198,7 +223,7 @@ class Engine:
         if self._state is EngineState.CLOSED:
             raise EngineStateError("this engine is closed: make another with Engine.create()")
         if self._state is EngineState.UNOPENED:
-            twin = Engine(self.config, self._on_progress, self._reporter.metrics)
+            twin = Engine(self.config, self._observers.on_progress, self._observers.metrics)
             return await (await stack.enter_async_context(twin))._enter(stack)
         if self._pair is None:
             raise EngineStateError("this engine is still loading its models: await `async with engine` first")
@@ -209,4 +234,5 @@ class Engine:
             asyncio.get_running_loop()
         except RuntimeError:
             raise EngineStateError("pvlm runs on asyncio: call it from a running asyncio event loop") from None
-        return Pair(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter)
+        progress = self._observers.on_progress
+        return Pair(self.config, lambda role, fraction: progress(f"load {role}", fraction), self._reporter)

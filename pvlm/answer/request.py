@@ -54,6 +54,8 @@ class Request:
     target: Open
     draft: Open | None
     policy: WindowPolicy
+    ignored_options: tuple[str, ...]
+    """See `AnswerStats.ignored_options`."""
 
 
 def resolve_method(config: EngineConfig, options: AnswerOptions) -> Method:
@@ -105,7 +107,7 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
         draft = msgspec.structs.replace(
             target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
-    return Request(method, target, draft, policy)
+    return Request(method, target, draft, policy, pair.target_processor.ignored_generation_options)
 
 
 def resolve_coupling(

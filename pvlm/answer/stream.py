@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-import structlog
 
 from pvlm.answer.admission import Admission
+from pvlm.answer.circumstances import circumstances
 from pvlm.answer.detokenizer import TextStream
 from pvlm.answer.request import Question, Request, build_request, resized_frames, resolve_method
 from pvlm.answer.statistics import Timeline, answer_stats
@@ -19,15 +19,14 @@ from pvlm.answer.writer import Writer
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Cancelled, Command, StopAfter
 from pvlm.errors import EngineBusy, EngineStateError, PvlmError, VideoError
+from pvlm.log import log
 from pvlm.results import Answer, Chunk
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
-from pvlm.telemetry.recorder import Recorded, Recorder
+from pvlm.telemetry.recorder import Circumstances, Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.video import Video, check_source, read_video
-
-log = structlog.get_logger()
 
 Enter = Callable[[AsyncExitStack], Awaitable[tuple[Pair, Admission]]]
 """Returns the models that answer. What it opens for this answer alone, it leaves to the stack to close."""
@@ -89,7 +88,7 @@ class AnswerStream:
             request.target, request.policy, request.draft, pair.draft_away if method != "ar" else ""
         )
         if self._recorder is not None:
-            self._recorder.began(_recorded(pair, request, video))
+            self._recorder.began(_recorded(pair, request, video, circumstances(config, self._question, self._timeline)))
         if (metrics := self._reporter.metrics) is not None:
             self._report = AnswerReport(metrics, self._timeline.at_s("asked"))
         self._writer = Writer(
@@ -189,10 +188,11 @@ class AnswerStream:
                 self._reporter.fault("answer_failed", session=session, error=type(error).__name__, reason=str(error))
 
     def _info(self, event: str, **details: str) -> None:
-        (log if self._session is None else log.bind(session=self._session.id)).info(event, **details)
+        session = {} if self._session is None else {"session": self._session.id}
+        log.info(event, **session, **details)
 
 
-def _recorded(pair: Pair, request: Request, video: Video | None) -> Recorded:
+def _recorded(pair: Pair, request: Request, video: Video | None, surroundings: Circumstances) -> Recorded:
     return Recorded(
         opening=request.target,
         with_draft=request.draft is not None,
@@ -200,4 +200,5 @@ def _recorded(pair: Pair, request: Request, video: Video | None) -> Recorded:
         frame_size=(0, 0) if video is None else video.frames.shape[1:3],
         processor=pair.target_processor,
         models=pair.models,
+        circumstances=surroundings,
     )

@@ -6,18 +6,16 @@ import math
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from pvlm.answer.detokenizer import TextStream
 from pvlm.answer.statistics import Timeline
 from pvlm.coordination.events import Command, Emit, Fail, Finish, PrefillFinished, Progress
 from pvlm.errors import ModelError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.log import log
 from pvlm.results import Answer, AnswerStats, Chunk
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport
 from pvlm_protocols.messages import FinishReason
-
-log = structlog.get_logger()
 
 
 class Writer:

@@ -32,7 +32,9 @@ class DraftGone:
 
 @dataclass(frozen=True)
 class DraftBack:
-    """A draft actor runs again."""
+    """A draft actor runs again. ``shares``: this session may share passes with others."""
+
+    shares: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class TargetGone:
 
 @dataclass(frozen=True)
 class TargetBack:
-    """A target actor runs again."""
+    """A target actor runs again. ``shares``: as in `DraftBack`."""
+
+    shares: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
-from itertools import count, zip_longest
+from collections.abc import Callable, Set
+from itertools import count
 from types import TracebackType
 
 import anyio
-import structlog
 
+from pvlm.children import reached_limit
 from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
@@ -29,20 +29,20 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
-from pvlm.plugins import load_plugin
+from pvlm.log import log
+from pvlm.plugins import Group, check_plugin, load_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.revival import Revival
 from pvlm.runtime.session import LiveSession
 from pvlm.runtime.starter import Starter
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
+from pvlm.runtime.tokenizers import TokenizerComparison
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
 from pvlm_protocols.messages import Failed, FromActor, SessionMessage
-
-log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
 
@@ -74,9 +74,10 @@ class Pair:
     async def __aenter__(self) -> Pair:
         await self._tasks.__aenter__()
         try:
+            await self._check_plugins()
             self.target_processor = await self._processor("target")
             self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
-            self._check_tokenizers()
+            await anyio.to_thread.run_sync(self._check_tokenizers)
             async with anyio.create_task_group() as launching:
                 for actor in self._actors.values():
                     launching.start_soon(actor.open)
@@ -202,6 +203,16 @@ class Pair:
         assert model is not None
         return model
 
+    async def _check_plugins(self) -> None:
+        """Raise ConfigError or ModelError for a video reader or a pruner that answers could not use."""
+        named: list[tuple[Group, str]] = [
+            ("pvlm.video_readers", self.config.video_reader),
+            ("pvlm.pruners", self.config.prune),
+        ]
+        for group, name in named:
+            if name != "auto":
+                await anyio.to_thread.run_sync(check_plugin, group, name)
+
     async def _processor(self, role: Role) -> Processor:
         try:
             backend: type[Backend] = load_plugin("pvlm.backends", self.config.backend_of(role))
@@ -211,23 +222,21 @@ class Pair:
         except ConfigError:
             raise
         except Exception as error:
-            raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
+            raise ModelError(f"cannot load the {role} '{self._model(role)}': {reached_limit(error)}") from error
 
     def _check_tokenizers(self) -> None:
         """Raise ModelMismatch if an id stands for different text in target and draft."""
         target, draft = self.target_processor, self.draft_processor
         if draft is None:
             return
-        differing = _differing_tokens(target.tokens_as_text(), draft.tokens_as_text())
-        shown = "; ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        if target.tokenizer_fingerprint != draft.tokenizer_fingerprint:
+        compared = TokenizerComparison(target, draft)
+        if compared.difference:
             raise ModelMismatch(
                 f"the tokenizers of target '{self._model('target')}' and draft '{self._model('draft')}' differ "
-                + (f"(id: target / draft): {shown}." if shown else "in their rules for splitting text.")
-                + " A draft must share the target's tokenizer."
+                f"{compared.difference}. A draft must share the target's tokenizer."
             )
-        if differing:
-            log.info("added_tokens_differ", tokens=shown)
+        if compared.tokens:
+            log.info("added_tokens_differ", tokens=compared.tokens)
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         here = [other for other in self._roles if self.config.listen(other) is None]
@@ -264,32 +273,39 @@ class Pair:
             if self._revivals[role].waiting:
                 self._revivals[role].proceed()
 
-    def lost(self, role: Role, reason: str, suspect: int) -> bool:
+    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
         self._revivals[role].end()
         self._suspects.pop(role, None)
-        found = False
+        found = 0
         for session in list(self._sessions.values()):
             interrupted = role in session.holders and not session.coordinator.done
             if interrupted:
                 self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
             session.freed_by(role)
-            if interrupted and session.id == suspect and self.blame(role, reason, suspect):
-                found = True
+            if interrupted and session.id in suspects and (losses := self._blame(session, role, reason, suspects)):
+                found = losses
             else:
                 session.handle(DraftGone(reason) if role == "draft" else TargetGone())
         return found
 
-    def blame(self, role: Role, reason: str, suspect: int) -> bool:
-        session = self._sessions.get(suspect)
-        if session is None or session.coordinator.done:
-            return False
+    def blame(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        sessions = [session for session in self._sessions.values() if session.id in suspects]
+        return max((self._blame(session, role, reason, suspects) for session in sessions), default=0)
+
+    def _blame(self, session: LiveSession, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """Of several in one pass any may be the cause: from then on they have passes of their own."""
+        if session.coordinator.done:
+            return 0
+        if len(suspects) > 1:
+            session.suspected.add(role)
+            return 0
         session.losses[role] += 1
         if session.losses[role] < LOSSES:
             self._suspects[role] = session
-            return False
+            return 0
         what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
-        session.receive(role, Failed(session=suspect, role=role, error="WorkerLost", message=what, traceback=""))
-        return True
+        session.receive(role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback=""))
+        return LOSSES + (role in session.suspected)
 
     def freeing(self, role: Role) -> bool:
         return any(role in session.holders and session.coordinator.done for session in self._sessions.values())
@@ -314,12 +330,6 @@ class Pair:
             target = self._actors["target"]
             for session in list(self._sessions.values()):
                 session.handle(TargetGivenUp(target.loss.reason, target.loss.traceback))
-
-
-def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:
-    """``id: target / draft`` for every id whose token differs; a missing token is empty."""
-    pairs = enumerate(zip_longest(target, draft, fillvalue=""))
-    return [f"{index}: {ours!r} / {theirs!r}" for index, (ours, theirs) in pairs if ours != theirs]
 
 
 def _first(error: BaseException) -> BaseException:

@@ -16,11 +16,10 @@ from typing import Literal, Protocol
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
-from pvlm.actors.mark import NOBODY
 from pvlm.coordination.validation import misplaced
 from pvlm.errors import RemoteTraceback
+from pvlm.log import log
 from pvlm.runtime.contact import Contact
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.starter import Starter
@@ -36,8 +35,6 @@ from pvlm_protocols.messages import Began, Close, Dying, Failed, FromActor, Pong
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
 RESTART_PAUSE_MAX_S = 30.0
-
-log = structlog.get_logger()
 
 
 class ActorHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,14 +65,14 @@ class Listener(Protocol):
         """The actor that is running has said something."""
         ...
 
-    def lost(self, role: Role, reason: str, suspect: int) -> bool:
-        """The actor is gone; `back` or `given_up` follows. ``suspect``: as for `blame`, and what that returns."""
+    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """The actor is gone; `back` or `given_up` follows. ``suspects``: as for `blame`, and what that returns."""
         ...
 
-    def blame(self, role: Role, reason: str, suspect: int) -> bool:
-        """The actor has died in a unit of work for the session ``suspect``.
+    def blame(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """The actor has died in a unit of work for the sessions ``suspects``.
 
-        Returns whether that session is the cause, and will not be opened again.
+        Returns how many losses, this one too, have a session as their cause that will not be opened again; 0: none.
         """
         ...
 
@@ -178,7 +175,7 @@ class Supervisor:
         except ChannelClosed:
             pass
         except ChannelFull:
-            self._lose(self._actor, Loss("it does not read its mailbox"), self._suspect(self._actor))
+            self._lose(self._actor, Loss("it does not read its mailbox"), self._suspects(self._actor))
 
     async def replace(self, reason: str, *, crash: bool = True) -> None:
         """Give the actor up; returns when it is dead. Another is started meanwhile. ``crash``: it counts among the
@@ -252,19 +249,19 @@ class Supervisor:
             case Pong():
                 contact.answered(message)
             case Began():
-                contact.actor.mark.set(message.session)
+                contact.actor.mark.set(*message.sessions)
             case Dying():
                 loss = Loss(f"{message.error}: {message.message}", message.traceback)
-                self._lose(contact.actor, loss, self._suspect(contact.actor))
+                self._lose(contact.actor, loss, self._suspects(contact.actor))
             case _:
                 self._listener.heard(self.role, message)
 
     async def _watch(self, contact: Contact) -> None:
         actor = contact.actor
         try:
-            reason = await actor.host.wait()
+            reason = await actor.worker.wait()
             if contact is self._contact:
-                self._lose(actor, Loss(reason), self._suspect(actor))
+                self._lose(actor, Loss(reason), self._suspects(actor))
         finally:
             if contact is self._contact:  # cancelled, with all tasks of the engine
                 actor.channel.hand_on(_ignore)
@@ -284,18 +281,18 @@ class Supervisor:
             return
         crash = not self._listener.freeing(self.role)
         reason = f"it hangs: nothing was heard of it for {timeout_s:g} s (hang_timeout_s)"
-        self._lose(contact.actor, Loss(reason, crash=crash), self._suspect(contact.actor) if crash else NOBODY)
+        self._lose(contact.actor, Loss(reason, crash=crash), self._suspects(contact.actor) if crash else ())
 
-    def _suspect(self, actor: RunningActor) -> int:
-        """The session in whose work an actor is lost. A lost connection is nobody's fault, and of another host nothing
+    def _suspects(self, actor: RunningActor) -> tuple[int, ...]:
+        """The sessions in whose work an actor is lost. A lost connection is nobody's fault, and of another host nothing
         more is known yet.
         """
-        return NOBODY if self._starter.remote or actor.channel.damage else actor.mark.read()
+        return () if self._starter.remote or actor.channel.damage else actor.mark.read()
 
     # ---- losing and starting again --------------------------------------------------------------------------------
 
-    def _lose(self, actor: RunningActor, loss: Loss, suspect: int = NOBODY) -> None:
-        """``suspect``: the session in whose unit of work the actor was lost."""
+    def _lose(self, actor: RunningActor, loss: Loss, suspects: tuple[int, ...] = ()) -> None:
+        """``suspects``: the sessions in whose unit of work the actor was lost."""
         if (contact := self._contact) is None or actor is not contact.actor:
             return
         self._contact = None
@@ -305,8 +302,8 @@ class Supervisor:
         contact.end()
         self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
         self._reporter.fault("worker_lost", role=self.role, pid=actor.pid, reason=loss.reason)
-        if self._listener.lost(self.role, loss.reason, suspect):
-            self.restarts.refund()
+        if losses := self._listener.lost(self.role, loss.reason, suspects):
+            self.restarts.refund(losses - 1)
             self.loss = msgspec.structs.replace(loss, crash=False)
         self._tasks.start_soon(self._replace, actor, self._dead)
 

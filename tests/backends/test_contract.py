@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import torch
 
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Processor, Prompt
 from tests.backends.conftest import BACKENDS
@@ -46,6 +47,10 @@ class TestNative(BackendContract):
     @pytest.fixture
     def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
         return load_backend("native", checkpoint)
+
+    @staticmethod
+    def same(left: torch.Tensor, right: torch.Tensor) -> None:
+        assert torch.equal(left, right)
 
 
 class TestHuggingFace(BackendContract):

@@ -32,7 +32,8 @@ async def test_a_question_that_the_target_does_not_survive_fails_alone(when: str
                 while "target" not in engine.models:
                     await asyncio.sleep(0.01)
                 tokens += (await innocent.__anext__()).tokens
-            assert (await engine.health())["target"].restarts == 2 * asked > engine.config.target_restarts
+            restarts = (await engine.health())["target"].restarts  # the first loss may be in a pass that both share
+            assert 2 * asked + 1 >= restarts >= 2 * asked > engine.config.target_restarts
         assert tokens == ToyBackend().greedy(len(tokens), end_tokens=())
         assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
 

@@ -105,9 +105,9 @@ class LlavaOnevisionTower:
         self._newline = weights.take("image_newline", width)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode normalised ``(T, 3, H, W)`` to ``(T * tokens per frame + 1, hidden_size)``."""
+        """Encode normalised ``(T, 3, H, W)`` to ``(1, T * tokens per frame + 1, hidden_size)``."""
         frames = [self._encode_frames(part) for part in torch.split(pixels, _FRAMES_AT_ONCE)]
-        return torch.cat([*frames, self._newline[None]])
+        return torch.cat([*frames, self._newline[None]])[None]
 
     def _encode_frames(self, pixels: Tensor) -> Tensor:
         features = F.linear(self._tower.forward(pixels), *self._linear_1)

@@ -49,11 +49,11 @@ class QwenVisionTower:
         self._frequencies = 1.0 / config.rope_theta**exponents
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(t * h * w, out_size)``."""
+        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(1, t * h * w, out_size)``."""
         _, height, width, patches, _ = pixels.shape
         rotation = self._rotation(height, width)
         pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
-        return torch.cat([self._encode_pairs(part, rotation) for part in torch.split(pixels, pairs_at_once)])
+        return torch.cat([self._encode_pairs(part, rotation) for part in torch.split(pixels, pairs_at_once)])[None]
 
     def _encode_pairs(self, pixels: Tensor, rotation: Tensor) -> Tensor:
         grid = pixels.shape[:4]
