@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PromptError,
         PvlmError,
         RemoteTraceback,
+        StreamIdle,
         TargetLost,
         VideoError,
     )
@@ -53,6 +54,7 @@ __all__ = [
     "PromptError",
     "PvlmError",
     "RemoteTraceback",
+    "StreamIdle",
     "TargetLost",
     "VideoError",
     "configure_logging",

@@ -130,12 +130,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     restart_window_s: Duration = 600.0
     """The time for which a restart counts."""
     hang_timeout_s: Duration = 60.0
-    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, and
-    between two passes. One layer over the longest prompt, and the vision tower, must take less time. A model that loads
-    must report progress or compute.
+    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, between
+    two passes, and between two groups of frames in the vision tower. Each of these must take less time. A model that
+    loads must report progress or compute.
     """
     close_timeout_s: Duration = 2.0
-    """The limit for freeing an answer that was left. A model that takes longer is restarted."""
+    """How long a caller that leaves an answer waits at most until both models have freed it. Where their work in hand
+    takes longer, they free it later, and its place stays taken until then.
+    """
+    stream_idle_timeout_s: Duration = 300.0
+    """A stream that is being written and that nobody reads for so long ends with `StreamIdle`."""
 
     def __post_init__(self) -> None:
         check_fields(self, ConfigError)

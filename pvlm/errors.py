@@ -9,6 +9,7 @@
     |-- PromptError                     a question that is invalid for the model
     |-- EngineStateError (RuntimeError) the engine is not in a state for this call
     |-- EngineBusy                      too many answers wait
+    |-- StreamIdle                      nobody read the stream of an answer
     |-- ActorLost
     |   `-- TargetLost                  the target is gone and is not restarted
     `-- InvalidTransition (RuntimeError)  a bug in pvlm: a state machine was misused
@@ -66,6 +67,10 @@ class EngineStateError(PvlmError, RuntimeError):
 
 class EngineBusy(PvlmError):
     """Too many answers wait; try again later."""
+
+
+class StreamIdle(PvlmError):
+    """Nobody read the stream of an answer for `EngineConfig.stream_idle_timeout_s`, so the answer was ended."""
 
 
 class ActorLost(PvlmError):

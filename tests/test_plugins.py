@@ -157,7 +157,7 @@ def test_doctor_says_what_is_wrong_with_a_plug_in(tmp_path: Path, capsys: pytest
     assert "pvlm.pruners: uv ok" in said
 
 
-async def _described() -> str:
+async def _described(output: object) -> str:
     return "a pair"
 
 

@@ -278,6 +278,17 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class InterruptibleOpening(Protocol):
+    """Optional for a backend: an opening that can be ended while the vision tower runs."""
+
+    def open_in_steps(self, prompt: Prompt, capacity: int, on_progress: Callable[[], None]) -> Session:
+        """As `Backend.open`. ``on_progress`` is called before each group of frames in the vision tower; its exceptions
+        end the opening and propagate.
+        """
+        ...
+
+
+@runtime_checkable
 class PassCost(Protocol):
     """Optional for a backend: the cost of a pass, which `pvlm bench passes` compares with the machine's limits."""
 

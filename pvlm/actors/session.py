@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from pvlm.transports import Mailbox
-from pvlm_protocols.backend import Backend, Prompt, Role, Session, SteppedPrefill
+from pvlm_protocols.backend import Backend, InterruptibleOpening, Prompt, Role, Session, SteppedPrefill
 from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
 
 
@@ -125,8 +125,12 @@ class ActorSession(ABC):
             Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
         )
         started = time.monotonic()
-        # One more than the answer: a solo step may run over the last token.
-        self.model = self.actor.backend.open(prompt, opening.sampling.max_tokens + 1)
+        capacity = opening.sampling.max_tokens + 1  # a solo step may run over the last token
+        backend = self.actor.backend
+        if isinstance(backend, InterruptibleOpening):
+            self.model = backend.open_in_steps(prompt, capacity, lambda: self.actor.tick(self))
+        else:
+            self.model = backend.open(prompt, capacity)
         self.post(
             Opened(
                 session=self.id,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Coroutine, Set
 from itertools import count
 from types import TracebackType
+from typing import Any
 
 import anyio
 
@@ -168,18 +169,16 @@ class Pair:
         return session
 
     async def close(self, session: LiveSession) -> None:
-        """Wait until both actors have freed the session. Replaces an actor that exceeds `close_timeout_s`."""
-        timeout_s = self.config.close_timeout_s
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(timeout_s):
-                await session.freed()
-            while session.holders:
-                role = next(iter(session.holders))
-                self._reporter.fault("session_not_freed", role=role, session=session.id, within_s=timeout_s)
-                await self._actors[role].replace(f"it did not free a session within {timeout_s:g} s (close_timeout_s)")
-                session.freed_by(role)
-        self._sessions.pop(session.id, None)
-        self._tell_shared()
+        """Wait until both actors have freed the session: as long as it takes, for the work in hand may be long."""
+        try:
+            await session.freed()
+        finally:
+            self._sessions.pop(session.id, None)
+            self._tell_shared()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run work of an answer in the task group. ``work`` must not raise, for it would end the engine."""
+        self._tasks.start_soon(work)
 
     def _tell_shared(self) -> None:
         for session in self._sessions.values():
@@ -307,22 +306,14 @@ class Pair:
         session.receive(role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback=""))
         return LOSSES + (role in session.suspected)
 
-    def freeing(self, role: Role) -> bool:
-        return any(role in session.holders and session.coordinator.done for session in self._sessions.values())
-
     def back(self, role: Role, kept: Set[int]) -> None:
         suspect = self._suspects.pop(role, None)
         if suspect is not None and suspect.coordinator.state is State.FAILED:  # its caller has left
             self._actors[role].restarts.refund()
         self._revivals[role].begin(self._sessions.values(), kept)
 
-    def unheard(self, role: Role) -> None:
-        """Count every session as freed by an actor whose messages are no longer read.
-
-        This happens when the scope that opened the engine is cancelled. The workers end with it, and their memory too.
-        """
-        for session in list(self._sessions.values()):
-            session.freed_by(role)
+    def freeing(self, role: Role) -> bool:
+        return any(role in session.holders and session.done.is_set() for session in self._sessions.values())
 
     def given_up(self, role: Role) -> None:
         self._suspects.pop(role, None)

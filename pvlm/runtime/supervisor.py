@@ -76,10 +76,6 @@ class Listener(Protocol):
         """
         ...
 
-    def freeing(self, role: Role) -> bool:
-        """Whether the actor has not yet freed an answer that has ended: its work in hand is for nobody."""
-        ...
-
     def back(self, role: Role, kept: Set[int]) -> None:
         """There is an actor again, also after `given_up`. ``kept``: sessions that one on another host still has."""
         ...
@@ -88,8 +84,8 @@ class Listener(Protocol):
         """The actor rests before it is started again."""
         ...
 
-    def unheard(self, role: Role) -> None:
-        """The tasks of the engine are being cancelled: nobody listens to the actor any more."""
+    def freeing(self, role: Role) -> bool:
+        """Whether the actor has not yet freed an answer that has ended: its work in hand is for nobody."""
         ...
 
 
@@ -120,7 +116,6 @@ class Supervisor:
         self._reporter = reporter
         self._contact: Contact | None = None
         self._changed = anyio.Event()
-        self._dead = anyio.Event()
 
     @property
     def running(self) -> bool:
@@ -177,14 +172,6 @@ class Supervisor:
         except ChannelFull:
             self._lose(self._actor, Loss("it does not read its mailbox"), self._suspects(self._actor))
 
-    async def replace(self, reason: str, *, crash: bool = True) -> None:
-        """Give the actor up; returns when it is dead. Another is started meanwhile. ``crash``: it counts among the
-        restarts.
-        """
-        if self._actor is not None:
-            self._lose(self._actor, Loss(reason, crash=crash))
-        await self._dead.wait()
-
     async def health(self, timeout_s: float) -> ActorHealth:
         """Ask the actor; at most ``timeout_s``."""
         pong = None if self._contact is None else await self._contact.answer(timeout_s)
@@ -208,7 +195,6 @@ class Supervisor:
         """End the actor; call it when the tasks have ended."""
         self.restarts.given_up = True
         self._changed.set()
-        self._dead.set()
         actor, self._contact = self._actor, None
         if actor is not None:
             self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
@@ -265,7 +251,6 @@ class Supervisor:
         finally:
             if contact is self._contact:  # cancelled, with all tasks of the engine
                 actor.channel.hand_on(_ignore)
-                self._listener.unheard(self.role)
 
     async def _listen(self, contact: Contact) -> None:
         """Ask again and again. A hang is no crash while an answer that has ended is being freed."""
@@ -298,19 +283,18 @@ class Supervisor:
         self._contact = None
         self.loss = loss
         self._changed.set()  # who has waited since an earlier loss looks again, and goes on waiting
-        self._changed, self._dead = anyio.Event(), anyio.Event()
+        self._changed = anyio.Event()
         contact.end()
         self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
         self._reporter.fault("worker_lost", role=self.role, pid=actor.pid, reason=loss.reason)
         if losses := self._listener.lost(self.role, loss.reason, suspects):
             self.restarts.refund(losses - 1)
             self.loss = msgspec.structs.replace(loss, crash=False)
-        self._tasks.start_soon(self._replace, actor, self._dead)
+        self._tasks.start_soon(self._replace, actor)
 
-    async def _replace(self, lost: RunningActor, dead: anyio.Event) -> None:
+    async def _replace(self, lost: RunningActor) -> None:
         with anyio.CancelScope(shield=True):
             await lost.kill(self.loss.reason)  # first, for two models may be more than the memory holds
-        dead.set()
         await (self._await_another(lost) if self._starter.remote else self._restart())
 
     async def _restart(self) -> None:

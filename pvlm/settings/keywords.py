@@ -46,8 +46,10 @@ class PretrainedKeywords(TypedDict, total=False):
     decode_timeout_s: float
     draft_restarts: int
     target_restarts: int
+    restart_window_s: float
     hang_timeout_s: float
     close_timeout_s: float
+    stream_idle_timeout_s: float
 
 
 class EngineKeywords(PretrainedKeywords, total=False):

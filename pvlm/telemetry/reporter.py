@@ -32,7 +32,6 @@ Fault = Literal[
     "connection_refused",
     "session_interrupted",
     "session_failed",
-    "session_not_freed",
     "message_dropped",
     "video_refused",
     "engine_busy",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import msgspec
@@ -12,9 +14,11 @@ from hypothesis import strategies as st
 
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.target import TargetActor
+from pvlm_protocols.backend import Prompt, Session
 from pvlm_protocols.messages import (
     Advance,
     Close,
+    Closed,
     DraftWindow,
     Failed,
     Open,
@@ -275,3 +279,36 @@ def test_who_may_not_share_has_passes_of_its_own():
     assert "shared 2" in actor.backend.calls
     assert "shared 3" not in actor.backend.calls
     assert set(marked) == {()}
+
+
+class SteppedToyBackend(ToyBackend):
+    """Its vision tower takes eight steps. ``steps`` counts them; ``after_two`` is called after the second."""
+
+    steps = 0
+
+    def __init__(self, after_two: Callable[[], None]) -> None:
+        super().__init__()
+        self.after_two = after_two
+
+    def open_in_steps(self, prompt: Prompt, capacity: int, on_progress: Callable[[], None]) -> Session:
+        for _ in range(8):
+            time.sleep(0.002)  # the mailbox is read once a millisecond
+            on_progress()
+            self.steps += 1
+            if self.steps == 2:
+                self.after_two()
+        return self.open(prompt, capacity)
+
+
+@pytest.mark.parametrize("kind", [DraftActor, TargetActor])
+@pytest.mark.parametrize(("leaves", "steps"), [(1, 2), (9, 8)])
+def test_a_session_that_is_closed_in_its_vision_tower_is_given_up_there(kind, leaves, steps):
+    """And a session that is not closed is opened."""
+    box = Mailbox()
+    backend = SteppedToyBackend(lambda: box.incoming.append(Close(session=leaves)))
+    box.incoming.append(opening(1))
+    actor = kind(backend, box)
+    actor.turn(0)
+    assert (backend.steps, backend.open_sessions) == (steps, int(leaves != 1))
+    actor.turn(0)
+    assert [closed.session for closed in posted(box, Closed)] == [leaves]

@@ -24,6 +24,7 @@ from pvlm_protocols.backend import (
     BackendError,
     EarlyStates,
     GreedyDrafting,
+    InterruptibleOpening,
     Prompt,
     PromptError,
     Session,
@@ -66,6 +67,20 @@ class BackendContract:
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
         assert session.length == 0
+
+    def test_an_opening_in_steps_is_the_same_and_can_be_ended(self, backend: Backend, prompt: Prompt) -> None:
+        if not isinstance(backend, InterruptibleOpening):
+            pytest.skip("it opens in one step")
+        steps: list[None] = []
+        session = backend.open_in_steps(prompt, CAPACITY, lambda: steps.append(None))
+        assert steps
+        close(session.prefill(), backend.open(prompt, CAPACITY).prefill())
+
+        def cancel() -> None:
+            raise _Cancelled
+
+        with pytest.raises(_Cancelled):
+            backend.open_in_steps(prompt, CAPACITY, cancel)
 
     def test_extend_gives_a_row_for_each_token(self, backend: Backend, session: Session) -> None:
         session.prefill()

@@ -53,6 +53,7 @@ def test_the_exported_names() -> None:
         "PromptError",
         "PvlmError",
         "RemoteTraceback",
+        "StreamIdle",
         "TargetLost",
         "VideoError",
         "configure_logging",

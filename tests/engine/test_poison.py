@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import anyio
 import pytest
 
 from pvlm import Engine, ModelError, TargetLost
@@ -79,16 +78,6 @@ async def test_a_target_that_was_lost_too_often_rests_and_is_started_again(
         assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
         health = (await engine.health())["target"]
         assert (health.state, health.next_try_s, health.restarts) == ("running", None, 1)
-
-
-async def test_a_replacement_that_is_no_crash_spends_no_restart() -> None:
-    async with Engine.create(TOY, target_restarts=0) as engine:
-        assert engine._pair is not None
-        for turn in (1, 2):
-            await engine._pair._actors["target"].replace("it was told to", crash=False)
-            with anyio.fail_after(20):
-                assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
-            assert (await engine.health())["target"].restarts == turn
 
 
 async def test_a_draft_that_ends_without_a_word_while_it_loads_is_done_without() -> None:

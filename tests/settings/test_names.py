@@ -18,10 +18,14 @@ SETTINGS = {*EngineConfig.__struct_fields__, *AnswerOptions.__struct_fields__}
 def texts_of_errors(path: Path) -> Iterator[str]:
     """The literal parts of what is raised, and of what is given as a reason."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("_lose")):
+        if isinstance(node, ast.Raise | ast.Return) or (isinstance(node, ast.Call) and _loses(node)):
             for part in ast.walk(node):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield part.value
+
+
+def _loses(call: ast.Call) -> bool:
+    return ast.unparse(call.func).endswith(("_lose", "Loss"))
 
 
 def test_errors_name_settings_that_exist() -> None:

@@ -41,6 +41,10 @@ class TorchBackend:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
+        return self.open_in_steps(prompt, capacity, lambda: None)
+
+    def open_in_steps(self, prompt: Prompt, capacity: int, on_progress: Callable[[], None]) -> TorchSession:
+        """See `pvlm_protocols.backend.InterruptibleOpening`. Raises as `open`."""
         import torch
 
         from .session import TorchSession
@@ -52,7 +56,8 @@ class TorchBackend:
         if prepared.pixels is not None:
             decoder = self._decoder
             with torch.inference_mode():
-                video = self._tower.encode(torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype))
+                pixels = torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype)
+                video = self._tower.encode(pixels, on_progress)
         return TorchSession(self._decoder, prepared, video, capacity)
 
     def extend_together(
