@@ -306,11 +306,11 @@ class Actor(ABC):
         self._turns.append(opening.session)
 
     def _recall(self, engine: int) -> None:
-        if engine != self._engine:
+        if not (known := engine == self._engine):
             self._release_held()
             self._engine = engine
         self._held_until_s = time.monotonic() + HOLD_S
-        self.mailbox.post(Recalled(role=self.role, sessions=tuple(self._held)))
+        self.mailbox.post(Recalled(role=self.role, known=known, sessions=tuple(self._held)))
 
     def _resume(self, message: Resume) -> None:
         if (session := self._held.get(message.session)) is None:
