@@ -84,7 +84,9 @@ def _prepare_help(parameters: Iterable[Any]) -> None:
 
 def repeated(arguments: Sequence[str], names: Iterable[str]) -> list[str]:
     """Write ``--name 1 2`` as ``--name 1 --name 2``, up to the next word that begins with a dash."""
-    names, written, current = set(names), [], ""
+    names = set(names)
+    written: list[str] = []
+    current = ""
     words = iter(arguments)
     for word in words:
         if word == "--":
@@ -118,7 +120,7 @@ def command(
 
 
 @cache
-def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
+def _parameters(kind: Any) -> list[inspect.Parameter]:
     """A keyword for each option of a kind."""
     types = get_type_hints(kind, include_extras=True)
     return [

@@ -15,7 +15,6 @@ from pvlm.trace.recording import Recording
 from pvlm.trace.timeline import Cell, Timeline
 from pvlm.trace.tokens import pieces
 
-
 SCRIPTS = ("page.js", "surroundings.js")
 
 
