@@ -137,7 +137,9 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
 def _with_options(function: Callable[..., int]) -> Callable[..., int]:
     """A function with a keyword for each option, which calls ``function`` with sets of options."""
     hints = get_type_hints(function, include_extras=True)
-    kinds = {name: kind for name, kind in hints.items() if inspect.isclass(kind) and issubclass(kind, Options)}
+    kinds: dict[str, Any] = {
+        name: kind for name, kind in hints.items() if inspect.isclass(kind) and issubclass(kind, Options)
+    }
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         if (kind := kinds.get(parameter.name)) is None:
