@@ -80,5 +80,6 @@ def answer_stats(
         "source_fps": None if video is None else video.source_fps,
         "seed": seed,
         "coupling": request.target.sampling.coupling,
+        "ignored_options": request.ignored_options,
     }
     return msgspec.convert(figures, AnswerStats)

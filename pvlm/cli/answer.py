@@ -126,9 +126,6 @@ async def _stream(
 
 def _write_json(found: Answer) -> None:
     """Write the answer as one object, in ASCII where the output shows nothing else."""
-    import msgspec
-
     from pvlm.cli.streams import shows_unicode, write
 
-    fields = {name: getattr(found, name) for name in ("text", "tokens", "finish_reason", "stats")}
-    write(json.dumps(msgspec.to_builtins(fields), indent=2, ensure_ascii=not shows_unicode()) + "\n")
+    write(json.dumps(found.to_dict(), indent=2, ensure_ascii=not shows_unicode()) + "\n")

@@ -51,14 +51,9 @@ def notes() -> Console:
 
 def configure_logs(verbose: bool) -> None:
     """Show the library's log on standard error: errors, or everything with ``verbose``."""
-    import logging
+    from pvlm.log import configure_logging
 
-    import structlog
-
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure_logging("debug" if verbose else "error")
 
 
 def note_remote_workers(config: EngineConfig) -> None:

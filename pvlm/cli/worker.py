@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -71,6 +70,7 @@ def worker(
     life_line: Annotated[
         bool, option("--life-line", help="exit when standard input ends (engines use this)", panel=CONNECTION)
     ] = False,
+    mark: Annotated[int | None, option("--mark", help="descriptor of a mark (engines use this)", hidden=True)] = None,
 ) -> int:
     """Run one model for an engine on another host. (An engine starts the workers on its own host by itself.)
 
@@ -81,12 +81,10 @@ def worker(
     The worker loads the model, connects, and serves until it is interrupted. It reconnects after a lost connection. Off
     the loopback interface both sides need keys: `pvlm keys new DIR` makes them. See docs/how-to/remote.md.
     """
-    import logging
-
     import msgspec
-    import structlog
 
     from pvlm.config import BUNDLED, bundled
+    from pvlm.log import configure_logging
     from pvlm.workers.process import WorkerSpec, run_worker
 
     spec = WorkerSpec(
@@ -101,11 +99,9 @@ def worker(
         connect=connect,
         keys=keys,
         life_line=life_line,
+        mark=mark,
     )
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # an engine keeps the last lines of its workers
-    )
+    configure_logging("info")  # on standard error: an engine keeps the last lines of its workers
     with closing_on_interrupt():
         if life_line:
             return run_worker(role, spec)

@@ -41,6 +41,8 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
         ]
         sees = f", the draft sees {stats.kept_video_tokens} ({stats.prune})"
     rows.append(("video tokens", f"{stats.video_tokens}{sees}"))
+    if stats.ignored_options:
+        rows.append(("warning", f"not applied: the checkpoint's own {', '.join(stats.ignored_options)}"))
     if stats.draft_lost:
         rows.append(("without the draft", stats.draft_lost))
     return rows

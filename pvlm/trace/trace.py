@@ -91,7 +91,7 @@ class Trace:
             try:
                 path.write_bytes(content)
             except OSError as error:
-                raise OptionError(f"cannot write the trace '{path}': {error.strerror}") from None
+                raise OptionError(f"cannot write the trace '{path}': {error.strerror or error}") from None
             written.append(path)
         return written
 
@@ -104,5 +104,5 @@ def make_directory(directory: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OptionError(f"cannot write a trace to the directory '{folder}': {error.strerror}") from None
+        raise OptionError(f"cannot write a trace to the directory '{folder}': {error.strerror or error}") from None
     return folder

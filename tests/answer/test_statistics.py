@@ -12,6 +12,7 @@ from pvlm.answer.statistics import Timeline, answer_stats
 from pvlm.config import answer_options
 from pvlm.coordination.events import Emit
 from pvlm.coordination.statistics import Counts
+from pvlm.telemetry.figures import figures
 from tests.answer.test_request import DRAFT_FRAMES, TARGET_FRAMES, AnyPair
 
 MOMENTS = ("asked", "queued", "admitted", "reading", "opened", "prefilled", "first_token", "finished")
@@ -68,4 +69,6 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
     assert (stats.windows, stats.rollbacks, stats.draft_lost, stats.draft_prefill_ms) == ((4, 4), 1, "gone", 7.0)
     assert (stats.prompt_tokens, stats.video_tokens, stats.kept_video_tokens) == (20, 16, 12)
     assert (stats.method, stats.prune, stats.seed, stats.coupling) == ("sd", "none", 3, "gumbel")
+    assert stats.ignored_options == ("repetition_penalty=1.1",)
+    assert ("warning", "not applied: the checkpoint's own repetition_penalty=1.1") in figures(stats)
     assert (stats.frame_indices, stats.source_frames, stats.source_fps) == ((), 0, None)

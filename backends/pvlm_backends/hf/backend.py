@@ -49,8 +49,7 @@ class HuggingFaceBackend:
 
         if self._model is None:
             raise BackendError("this backend is closed")
-        prepared = self._processor.prepare(prompt)
-        prepared.check_positions(capacity, self._info.max_positions)
+        prepared = self._processor.prepare_for(self._info, prompt, capacity)
         return HuggingFaceSession(self._model, prepared, self._video(prepared), capacity)
 
     def generate(
