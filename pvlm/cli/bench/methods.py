@@ -24,6 +24,8 @@ from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, pa
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
@@ -73,7 +75,7 @@ def methods(
 
     async def measure(on_turn: Callable[[float], None]) -> list[MethodRow]:
         with clips_folder() as folder:
-            paths = videos or [folder / name for name in BUNDLED_CLIPS]
+            paths: Sequence[str | Path] = videos or [folder / name for name in BUNDLED_CLIPS]
             clips = [await read_clip(config, video, measurement.question, frames) for video in paths]
         return await measure_methods(
             config,
