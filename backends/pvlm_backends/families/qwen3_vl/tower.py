@@ -91,12 +91,12 @@ class Qwen3VisionTower:
     def _attend(self, layer: _Layer, hidden: Tensor, rotation: Tensor) -> Tensor:
         """Attention of ``(pairs, patches, hidden_size)`` within each pair of frames."""
         heads = self.config.heads
-        qkv = F.linear(self._normalize(hidden, layer.norm1), *layer.qkv).unflatten(-1, (3 * heads, -1))
+        qkv = torch.unflatten(F.linear(self._normalize(hidden, layer.norm1), *layer.qkv), -1, (3 * heads, -1))
         first, second = qkv[..., : 2 * heads, :].chunk(2, dim=-1)
         turned = torch.complex(first.float(), second.float()) * rotation
         first.copy_(turned.real)
         second.copy_(turned.imag)
-        query, key, value = qkv.unflatten(-2, (3, heads)).permute(2, 0, 3, 1, 4)
+        query, key, value = torch.unflatten(qkv, -2, (3, heads)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     def _normalize(self, hidden: Tensor, norm: _Affine) -> Tensor:
