@@ -67,7 +67,7 @@ def test_patches_are_those_of_transformers(
     np.testing.assert_array_equal(patches.reshape(expected.shape), expected.numpy())
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.integers(1, 60), SIDES, SIDES)
 def test_sizes_are_those_of_transformers(processor: Qwen3VLProcessor, frames: int, height: int, width: int) -> None:
     bounds = {"factor": TOKEN_SIDE, "min_pixels": 8 * TOKEN_SIDE**2, "max_pixels": 400 * TOKEN_SIDE**2}
@@ -103,7 +103,7 @@ def test_prompt_ids_are_those_of_transformers(
             np.testing.assert_array_equal(rows, np.flatnonzero(prepared.ids == 4))
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.3, 1.0, 2.0, 24.0, None]))
 def test_positions_and_times_are_those_of_transformers(
     processor: Qwen3VLProcessor, reference: Qwen3Reference, frames: int, height: int, width: int, fps: float | None
