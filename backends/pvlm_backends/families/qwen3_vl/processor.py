@@ -52,10 +52,11 @@ class Qwen3VLProcessor(PatchProcessor):
         """
         side, depth = self.token_side, self.temporal_patch_size
         frames = max(frames, depth)  # a single picture is repeated
+        given = height, width
         if min(height, width) < side:
             scale = side / min(height, width)
             height, width = int(height * scale), int(width * scale)
-        check_aspect(height, width)
+        check_aspect(height, width, given)
         most = self._most_pixels
         if self._frame_tokens is not None:
             share = min(self._frame_tokens * side * side, most // frames)
