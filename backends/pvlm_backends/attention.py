@@ -25,4 +25,4 @@ def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, vide
     scores = (by_key_head @ keys.transpose(1, 2) / math.sqrt(head_dim)).view(heads, count, -1)
     later = torch.ones_like(scores[0], dtype=torch.bool).triu_(first_row + 1)
     probabilities = scores.masked_fill_(later, -math.inf).softmax(dim=-1)
-    return probabilities[..., video].sum(dim=(0, 1)) / max(1, heads * count)
+    return probabilities.sum(dim=(0, 1))[video] / max(1, heads * count)

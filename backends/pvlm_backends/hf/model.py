@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions
@@ -51,7 +52,10 @@ def load_model(
         BackendError: there are several devices, and accelerate is missing or does not support them.
     """
     pickled = options.allow_pickle and not any(folder.glob("*.safetensors"))
-    by_transformers = pickled or options.trust_remote_code or "quantization_config" in settings
+    quantised = settings.get("quantization_config") is not None
+    if quantised:
+        _check_quantisation(folder, settings["quantization_config"])
+    by_transformers = pickled or options.trust_remote_code or quantised
     files = None
     if by_transformers:
         check_weight_files(folder)
@@ -75,10 +79,13 @@ def load_model(
             if files is not None:
                 weights = {name: _WeightOnDisk(files, name, dtype) for name in files}
                 source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
+            placed = device_map(skeleton, devices) if spread else None
+            if quantised and not spread:  # some kinds cannot be moved once they are loaded
+                placed = {"": str(devices[0])}
             loaded: Any = type(skeleton).from_pretrained(
                 **source,
                 dtype=dtype,
-                device_map=device_map(skeleton, devices) if spread else None,
+                device_map=placed,
                 output_loading_info=True,
                 **options.extra,
             )
@@ -93,7 +100,19 @@ def load_model(
     if missing := sorted(report["missing_keys"]):  # transformers would use random weights in their place
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise CheckpointError(f"{folder} holds no weight {missing[0]!r}{others}")
-    return model.eval() if spread else model.to(devices[0]).eval()
+    return model.eval() if placed else model.to(devices[0]).eval()
+
+
+def _check_quantisation(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a method that transformers does not know: it would take the weights for plain ones."""
+    method = settings.get("quant_method")
+    if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):  # as old files have it
+        method = "bitsandbytes"
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING and method != "bitsandbytes":
+        raise CheckpointError(
+            f"{folder}/config.json: quantization_config.quant_method is {method!r}, which this transformers does not "
+            "know"
+        )
 
 
 def random_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

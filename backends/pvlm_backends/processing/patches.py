@@ -127,10 +127,14 @@ class PatchProcessor(VideoProcessor):
             raise CheckpointError(f"{self._folder}: do_resize=False is not supported: frames must fit whole tokens")
 
 
-def check_aspect(height: int, width: int) -> None:
-    """Raise PromptError if one side is more than 200 times the other."""
+def check_aspect(height: int, width: int, given: tuple[int, int] | None = None) -> None:
+    """Raise PromptError if one side is more than 200 times the other.
+
+    ``given``: height and width for the error, if the frames had others.
+    """
     if max(height, width) > _LARGEST_ASPECT * min(height, width):
+        shown_height, shown_width = given or (height, width)
         raise PromptError(
-            f"frames of {width}x{height} are more than {_LARGEST_ASPECT} times as long as wide, "
+            f"frames of {shown_width}x{shown_height} are more than {_LARGEST_ASPECT} times as long as wide, "
             "which this model does not take; crop them"
         )

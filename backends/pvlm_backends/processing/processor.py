@@ -58,7 +58,7 @@ class VideoProcessor(ABC):
         self._folder = folder
         self._tokenizer = TextTokenizer(folder)
         self._template = ChatTemplate.from_folder(folder)
-        self.video_token_id = video_token_id(config)
+        self.video_token_id = token_id(config, "video_token_index", "video_token_id")
         self._video_token = self._special_token(self.video_token_id)
         self._end_token_ids = end_token_ids(folder, config)
         self._ignored = ignored_generation_options(folder)
@@ -151,7 +151,7 @@ class VideoProcessor(ABC):
         before = self._text_positions(0, at)
         after = self._text_positions(at + video.advance, len(ids) - at - 1)
         return PreparedPrompt(
-            ids=np.array([*ids[:at], *video.ids, *ids[at + 1 :]], np.int64),
+            ids=np.concatenate([ids[:at], video.ids, ids[at + 1 :]]).astype(np.int64),
             pixels=video.pixels,
             placeholders=at + video.placeholders,
             video=at + video.video,
@@ -200,9 +200,9 @@ class VideoProcessor(ABC):
         raise CheckpointError(f"{self._folder}: the video token's id {index} is no special token of tokenizer.json")
 
 
-def video_token_id(config: Mapping[str, Any]) -> int:
-    """Return the id of the video's placeholder, under its old key or its new one. Raises CheckpointError."""
-    for key in ("video_token_index", "video_token_id"):
+def token_id(config: Mapping[str, Any], *keys: str) -> int:
+    """Return the id of a token from config.json, under the first of the keys that it has. Raises CheckpointError."""
+    for key in keys:
         if isinstance(config.get(key), int):
             return int(config[key])
-    raise CheckpointError("config.json names neither video_token_index nor video_token_id")
+    raise CheckpointError(f"config.json names no {' or '.join(keys)}")

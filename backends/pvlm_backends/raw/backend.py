@@ -111,7 +111,10 @@ class TorchBackend:
         folder = Path(options.model) if random else locate_checkpoint(options.model)
         settings = read_settings(folder, "config.json")
         if settings.get("quantization_config") is not None:
-            raise CheckpointError(f"{folder}/config.json: quantization_config: this backend reads no quantised weights")
+            raise CheckpointError(
+                f"{folder}/config.json: quantization_config: this backend reads no quantised weights; "
+                "take the backend 'hf'"
+            )
         family = find_family(folder, settings)
         config = family.read_config(folder, settings)
         dtype = choose_dtype(options, devices[0], config.dtype)
