@@ -100,8 +100,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    video_reader: str = "decord"
-    """Entry point of group ``pvlm.video_readers``."""
+    video_reader: str = "auto"
+    """Entry point of group ``pvlm.video_readers``. ``auto``: PyAV for videos, Pillow for pictures; ``decord``: fewer
+    containers, the same frames.
+    """
     max_sessions: AtLeastOne = 4
     """The largest number of answers written at once. Each has a KV cache in both models. Others wait in order."""
     max_waiting: NotNegative = 64

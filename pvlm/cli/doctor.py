@@ -17,7 +17,18 @@ from pvlm.engine import Engine
 from pvlm.errors import PvlmError
 from pvlm.plugins import load_plugin, plugin_names
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "anyio", "msgspec", "pyzmq", "decord", "structlog")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "anyio",
+    "msgspec",
+    "pyzmq",
+    "av",
+    "decord",
+    "structlog",
+)
 GROUPS = ("pvlm.backends", "pvlm.pruners", "pvlm.video_readers")
 
 

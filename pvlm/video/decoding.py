@@ -22,7 +22,7 @@ import numpy as np
 from pvlm.errors import ConfigError, OptionError, VideoError
 from pvlm.video.arrays import check_sides
 from pvlm.video.containers import check_file
-from pvlm.video.readers import VideoReader, load_reader
+from pvlm.video.readers import FramesRecounted, VideoReader, load_reader
 from pvlm.video.request import Reply, Request
 from pvlm.video.selection import at_default_rate, at_rate, check_count, consecutive, frame_range, uniform
 
@@ -67,6 +67,15 @@ def _decode(request: Request) -> Reply:
     reader_class = load_reader(request["reader"])
     check_file(request["path"], request["name"])
     reader: VideoReader = reader_class(os.path.abspath(request["path"]))
+    try:
+        return _read(request, reader)
+    except FramesRecounted:
+        os.ftruncate(request["frames_fd"], 0)
+        os.lseek(request["frames_fd"], 0, os.SEEK_SET)
+        return _read(request, reader)
+
+
+def _read(request: Request, reader: VideoReader) -> Reply:
     if reader.num_frames < 1:
         raise VideoError(request["name"], "it has no frames")
     indices, times = _select(request, reader)

@@ -13,6 +13,10 @@ from pvlm.plugins import load_plugin
 ENTRY_POINT_GROUP = "pvlm.video_readers"
 
 
+class FramesRecounted(Exception):
+    """The number of frames was an estimate, and has changed with their times: choose frames again. Once for a file."""
+
+
 class VideoReader(Protocol):
     """A plug-in that decodes video files, registered under ``pvlm.video_readers`` as a class.
 
@@ -38,7 +42,8 @@ class VideoReader(Protocol):
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The frames at ascending ``indices``: uint8 ``(len(indices), H, W, 3)`` RGB, upright.
 
-        Called several times, with ascending parts of the wanted indices, so that memory stays bounded.
+        Called several times, with ascending parts of the wanted indices, so that memory stays bounded. `read` and
+        `finish` may raise FramesRecounted.
         """
         ...
 

@@ -55,7 +55,7 @@ async def read_video(
     start: float | None,
     end: float | None,
     defaults: FrameDefaults,
-    reader: str = "decord",
+    reader: str = "auto",
     timeout_s: float = 120,
     max_bytes: int = MAX_BYTES,
 ) -> Video:
