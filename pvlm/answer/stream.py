@@ -25,7 +25,7 @@ from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
 from pvlm.telemetry.recorder import Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
-from pvlm.video import Video, check_source, read_video
+from pvlm.video import Lease, Room, Video, check_source, read_video
 
 log = structlog.get_logger()
 
@@ -68,20 +68,22 @@ class AnswerStream:
             self._timeline.reach("queued")
             await self._stack.enter_async_context(admission.turn())  # before frames and caches take memory
             self._timeline.reach("admitted")
-            await self._start(pair)
+            await self._start(pair, admission.room)
         except BaseException as error:
             self._report_end(error)
             await self._stack.aclose()  # outside any scope: an engine of its own ends its task group here
             raise
         return self
 
-    async def _start(self, pair: Pair) -> None:
+    async def _start(self, pair: Pair, room: Room) -> None:
         await pair.target_there()
         config, options = pair.config, self._question.options
         method = resolve_method(config, options)
         self._timeline.reach("reading")
-        video = await self._read(pair)
-        frames = await resized_frames(video, pair, method)
+        with room.lease() as lease:
+            video = await self._read(pair, lease)
+            frames = await resized_frames(video, pair, method)
+        video = None if video is None else video.without_frames()
         self._timeline.reach("opened")
         await pair.target_there()  # it may have been lost in the meantime
         request = build_request(config, options, pair, self._question.text, frames)
@@ -105,7 +107,7 @@ class AnswerStream:
         self._stack.push_async_callback(pair.close, self._session)
         self._stack.callback(self._writer.close)
 
-    async def _read(self, pair: Pair) -> Video | None:
+    async def _read(self, pair: Pair, lease: Lease) -> Video | None:
         if self._question.video is None:
             return None
         options = self._question.options
@@ -118,6 +120,8 @@ class AnswerStream:
             defaults=pair.target_processor.frame_defaults,
             reader=pair.config.video_reader,
             timeout_s=pair.config.decode_timeout_s,
+            lease=lease,
+            on_progress=lambda fraction: self._on_progress("read video", fraction),
         )
 
     async def __aexit__(

@@ -39,6 +39,12 @@ class PillowReader:
         return len(self._ends_s)
 
     @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width, before the frames are turned."""
+        width, height = self._image.size
+        return height, width
+
+    @property
     def fps(self) -> float | None:
         """None for a still picture."""
         return self.num_frames / float(self._ends_s[-1]) if self.num_frames > 1 and self._ends_s[-1] > 0 else None

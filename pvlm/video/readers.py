@@ -22,6 +22,9 @@ class VideoReader(Protocol):
 
     The class is called with the path of a regular file, in a process that exists for this one file: a reader may
     block, crash and leak. Its errors reach the caller as VideoError; a VideoError keeps its text.
+
+    A reader may also have ``frame_size``, height and width before frames are turned. Then a video that needs too much
+    memory is refused, or waits for room, before its first frame is decoded.
     """
 
     @property

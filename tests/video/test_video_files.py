@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from conftest import Read
+from conftest import FILES, Read
 from PIL import Image
 from video_files import box, copy_video, index_of, indices_of, make_audio, make_video, pattern
 
@@ -22,8 +22,6 @@ from pvlm.video.readers import FramesRecounted
 from pvlm_protocols.backend import FrameDefaults
 
 pytestmark = pytest.mark.anyio
-
-FILES = Path(__file__).parent / "files"
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "faststart.mp4"])

@@ -13,6 +13,7 @@ import pytest
 from conftest import Read, children
 
 from pvlm.errors import OptionError, RemoteTraceback, VideoError
+from pvlm.video import Room
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
 
@@ -137,7 +138,7 @@ async def test_unknown_times_are_said_to_be_unknown(read: Read, some_file: Path)
 
 async def test_memory_is_limited_with_numbers(read: Read, some_file: Path) -> None:
     with pytest.raises(OptionError, match=r"10 frames of 1000x1000 need 0.0 GiB.*ask for at most 3 frames"):
-        await read(some_file, reader="fake_readers:Wide", num_frames=10, max_bytes=10_000_000)
+        await read(some_file, reader="fake_readers:Wide", num_frames=10, lease=Room(10_000_000).lease())
 
 
 async def test_a_decoder_that_asks_for_too_much_memory(read: Read, some_file: Path) -> None:
