@@ -38,9 +38,8 @@ class Packet:
 class PacketTable:
     """All packets of a stream in decoding order, and the times of the frames that they should give.
 
-    ``lead``: packets before the first key frame, which cannot be decoded. ``times``: of
-    the frames in order of presentation; None for a frame without a time. ``times_known``: all times are known, and no
-    two are equal.
+    ``lead``: packets before the first key frame, which cannot be decoded. ``times``: of the frames in order of
+    presentation; None for a frame without a time.
     """
 
     def __init__(self, packets: list[Packet]) -> None:
@@ -48,17 +47,17 @@ class PacketTable:
         self.lead = next((place for place, packet in enumerate(packets) if packet.key), 0)
         shown: list[int | None] = [packet.time for packet in packets[self.lead :] if not packet.hidden]
         known = [time for time in shown if time is not None]
-        self.times_known = len(known) == len(shown) == len(set(known))
-        if self.times_known and (first := packets[self.lead].time) is not None:
+        first = packets[self.lead].time
+        if len(known) == len(shown) and first is not None:
             shown = [*sorted(time for time in known if time >= first)]  # earlier ones need frames before the first
-        self.times: list[int | None] = list(shown)
+        self.times = shown
         self._place_of = {packet.time: place for place, packet in enumerate(packets) if packet.time is not None}
         self._keys = [place for place, packet in enumerate(packets) if packet.key and packet.time is not None]
 
     @property
     def seekable(self) -> bool:
         """Whether `key_before` finds a key frame for each frame."""
-        return self.times_known and self.lead == 0 and bool(self._keys) and len(self._place_of) == len(self.packets)
+        return self.lead == 0 and bool(self._keys) and len(self._place_of) == len(self.packets)
 
     def place(self, time: int | None) -> int | None:
         """The place of a packet in decoding order, by its time."""
@@ -90,7 +89,7 @@ class PacketTable:
 def seconds(times: Sequence[int | None], tick_s: float) -> list[float] | None:
     """Times from the first one, in seconds; None unless they ascend and all are known."""
     known = [time for time in times if time is not None]
-    if len(known) < len(times) or any(later <= time for time, later in itertools.pairwise(known)):
+    if len(known) < len(times) or any(later < time for time, later in itertools.pairwise(known)):
         return None
     return [(time - known[0]) * tick_s for time in known]
 

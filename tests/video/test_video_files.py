@@ -157,6 +157,39 @@ def test_every_container_and_codec(tmp_path: Path, name: str, options: dict[str,
             DecordReader(path)
 
 
+@pytest.mark.parametrize("options", [{}, {"options": {"x264-params": "open-gop=1:bframes=3"}}, {"codec": "libx265"}])
+def test_a_stream_that_begins_between_key_frames(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A recording of a broadcast: frames before the first key frame are not counted."""
+    path = make_video(tmp_path / "broadcast.ts", **options)
+    path.write_bytes(path.read_bytes()[188 * 60 :])
+    reader = open_video(str(path))
+    first, count = 60 - reader.num_frames, reader.num_frames
+    assert first in (12, 24, 36)
+    assert indices_of(read_parts(reader, list(range(count)))) == list(range(first, 60))
+    assert reader.timestamps is not None
+    assert np.allclose(reader.timestamps, [index / 24 for index in range(count)])
+
+
+def test_streams_that_were_joined(tmp_path: Path) -> None:
+    """Times begin again in the middle, so they count for nothing."""
+    path = make_video(tmp_path / "joined.ts")
+    path.write_bytes(path.read_bytes() * 2)
+    reader = open_video(str(path))
+    with pytest.raises(FramesRecounted):
+        reader.read([0, 119])
+    assert indices_of(read_parts(reader, list(range(120)))) == [*range(60), *range(60)]
+    assert reader.timestamps is None
+
+
+def test_frames_that_share_a_time(tmp_path: Path) -> None:
+    plain = make_video(tmp_path / "plain.mkv", options={"bf": "0"})
+    path = copy_video(plain, tmp_path / "shared.mkv", moved={21: 20})
+    reader = PyAVReader(str(path))
+    assert reader.timestamps is not None
+    assert reader.timestamps[20] == reader.timestamps[21]
+    assert indices_of(read_parts(reader, [19, 20, 21, 22, 59])) == [19, 20, 21, 22, 59]
+
+
 @pytest.mark.parametrize("hidden", [1, 5, 14])
 async def test_frames_hidden_by_an_edit_list_are_not_counted(
     videos: Path, tmp_path: Path, read: Read, hidden: int

@@ -72,8 +72,18 @@ def make_video(
     return path
 
 
-def copy_video(source: Path, target: Path, *, shift_s: float = 0.0, container: dict[str, str] | None = None) -> Path:
-    """Copy without encoding. A negative shift hides the frames before 0, as cutting with ``-c copy`` does."""
+def copy_video(
+    source: Path,
+    target: Path,
+    *,
+    shift_s: float = 0.0,
+    container: dict[str, str] | None = None,
+    moved: dict[int, int] | None = None,
+) -> Path:
+    """Copy without encoding. A negative shift hides the frames before 0, as cutting with ``-c copy`` does. ``moved``:
+    packets that get the time of another one, both by number.
+    """
+    times: list[int] = []
     with av.open(str(source)) as given, av.open(str(target), "w", options=container or {}) as out:
         stream = given.streams.video[0]
         copied = out.add_stream_from_template(stream)
@@ -82,6 +92,9 @@ def copy_video(source: Path, target: Path, *, shift_s: float = 0.0, container: d
                 continue
             ticks = round(shift_s / stream.time_base)
             packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, copied
+            times.append(packet.pts)
+            if moved and len(times) - 1 in moved:
+                packet.pts = packet.dts = times[moved[len(times) - 1]]
             out.mux(packet)
     return target
 
