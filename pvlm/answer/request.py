@@ -54,6 +54,8 @@ class Request:
     target: Open
     draft: Open | None
     policy: WindowPolicy
+    ignored_options: tuple[str, ...]
+    """See `AnswerStats.ignored_options`."""
 
 
 def resolve_method(config: EngineConfig, options: AnswerOptions) -> Method:
@@ -99,13 +101,13 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
         window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
     )
     draft = None
-    if method != "ar":
+    if method != "ar" and (draft_size := pair.vocab_size("draft")) is not None:
         # The draft must not write a token that the target does not have.
-        limit = min(target.sampling.vocab_limit, pair.vocab_size("draft"))
+        limit = min(target.sampling.vocab_limit, draft_size)
         draft = msgspec.structs.replace(
             target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
-    return Request(method, target, draft, policy)
+    return Request(method, target, draft, policy, pair.target_processor.ignored_generation_options)
 
 
 def resolve_coupling(
@@ -163,6 +165,8 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
 def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
     """How the target's tokens are chosen, and where the answer ends."""
     seeded = options.seed is not None
+    target_size = pair.vocab_size("target")
+    assert target_size is not None  # no engine is open without a target that was started
     end_token_ids = () if options.ignore_eos else pair.target_processor.end_token_ids
     return Sampling(
         max_tokens=options.max_tokens,
@@ -172,7 +176,7 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
         min_p=options.min_p,
         seed=secrets.randbits(63) if options.seed is None else options.seed,
         coupling=resolve_coupling(options.coupling, temperature=options.temperature, seeded=seeded),
-        vocab_limit=pair.vocab_size("target"),
+        vocab_limit=target_size,
         end_token_ids=end_token_ids + options.stop_token_ids,
     )
 

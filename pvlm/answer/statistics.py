@@ -59,7 +59,8 @@ def answer_stats(
         **vars(counts),
         "method": request.method,
         "total_s": timeline.between_s("asked", "finished"),
-        "waiting_s": timeline.between_s("queued", "admitted"),
+        "startup_s": timeline.between_s("asked", "queued"),
+        "waiting_s": timeline.between_s("queued", "reading"),
         "video_s": timeline.between_s("reading", "opened"),
         "prefill_s": timeline.between_s("opened", "prefilled"),
         "decode_s": decode_s,
@@ -79,5 +80,6 @@ def answer_stats(
         "source_fps": None if video is None else video.source_fps,
         "seed": seed,
         "coupling": request.target.sampling.coupling,
+        "ignored_options": request.ignored_options,
     }
     return msgspec.convert(figures, AnswerStats)

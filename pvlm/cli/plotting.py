@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pvlm.cli.console import write_file
 from pvlm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -15,10 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARALLEL, VANILLA, INK, PALE = "#1f5fa8", "#d07c2e", "#444444", "#ebebeb"
-
-
-def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--plot", metavar="FILE.png", help=f"draw {what} (needs pvlm[plot])")
 
 
 def check_plot(path: str | None) -> None:
@@ -35,6 +29,8 @@ def check_plot(path: str | None) -> None:
 
 def save_plot(path: str, figure: Figure) -> None:
     """Write a picture. Raises OptionError if that fails."""
+    from pvlm.cli.console import write_file
+
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=160)
     write_file(path, picture.getvalue())

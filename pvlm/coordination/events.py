@@ -31,7 +31,9 @@ class DraftGone:
 
 @dataclass(frozen=True)
 class DraftBack:
-    """A draft actor runs again."""
+    """A draft actor runs again. ``shares``: this session may share passes with others."""
+
+    shares: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class TargetGone:
 
 @dataclass(frozen=True)
 class TargetBack:
-    """A target actor runs again."""
+    """A target actor runs again. ``shares``: as in `DraftBack`."""
+
+    shares: bool = True
 
 
 @dataclass(frozen=True)

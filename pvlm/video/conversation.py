@@ -22,6 +22,10 @@ OnProgress = Callable[[float], None]
 _LONGEST_LINE = 4096
 
 
+class NonsenseError(Exception):
+    """The decoder process says what it should not say."""
+
+
 class Reporter:
     """The decoder process's end."""
 
@@ -57,7 +61,7 @@ class Listener:
     async def listen(self, limit: anyio.CancelScope) -> None:
         """Until the process closes its end. The time that it waits for room does not count for the ``limit``.
 
-        Raises ValueError if the process says something else.
+        Raises NonsenseError if the process says something else, and whatever ``on_progress`` raises.
         """
         async for topic, value in self._reports():
             if topic == "bytes":
@@ -85,9 +89,13 @@ class Listener:
                 return
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _LONGEST_LINE:
-                raise ValueError("a line without an end")
+                raise NonsenseError("a line without an end")
             for line in lines:
-                topic, value = json.loads(line)
-                if topic not in ("bytes", "read") or not isinstance(value, int | float) or not 0 <= value < 1 << 62:
-                    raise ValueError(f"{topic!r}: {value!r}")
+                try:
+                    topic, value = json.loads(line)
+                    sane = topic in ("bytes", "read") and isinstance(value, int | float) and 0 <= value < 1 << 62
+                except (ValueError, TypeError):
+                    sane = False
+                if not sane:
+                    raise NonsenseError(repr(line))
                 yield topic, value

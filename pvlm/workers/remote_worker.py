@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import time
 
-import structlog
-
 from pvlm.actors.actor import Actor
-from pvlm.endpoints import on_loopback
 from pvlm.errors import ConfigError, ModelError
+from pvlm.log import log
+from pvlm.settings.endpoints import on_loopback
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq_mailbox import ZmqMailbox
 from pvlm.workers.backoff import Backoff
@@ -26,8 +25,6 @@ from pvlm_protocols.messages import FromActor
 FIRST_PAUSE_S = 0.2
 LAST_PAUSE_S = 5.0
 """Before the first and the last further attempts to connect."""
-
-log = structlog.get_logger()
 
 
 def serve(role: Role, spec: WorkerSpec) -> None:

@@ -12,7 +12,7 @@ from conftest import Read
 from video_files import box, indices_of, make_video
 
 from pvlm.errors import VideoError
-from pvlm.video.auto_reader import open_video
+from pvlm.video.auto_reader import AutoReader
 from pvlm.video.decord_reader import DecordReader
 from pvlm.video.pyav_reader import PyAVReader
 
@@ -68,7 +68,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def refuses(path: Path) -> None:
-    for reader in (open_video, PyAVReader, DecordReader):
+    for reader in (AutoReader, PyAVReader, DecordReader):
         with pytest.raises(VideoError, match="not a video"):
             reader(str(path))
 

@@ -14,7 +14,7 @@ from video_files import box, indices_of, make_video
 
 from pvlm.errors import VideoError
 from pvlm.video import Video
-from pvlm.video.auto_reader import open_video
+from pvlm.video.auto_reader import AutoReader
 from pvlm.video.containers import recognize
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +45,7 @@ import os, signal, sys, traceback
 import av
 from video_files import indices_of
 from pvlm.errors import VideoError
-from pvlm.video.auto_reader import open_video
+from pvlm.video.auto_reader import AutoReader
 from pvlm.video.readers import FramesRecounted
 
 def seven(reader):
@@ -56,7 +56,7 @@ def seven(reader):
 
 def outcome(path):
     try:
-        reader = open_video(path)
+        reader = AutoReader(path)
         try:
             indices, frames = seven(reader)
         except FramesRecounted:
@@ -134,7 +134,7 @@ async def test_an_mdat_without_a_size_is_measured_by_the_index(videos: Path, rea
 def test_rubbish_behind_the_end_is_not_a_truncated_video(videos: Path, tmp_path: Path, rubbish: bytes) -> None:
     path = tmp_path / "more.mp4"
     path.write_bytes((videos / "plain.mp4").read_bytes() + rubbish)
-    assert indices_of(open_video(str(path)).read([0, 30, 59])) == [0, 30, 59]
+    assert indices_of(AutoReader(str(path)).read([0, 30, 59])) == [0, 30, 59]
 
 
 def test_flipped_bytes_never_crash_or_hang(videos: Path, tmp_path: Path) -> None:
@@ -171,4 +171,4 @@ def test_absurd_numbers_in_the_index(videos: Path, tmp_path: Path, kind: bytes) 
     path = tmp_path / "absurd.mp4"
     path.write_bytes(data)
     with pytest.raises(VideoError):
-        open_video(str(path))
+        AutoReader(str(path))

@@ -15,7 +15,7 @@ from PIL import Image
 from video_files import box, copy_video, index_of, indices_of, make_audio, make_video, pattern
 
 from pvlm.errors import OptionError, VideoError
-from pvlm.video.auto_reader import open_video
+from pvlm.video.auto_reader import AutoReader
 from pvlm.video.decord_reader import DecordReader
 from pvlm.video.pyav_reader import PyAVReader
 from pvlm.video.readers import FramesRecounted
@@ -149,7 +149,7 @@ def test_every_container_and_codec(tmp_path: Path, name: str, options: dict[str,
                 whole = frames
             elif reader_class is DecordReader and len(part) == count and "pixels" not in options:
                 assert np.abs(frames.astype(int) - whole).max() <= (2 if options.get("codec") == "mpeg4" else 0)
-    reader = open_video(path)
+    reader = AutoReader(path)
     if reader.timestamps is not None:
         assert np.allclose(reader.timestamps, [index / 24 for index in range(count)], atol=0.011)
     if not decord:
@@ -162,7 +162,7 @@ def test_a_stream_that_begins_between_key_frames(tmp_path: Path, options: dict[s
     """A recording of a broadcast: frames before the first key frame are not counted."""
     path = make_video(tmp_path / "broadcast.ts", **options)
     path.write_bytes(path.read_bytes()[188 * 60 :])
-    reader = open_video(str(path))
+    reader = AutoReader(str(path))
     first, count = 60 - reader.num_frames, reader.num_frames
     assert first in (12, 24, 36)
     assert indices_of(read_parts(reader, list(range(count)))) == list(range(first, 60))
@@ -174,7 +174,7 @@ def test_streams_that_were_joined(tmp_path: Path) -> None:
     """Times begin again in the middle, so they count for nothing."""
     path = make_video(tmp_path / "joined.ts")
     path.write_bytes(path.read_bytes() * 2)
-    reader = open_video(str(path))
+    reader = AutoReader(str(path))
     with pytest.raises(FramesRecounted):
         reader.read([0, 119])
     assert indices_of(read_parts(reader, list(range(120)))) == [*range(60), *range(60)]
@@ -309,12 +309,12 @@ def test_pictures_of_several_formats(tmp_path: Path) -> None:
     for name in ("a.png", "a.bmp", "a.webp", "a.tiff", "a.gif", "a.avif"):
         image = Image.new("RGB", (40, 20), (200, 40, 0))
         image.save(tmp_path / name, **({"exif": turned} if name == "a.png" else {}))
-        (frame,) = open_video(str(tmp_path / name)).read([0])
+        (frame,) = AutoReader(str(tmp_path / name)).read([0])
         assert frame.shape == ((40, 20, 3) if name == "a.png" else (20, 40, 3))
         assert np.abs(frame[5, 5].astype(int) - (200, 40, 0)).max() < 30
     Image.fromarray(np.full((20, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(VideoError, match=r"the mode 'I;16', whose numbers have no known range"):
-        open_video(str(tmp_path / "deep.png")).read([0])
+        AutoReader(str(tmp_path / "deep.png")).read([0])
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ async def test_files_that_are_no_videos(videos: Path, tmp_path: Path, read: Read
     assert end > start
     for name, reason in reasons.items():
         with pytest.raises(VideoError, match=reason):
-            open_video(str(tmp_path / name))
+            AutoReader(str(tmp_path / name))
     for name in ("missing.mp4", "sound.mp4", "noise.mp4"):
         with pytest.raises(VideoError, match=reasons[name]) as caught:
             await read(tmp_path / name)

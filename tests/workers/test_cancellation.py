@@ -1,4 +1,4 @@
-"""Answers that are left: both workers are free of them before the caller goes on, or are replaced."""
+"""Answers that are left, which is normal: both workers free them, and no worker is replaced for that."""
 
 from __future__ import annotations
 
@@ -93,21 +93,38 @@ async def test_however_it_is_left_an_answer_is_gone_from_both_workers_when_the_c
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])
-async def test_a_worker_that_does_not_free_an_answer_is_replaced(role: str) -> None:
-    """Within the time that it has for it, and another answer that is being written goes on."""
+async def test_a_caller_that_leaves_goes_on_while_a_worker_is_busy(role: str) -> None:
+    """The worker keeps its place, is not replaced, and frees the answer when it can."""
+    async with Engine.create(TOY, close_timeout_s=0.2, max_sessions=1) as engine:
+        before = engine.processes
+        async with engine.stream(FRAMES, "?", **LONG) as chunks:
+            await chunks.__anext__()
+            busy = workers()[role]
+            busy.suspend()
+        waiting = asyncio.ensure_future(engine.answer(FRAMES, "?", max_tokens=12))
+        await asyncio.wait([waiting], timeout=0.3)
+        assert not waiting.done(), "the answer that was left holds its place until it is freed"
+        busy.resume()
+        assert list((await waiting).tokens) == ToyBackend().greedy(12)
+        assert engine.processes == before
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+async def test_a_worker_that_hangs_over_an_answer_that_was_left_costs_no_restart(role: str) -> None:
+    """Leaving is normal: here a worker may not be started again at all, and is. Another answer continues."""
     expected = ToyBackend().greedy(400, end_tokens=())
-    async with Engine.create(TOY, close_timeout_s=0.5) as engine:
-        async with engine.stream(FRAMES, "?", **LONG) as other:
-            await other.__anext__()
+    limits = {"hang_timeout_s": 1.0, "close_timeout_s": 0.1, "target_restarts": 0, "draft_restarts": 0}
+    async with Engine.create(TOY, **limits) as engine, engine.stream(FRAMES, "?", **LONG) as other:
+        await other.__anext__()
+        for restarts in (1, 2):
             async with engine.stream(FRAMES, "?", **LONG) as chunks:
                 await chunks.__anext__()
                 stuck = workers()[role]
                 stuck.suspend()
-            assert not stuck.is_running()  # killed, and all its memory is free
-            async for _ in other:
-                pass
+            await until(lambda stuck=stuck: not stuck.is_running() and role in engine.models)
+            health = (await engine.health())[role]
+            assert "it hangs: nothing was heard of it for 1 s (hang_timeout_s)" in health.reason
+            assert (health.state, health.restarts) == ("running", restarts)
+        async for _ in other:
+            pass
         assert list(other.answer.tokens) == expected
-        await until(lambda: role in engine.models)
-        health = (await engine.health())[role]
-        assert "did not free a session within 0.5 s (close_timeout_s)" in health.reason
-        assert (health.state, health.sessions, health.restarts) == ("running", 0, 1)

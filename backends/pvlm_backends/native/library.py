@@ -70,10 +70,22 @@ class DecoderStructure(Structure):
     )
 
 
-class CacheStructure(Structure):
-    """``Cache`` in kernels.c."""
+class Segment(Structure):
+    """As in kernels.c."""
 
-    _fields_ = (("keys", c_void_p), ("room", c_int64), ("scratch", c_void_p))
+    _fields_ = (("keys", c_void_p), ("room", c_int64), ("rows", c_int64))
+
+
+class PartStructure(Structure):
+    """``Part`` in kernels.c."""
+
+    _fields_ = (("segments", POINTER(Segment)), ("count", c_int64), ("tokens", c_int64))
+
+
+class PassStructure(Structure):
+    """``Pass`` in kernels.c."""
+
+    _fields_ = (("parts", POINTER(PartStructure)), ("count", c_int64), ("tokens", c_int64), ("scratch", c_void_p))
 
 
 @cache
@@ -97,12 +109,12 @@ def kernels() -> CDLL:
             f"the kernels of the backend 'native' cannot be loaded from {built} ({error}); "
             "set XDG_CACHE_HOME to a directory that may hold programs, or take the backend 'torch'"
         ) from error
-    decoder, cached = POINTER(DecoderStructure), POINTER(CacheStructure)
-    library.scratch_size.argtypes = (decoder, c_int64, c_int64)
+    decoder, described = POINTER(DecoderStructure), POINTER(PassStructure)
+    library.scratch_size.argtypes = (decoder, described)
     library.scratch_size.restype = c_int64
-    library.run_layers.argtypes = (decoder, cached, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p)
+    library.run_layers.argtypes = (decoder, described, c_int64, c_int64, c_void_p, c_void_p)
     library.run_layers.restype = None
-    library.run_head.argtypes = (decoder, cached, c_int64, c_void_p, c_void_p)
+    library.run_head.argtypes = (decoder, described, c_void_p, c_void_p)
     library.run_head.restype = None
     library.multiply.argtypes = (POINTER(Matrix), c_int64, c_void_p, c_int64, c_void_p, c_int32)
     library.multiply.restype = None

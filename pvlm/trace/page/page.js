@@ -102,6 +102,7 @@ function fillAnswer() {
   document.getElementById("models").textContent = Object.entries(data.models)
     .map(([role, name]) => `${role}: ${name}`)
     .join("  ·  ");
+  document.getElementById("about").textContent = data.about.filter(Boolean).join("  ·  ");
   const answer = document.getElementById("answer");
   if (data.ended) answer.append(html("span", { className: "unfinished", textContent: data.ended + "\n" }));
   for (const piece of data.pieces) {
@@ -139,12 +140,28 @@ function fillAnswer() {
   if (!data.figures.length) figures.parentElement.hidden = true;
 }
 
+/** The parts of the answer's whole time side by side, and the frames. */
+function fillSurroundings() {
+  const bar = document.getElementById("times");
+  const colours = { "start-up": "stopped", waiting: "wait", video: "open", prefill: "prefill", decoding: "accepted" };
+  const seconds = (value) => `${value.toFixed(3)} s`;
+  for (const [name, value] of data.times) {
+    const part = html("i", { title: `${name}: ${seconds(value)}` });
+    part.style.cssText = `flex: ${value} 1 0; background: var(--${colours[name]})`;
+    bar.append(part);
+  }
+  legend("parts", data.times.map(([name, value]) => [colours[name], `${name} ${seconds(value)}`]));
+  const frames = document.getElementById("frames");
+  frames.parentElement.hidden = !data.frames;
+  if (data.frames) frames.src = data.frames;
+}
+
 function legend(place, entries) {
   const line = document.getElementById(place);
   for (const [colour, words, isMoment] of entries) {
     const swatch = html("i", { className: isMoment ? "moment" : "" });
     swatch.style.background =
-      colour === "stopped"
+      place === "kinds" && colour === "stopped"
         ? "repeating-linear-gradient(45deg, var(--stopped) 0 2px, transparent 2px 5px)"
         : `var(--${colour === "rejected" ? "corrected" : colour})`;
     line.append(html("span", {}, swatch, words));
@@ -388,5 +405,6 @@ function fillLegend() {
 }
 
 fillAnswer();
+fillSurroundings();
 fillLegend();
 fromAddress();
