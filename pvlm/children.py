@@ -54,7 +54,7 @@ async def start_child(
     until the child has started, so none is left without an owner. Raises OSError; `reached_limit` explains it.
     """
     with anyio.CancelScope(shield=True):
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable or "/proc/self/exe",  # empty where python was found without a PATH
             "-I" if sys.flags.isolated else "-P",
             "-c",
@@ -69,6 +69,7 @@ async def start_child(
             cwd="/" if _absolute("") is None else None,  # libraries fail to load in a directory that is deleted
             start_new_session=True,
         )
+    return process
 
 
 async def end_child(process: asyncio.subprocess.Process) -> None:

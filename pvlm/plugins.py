@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from types import FunctionType
 from typing import Any, Literal, get_args
 
 from pvlm.errors import ConfigError, ModelError
@@ -25,18 +26,20 @@ OURS = ("pvlm.", "pvlm_backends.")
 class Interface:
     """What the class of a plug-in must have. ``arguments``: those it is called with, None where it is not called.
 
-    ``methods``: positional arguments by name; ``attributes``: types by name.
+    ``methods``: positional arguments by name; ``attributes``: types by name. ``factory``: a function may stand for the
+    class, and returns the plug-in.
     """
 
     arguments: int | None
     methods: Mapping[str, int]
     attributes: Mapping[str, type] = field(default_factory=dict)
+    factory: bool = False
 
 
 INTERFACES: Mapping[str, Interface] = {
     "pvlm.backends": Interface(None, {"processor": 1, "load": 2}),
     "pvlm.pruners": Interface(0, {"select": 4}, {"name": str, "needs_states": bool, "needs_attention": bool}),
-    "pvlm.video_readers": Interface(1, {"read": 1, "finish": 0}),
+    "pvlm.video_readers": Interface(1, {"read": 1, "finish": 0}, factory=True),
 }
 """`pvlm_protocols.backend.Backend`, `pvlm.speculation.pruning.Pruner` and `pvlm.video.readers.VideoReader`."""
 
@@ -94,10 +97,13 @@ def _registered(group: str, name: str) -> str:
 
 def _problem(plugin: Any, interface: Interface) -> str:
     """What keeps a class from being a plug-in; empty if nothing does."""
-    if not isinstance(plugin, type):
+    factory = interface.factory and isinstance(plugin, FunctionType)
+    if not isinstance(plugin, type) and not factory:
         return f"it is {shown(plugin)}, not a class"
     if interface.arguments is not None and not _takes(plugin, interface.arguments):
-        return f"the class must be callable with {_arguments(interface.arguments)}"
+        return f"the {'function' if factory else 'class'} must be callable with {_arguments(interface.arguments)}"
+    if factory:  # what it returns is known only with a file
+        return ""
     for name, kind in interface.attributes.items():
         if not isinstance(value := getattr(plugin, name, None), kind):
             return f"it needs {name}, a {kind.__name__}" + ("" if value is None else f", not {shown(value)}")

@@ -89,6 +89,12 @@ class ReaderWithoutPath:
     def finish(self) -> None: ...
 
 
+def open_video(path: str) -> None: ...
+
+
+def open_nothing() -> None: ...
+
+
 class BackendWithoutProcessor:
     @classmethod
     def load(cls, options: object, on_progress: object = None) -> None: ...
@@ -106,6 +112,8 @@ INSTANCE = _Good()
         ("pvlm.pruners", "NarrowSelect", "select must be callable with 4 arguments"),
         ("pvlm.pruners", "INSTANCE", "it is <.*_Good object at .*>, not a class"),
         ("pvlm.video_readers", "ReaderWithoutPath", "the class must be callable with 1 argument"),
+        ("pvlm.video_readers", "open_nothing", "the function must be callable with 1 argument"),
+        ("pvlm.pruners", "open_nothing", "it is <function open_nothing at .*>, not a class"),
         ("pvlm.backends", "BackendWithoutProcessor", "it has no method processor"),
     ],
 )
@@ -126,6 +134,10 @@ def test_a_class_that_is_no_plug_in_is_refused_with_what_it_lacks(group: Group, 
 def test_a_plug_in_that_cannot_be_imported_says_why(path: str, problem: str) -> None:
     with pytest.raises(ModelError, match=f"plug-in '{path}' in group pvlm.pruners {problem}"):
         load_plugin("pvlm.pruners", path)
+
+
+def test_a_function_may_stand_for_a_reader() -> None:
+    assert load_plugin("pvlm.video_readers", f"{__name__}:open_video") is open_video
 
 
 def test_all_of_ours_fulfil_their_interfaces() -> None:

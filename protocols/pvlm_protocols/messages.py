@@ -335,6 +335,13 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     finish: FinishReason | None = None
 
 
+class Began(Message, frozen=True, kw_only=True):
+    """A worker on another host begins to work for other sessions than before: those to blame if it dies."""
+
+    role: Role
+    sessions: Annotated[tuple[Serial, ...], Meta(max_length=MAX_HELD_SESSIONS)]
+
+
 class Closed(SessionMessage, frozen=True, kw_only=True):
     role: Role
 
@@ -358,9 +365,12 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Recalled(Message, frozen=True, kw_only=True):
-    """Sessions that can go on by `Resume`; the worker waits for one or for `Close`."""
+    """Sessions that can go on by `Resume`; the worker waits for one or for `Close`. ``known``: it has served this
+    engine before, and has lived since.
+    """
 
     role: Role
+    known: bool
     sessions: Annotated[tuple[Serial, ...], Meta(max_length=MAX_HELD_SESSIONS)]
 
 
@@ -379,22 +389,10 @@ class Pong(Message, frozen=True, kw_only=True):
 
 ToDraft = Open | Resume | Close | PruneMask | Rollback | Advance | Ping | Recall | Stop
 ToTarget = Open | Resume | Close | DraftWindow | SetMode | SetWindow | Ping | Recall | Stop
-FromDraft = (
-    Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Recalled | Pong
+FromEither = (
+    Hello | Loading | Opened | PrefillProgress | PrefillDone | Began | Closed | Failed | Dying | Recalled | Pong
 )
-FromTarget = (
-    Hello
-    | Loading
-    | Opened
-    | PrefillProgress
-    | PruneMask
-    | PrefillDone
-    | Verdict
-    | Closed
-    | Failed
-    | Dying
-    | Recalled
-    | Pong
-)
+FromDraft = FromEither | DraftWindow
+FromTarget = FromEither | PruneMask | Verdict
 ToActor = ToDraft | ToTarget
 FromActor = FromDraft | FromTarget

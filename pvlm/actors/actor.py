@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from pvlm.actors.mark import Mark
 from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
@@ -37,6 +36,9 @@ from pvlm_protocols.messages import (
     Stop,
     ToActor,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRESS_EVERY_S = 0.25
 PATIENCE_MAX_S = 60.0
@@ -304,11 +306,11 @@ class Actor(ABC):
         self._turns.append(opening.session)
 
     def _recall(self, engine: int) -> None:
-        if engine != self._engine:
+        if not (known := engine == self._engine):
             self._release_held()
             self._engine = engine
         self._held_until_s = time.monotonic() + HOLD_S
-        self.mailbox.post(Recalled(role=self.role, sessions=tuple(self._held)))
+        self.mailbox.post(Recalled(role=self.role, known=known, sessions=tuple(self._held)))
 
     def _resume(self, message: Resume) -> None:
         if (session := self._held.get(message.session)) is None:

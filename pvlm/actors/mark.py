@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Callable
 
 MOST = 64
 """Sessions that a mark can hold; of a unit for more it holds the first ones."""
@@ -51,6 +52,19 @@ class SharedMark(Mark):
 
     def close(self) -> None:
         self._memory.close()
+
+
+class ToldMark(Mark):
+    """The mark of an actor on another host: it reports each change of its sessions, but not the end of a unit."""
+
+    def __init__(self, tell: Callable[[tuple[int, ...]], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def set(self, *sessions: int) -> None:
+        if sessions and sessions != self.read():
+            super().set(*sessions)
+            self._tell(sessions)
 
 
 def shared_memory() -> int:

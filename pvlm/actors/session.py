@@ -6,13 +6,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pvlm.transports import Mailbox
 from pvlm_protocols.backend import Backend, InterruptibleOpening, Prompt, Role, Session, SteppedPrefill
 from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
+
+if TYPE_CHECKING:
+    import torch
 
 
 class WorkAbandoned(Exception):
@@ -40,9 +41,11 @@ or none."""
 class Employer(Protocol):
     """What a session uses of its actor; see `pvlm.actors.actor.Actor`."""
 
-    role: Role
     backend: Backend
     mailbox: Mailbox
+
+    @property
+    def role(self) -> Role: ...
 
     def tick(self, *sessions: ActorSession) -> None: ...
 

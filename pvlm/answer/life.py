@@ -16,7 +16,7 @@ from pvlm.answer.statistics import Timeline, answer_stats
 from pvlm.answer.writer import Writer
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Cancelled, Command, StopAfter
-from pvlm.errors import EngineBusy, EngineStateError, PvlmError, StreamIdle, VideoError
+from pvlm.errors import EngineBusy, EngineStateError, ModelError, PvlmError, StreamIdle, VideoError, reason_of
 from pvlm.log import log
 from pvlm.results import Answer
 from pvlm.runtime.pair import Pair
@@ -174,7 +174,14 @@ class Life:
 
     def _on_command(self, command: Command) -> None:
         assert self.writer is not None
-        if self.writer.take(command):  # a stop string, which no actor looks for
+        try:
+            stopped = self.writer.take(command)
+        except Exception as error:  # of the processor, which may be a plug-in's: this answer fails alone
+            failed = ModelError(f"the target's processor failed: {reason_of(error)}")
+            failed.__cause__ = error
+            self._fail(failed)
+            return
+        if stopped:  # a stop string, which no actor looks for
             assert self._session is not None
             self._session.handle(StopAfter(len(self._timeline.origins)))
 

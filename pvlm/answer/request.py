@@ -150,7 +150,7 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
     prune = options.prune or config.prune
     if prune == "auto":
         prune = "uv" if method == "parallel" else "none"
-    if prune not in (known := plugin_names("pvlm.pruners")):
+    if ":" not in prune and prune not in (known := plugin_names("pvlm.pruners")):
         raise OptionError(f"there is no pruner '{prune}': use one of {', '.join(known)}")
     ratio = config.prune_ratio if options.prune_ratio is None else options.prune_ratio
     return Pruning(

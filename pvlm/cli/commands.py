@@ -84,7 +84,9 @@ def _prepare_help(parameters: Iterable[Any]) -> None:
 
 def repeated(arguments: Sequence[str], names: Iterable[str]) -> list[str]:
     """Write ``--name 1 2`` as ``--name 1 --name 2``, up to the next word that begins with a dash."""
-    names, written, current = set(names), [], ""
+    names = set(names)
+    written: list[str] = []
+    current = ""
     words = iter(arguments)
     for word in words:
         if word == "--":
@@ -118,7 +120,7 @@ def command(
 
 
 @cache
-def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
+def _parameters(kind: Any) -> list[inspect.Parameter]:
     """A keyword for each option of a kind."""
     types = get_type_hints(kind, include_extras=True)
     return [
@@ -135,7 +137,9 @@ def _parameters(kind: type[Options]) -> list[inspect.Parameter]:
 def _with_options(function: Callable[..., int]) -> Callable[..., int]:
     """A function with a keyword for each option, which calls ``function`` with sets of options."""
     hints = get_type_hints(function, include_extras=True)
-    kinds = {name: kind for name, kind in hints.items() if inspect.isclass(kind) and issubclass(kind, Options)}
+    kinds: dict[str, Any] = {
+        name: kind for name, kind in hints.items() if inspect.isclass(kind) and issubclass(kind, Options)
+    }
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         if (kind := kinds.get(parameter.name)) is None:

@@ -106,9 +106,11 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
                 alone.answers.append(await opened.answer(path, clip.question))
     if "d" in answer.stats.origins:
         console.print("Who wrote it: [green]drafted and accepted[/], [bold red]the target's own[/]")
-        console.print(_who_wrote(answer, console.encoding), "")
+        console.print(_who_wrote(answer, console.encoding))
+        console.print()
     if not output.quiet:
-        console.print(figures_table(answer.stats), "")
+        console.print(figures_table(answer.stats))
+        console.print()
     console.print(_speeds([ours, plain, alone]))
 
 

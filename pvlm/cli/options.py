@@ -268,6 +268,12 @@ class Reading(Options):
             autocompletion=completing("readers"),
         ),
     ] = None
+    decode_timeout_s: Annotated[
+        float | None,
+        option(
+            "--decode-timeout", metavar="S", help="limit for reading a video, in seconds (default: 120)", panel=VIDEO
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,17 @@ from pvlm.cli.options import (
     VideoPart,
     settings,
 )
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel, save_plot
+from pvlm.cli.plotting import (
+    INK,
+    PARALLEL,
+    VANILLA,
+    add_caption,
+    check_plot,
+    new_figure,
+    pair_and_machine,
+    plain_panel,
+    save_plot,
+)
 from pvlm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -38,6 +48,11 @@ RATIOS = (0.0, 0.5, 0.9)
 BY_HAND, MEASURED = "Figures by hand", "Measured figures"
 """Panels of the help."""
 PANELS_A_ROW = 3
+SYMBOLS = (
+    "c = T_p / T_q: the target's time for a pass over the draft's time for a token. β: accepted of the drafted tokens "
+    "that are tested. γ*: the best window. k: drafted tokens that the target waits for after a rejection. Dotted line: "
+    "plain decoding."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +125,11 @@ def plan(
     """
     from pvlm.bench.planning import plan as predict
     from pvlm.cli.console import ResultConsole, configure_logs, write_json
+    from pvlm.config import engine_config
 
     configure_logs(output.verbose)
     check_plot(plot)
+    engine = settings(models, places, pruner, view, reading)
     console = ResultConsole()
     by_hand = [flag for flag, words_given in _flags(given).items() if words_given]
     if not measure:
@@ -122,15 +139,9 @@ def plan(
     elif by_hand:
         raise OptionError(f"--measure and {by_hand[0]} exclude each other: use one of them")
     else:
-        measured = _measured_figures(
-            words or [],
-            ratios or RATIOS,
-            rounds,
-            settings(models, places, pruner, view, reading),
-            settings(part, sampling),
-            output,
-        )
-        figures, source = run_async(lambda: measured), "measured"
+        asked = settings(part, sampling)
+        figures = run_async(lambda: _measured_figures(words or [], ratios or RATIOS, rounds, engine, asked, output))
+        source = "measured"
     plans = predict(figures, gamma_max)
     for line in _report(figures, plans, source):
         console.print(line)
@@ -139,7 +150,10 @@ def plan(
     if json:
         write_json(json, {"source": source, "target_ms": figures.target_ms, "ratios": plans})
     if plot:
-        save_plot(plot, draw(plans))
+        figure = draw(plans)
+        origin = [pair_and_machine(engine_config(engine)), f"n = {rounds} rounds."] if measure else ["Times by hand."]
+        add_caption(figure, [SYMBOLS, " ".join(origin)])
+        save_plot(plot, figure)
     return 0
 
 

@@ -69,13 +69,17 @@ class ProgressDisplay:
 
     def update(self, what: str, fraction: float) -> None:
         """As `pvlm.engine.OnProgress`."""
+        was_idle = not self._tasks
         if fraction < 1:
             if what not in self._tasks:
                 self._tasks[what] = self._progress.add_task(NAMES.get(what, what), total=1.0)
             self._progress.update(self._tasks[what], completed=fraction)
         elif what in self._tasks:
             self._progress.remove_task(self._tasks.pop(what))
-        self._progress.update(self._idle, description="working", visible=not self._tasks)
+        idle = not self._tasks
+        if idle and not was_idle:
+            self._progress.reset(self._idle)  # it shows the time since the last step
+        self._progress.update(self._idle, description="working", visible=idle)
 
 
 class _Share(ProgressColumn):

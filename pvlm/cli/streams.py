@@ -56,8 +56,8 @@ def write_out() -> None:
 
 def failed(error: OSError) -> OutputError:
     """The error for output that failed; nothing more is written when the process ends."""
-    if sys.stdout is sys.__stdout__:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if (output := sys.__stdout__) is not None and sys.stdout is output:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
     if isinstance(error, BrokenPipeError):
         return OutputError("standard output was closed by its reader")
     return OutputError(f"cannot write to standard output: {error.strerror}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pvlm_protocols.messages import (
+    Began,
     Closed,
     DraftWindow,
     Dying,
@@ -74,6 +75,7 @@ DROPPED: dict[type[Event], str] = {
     Hello: "the supervisor takes it when the actor starts",
     Loading: "the supervisor takes it while the actor starts",
     Pong: "the supervisor takes it",
+    Began: "the supervisor takes it, to know whom to blame for the death of a remote worker",
     Recalled: "the supervisor takes it when a remote worker is back",
     Dying: "the supervisor takes it; the loss of the actor is an event of its own",
     Closed: "the session at work takes it, and frees the actor",

@@ -21,6 +21,7 @@ from pvlm.coordination.events import (
     TargetGivenUp,
     TargetGone,
 )
+from pvlm.coordination.modes import State
 from pvlm.errors import (
     ConfigError,
     EngineStateError,
@@ -65,6 +66,8 @@ class Pair:
         self._roles: tuple[Role, ...] = ("target",) if config.resolved_method() == "ar" else ("target", "draft")
         self._actors = {role: self._supervisor(role, on_loading) for role in self._roles}
         self._sessions: dict[int, LiveSession] = {}
+        self._suspects: dict[Role, LiveSession] = {}
+        """In whose work an actor that is away was lost, if that was for the first time."""
         self._revivals = {"target": Revival("target", TargetBack), "draft": Revival("draft", DraftBack)}
         self._closed = False
         self._numbers = count(1)
@@ -269,36 +272,51 @@ class Pair:
             if self._revivals[role].waiting:
                 self._revivals[role].proceed()
 
-    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> bool:
+    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
         self._revivals[role].end()
-        found = False
+        self._suspects.pop(role, None)
+        found = 0
         for session in list(self._sessions.values()):
             interrupted = role in session.holders and not session.coordinator.done
             if interrupted:
                 self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
-            if interrupted and session.id in suspects:
-                if len(suspects) == 1:
-                    session.losses[role] += 1
-                else:
-                    session.suspected.add(role)
             session.freed_by(role)
-            if interrupted and session.losses[role] >= LOSSES:
-                found = True
-                what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
-                session.receive(
-                    role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback="")
-                )
+            if interrupted and session.id in suspects and (losses := self._blame(session, role, reason, suspects)):
+                found = losses
             else:
                 session.handle(DraftGone(reason) if role == "draft" else TargetGone())
         return found
 
+    def blame(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        sessions = [session for session in self._sessions.values() if session.id in suspects]
+        return max((self._blame(session, role, reason, suspects) for session in sessions), default=0)
+
+    def _blame(self, session: LiveSession, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """Of several in one pass any may be the cause: from then on they have passes of their own."""
+        if session.coordinator.done:
+            return 0
+        if len(suspects) > 1:
+            session.suspected.add(role)
+            return 0
+        session.losses[role] += 1
+        if session.losses[role] < LOSSES:
+            self._suspects[role] = session
+            return 0
+        what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
+        session.receive(role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback=""))
+        return LOSSES + (role in session.suspected)
+
     def back(self, role: Role, kept: Set[int]) -> None:
+        suspect = self._suspects.pop(role, None)
+        if suspect is not None and suspect.coordinator.state is State.FAILED:  # its caller has left
+            self._actors[role].restarts.refund()
         self._revivals[role].begin(self._sessions.values(), kept)
 
     def freeing(self, role: Role) -> bool:
         return any(role in session.holders and session.done.is_set() for session in self._sessions.values())
 
     def given_up(self, role: Role) -> None:
+        self._suspects.pop(role, None)
         if role == "target":
             target = self._actors["target"]
             for session in list(self._sessions.values()):

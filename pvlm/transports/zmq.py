@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -72,7 +73,8 @@ class ZmqServer:
         self._loop = asyncio.get_running_loop()
         self._authenticator: Authenticator | None = None
         self._channels: dict[bytes, ZmqChannel] = {}
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: deque[ZmqChannel] = deque()
+        """Channels of workers that nobody has asked for yet."""
         self._next: ZmqChannel | None = None
         require_descriptors()
         self._context = zmq.Context()
@@ -102,11 +104,11 @@ class ZmqServer:
 
         ``only``: there will be no other, and the server is closed with this one.
         """
-        channel = self._next = ZmqChannel(self, only)
-        if self._waiting:
-            peer = next(iter(self._waiting))
-            self._assign(peer, self._waiting.pop(peer))
-        return channel
+        while self._waiting:
+            if not (channel := self._waiting.popleft()).gone.is_set():
+                return channel
+        self._next = ZmqChannel(self, only)
+        return self._next
 
     def send(self, peer: bytes, frames: Frames) -> bool:
         """False while the worker has too much unread. What is for a worker that is gone is lost, and all that is sent
@@ -131,6 +133,7 @@ class ZmqServer:
             self._next = None
         if channel.peer is not None:
             self._channels.pop(channel.peer, None)
+            self._forget(channel)
             if reason is not None:
                 self._farewell(channel.peer, reason)
 
@@ -162,6 +165,8 @@ class ZmqServer:
                 self._from_outside(peer, frames, received[0])
             elif frames != [GREETING]:
                 channel.arrived(frames)
+                if channel in self._waiting and channel.unread > MOST_WAITING:
+                    channel.dismiss(f"it has sent more than {MOST_WAITING} messages before its turn")
         self._look_again()
 
     def _look_again(self) -> None:
@@ -171,33 +176,22 @@ class ZmqServer:
 
     def _from_outside(self, peer: bytes, frames: list[bytes], first: zmq.Frame) -> None:
         """From a worker that has no channel."""
-        if (waiting := self._waiting.get(peer)) is not None:
-            if len(waiting.messages) < MOST_WAITING:
-                waiting.messages.append(frames)
-            else:
-                del self._waiting[peer]
-                self._farewell(peer, f"it has sent more than {MOST_WAITING} messages before its turn")
-        elif frames != [GREETING]:
+        if frames != [GREETING]:
             self._farewell(peer, "the engine has turned away from this connection")
-        elif len(self._waiting) == MOST_WAITING:
+            return
+        if self._next is None and len(self._waiting) == MOST_WAITING:
             self._farewell(peer, f"{MOST_WAITING} workers wait for their turn already")
-        else:
-            self._on_monitor()  # its connection was accepted before it greeted
-            if not self._connections.greeted(int(first.get(zmq.SRCFD)), peer):
-                self._expect_loss(peer)
-            if self._next is not None:
-                self._assign(peer, _Waiting(self._name(first)))
-            else:
-                self._waiting[peer] = _Waiting(self._name(first))
-                log.info("worker_waits", endpoint=self.endpoint, worker=self._waiting[peer].name)
-
-    def _assign(self, peer: bytes, worker: _Waiting) -> None:
-        assert self._next is not None
+            return
+        self._on_monitor()  # its connection was accepted before it greeted
+        if not self._connections.greeted(int(first.get(zmq.SRCFD)), peer):
+            self._expect_loss(peer)
         channel, self._next = self._next, None
+        if channel is None:
+            channel = ZmqChannel(self, only=False)
+            self._waiting.append(channel)
+            log.info("worker_waits", endpoint=self.endpoint, worker=self._name(first))
         self._channels[peer] = channel
-        channel.assigned(peer, worker.name)
-        for frames in worker.messages:
-            channel.arrived(frames)
+        channel.assigned(peer, self._name(first))
 
     def _name(self, frame: zmq.Frame) -> str:
         address = str(frame.get("Peer-Address"))
@@ -236,25 +230,21 @@ class ZmqServer:
 
     def _look_for(self, peer: bytes) -> None:
         self._on_event()  # its last words
-        if peer in self._channels or peer in self._waiting:
+        if peer in self._channels:
             self.send(peer, [GREETING])
 
     def _gone(self, peer: bytes) -> None:
-        self._waiting.pop(peer, None)
         if (channel := self._channels.pop(peer, None)) is not None:
+            self._forget(channel)
             channel.cut()
+
+    def _forget(self, channel: ZmqChannel) -> None:
+        if channel in self._waiting:
+            self._waiting.remove(channel)
 
     def _farewell(self, peer: bytes, reason: str) -> None:
         if not self._socket.closed and not self.send(peer, [FAREWELL, reason.encode()]):
             self._loop.call_later(1.0, self._farewell, peer, reason)
-
-
-class _Waiting:
-    """A worker that has greeted, and what it has said since."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.messages: list[list[bytes]] = []
 
 
 class ZmqChannel(WireChannel):
@@ -269,6 +259,11 @@ class ZmqChannel(WireChannel):
         self._server = server
         self._only = only
         self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def unread(self) -> int:
+        """Messages that have arrived and were not received."""
+        return len(self._arrivals)
 
     def assigned(self, peer: bytes, worker: str) -> None:
         """Called by the server: a worker has come."""

@@ -44,7 +44,7 @@ class Worker(Protocol):
         ...
 
     def computed(self) -> int:
-        """The processor time that the actor has taken, in clock ticks."""
+        """A figure that grows while the actor computes: see `pvlm.workers.silence.computed`."""
         ...
 
     async def aclose(self) -> None:
@@ -72,7 +72,9 @@ class RunningActor:
     held: set[int] = field(default_factory=set)
     """Sessions that it has kept since its last connection, and that were not resumed yet."""
     mark: Mark = field(default_factory=Mark)
-    """Whose unit of work it does."""
+    """Whose unit of work it does. A worker on another host reports whose it did last."""
+    known: bool = False
+    """It is on another host, and has lived since it was last connected."""
 
     def post(self, message: ToActor) -> None:
         """Send without waiting. Raises as `Channel.post`.

@@ -108,7 +108,7 @@ async def _next_worker(
         check(hello.info)
         with anyio.move_on_after(ANSWER_S) as waiting:
             await _compare_clocks(channel, clock)
-            held = await _recall(channel, engine)
+            recalled = await _recall(channel, engine)
         if waiting.cancelled_caught:
             raise ModelError(f"the {role} worker {channel.worker} has greeted, and does not answer")
     except BaseException as error:
@@ -122,7 +122,8 @@ async def _next_worker(
         "worker_joined", role=role, worker=channel.worker, model=hello.info.name, device=hello.info.device,
         clock_error_s=round(clock.error_s, 6),
     )  # fmt: skip
-    return RunningActor(role, channel, worker, hello.info, hello.pid, channel.worker, clock, held)
+    held = set(recalled.sessions)
+    return RunningActor(role, channel, worker, hello.info, hello.pid, channel.worker, clock, held, known=recalled.known)
 
 
 async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> None:
@@ -134,12 +135,12 @@ async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> None:
         clock.answered(message)
 
 
-async def _recall(channel: ZmqChannel, engine: int) -> set[int]:
-    """Return the sessions that the worker has kept."""
+async def _recall(channel: ZmqChannel, engine: int) -> Recalled:
+    """Return which sessions the worker has kept."""
     channel.post(Recall(engine=engine))
     while not isinstance(message := await channel.receive(), Recalled):
         pass
-    return set(message.sessions)
+    return message
 
 
 def _ignore(role: Role, fraction: float) -> None:

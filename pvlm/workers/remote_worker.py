@@ -11,6 +11,7 @@ import os
 import time
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.mark import ToldMark
 from pvlm.errors import ConfigError, ModelError
 from pvlm.log import log
 from pvlm.settings.endpoints import on_loopback
@@ -20,7 +21,7 @@ from pvlm.workers.backoff import Backoff
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import FromActor
+from pvlm_protocols.messages import Began, FromActor
 
 FIRST_PAUSE_S = 0.2
 LAST_PAUSE_S = 5.0
@@ -69,6 +70,7 @@ def _served(actor: Actor, mailbox: ZmqMailbox, briefly_s: float) -> bool:
     """Serve one connection to its end. Return False if the worker was sent away at once."""
     began_s, progress = time.monotonic(), actor.progress
     actor.mailbox = mailbox
+    actor.mark = ToldMark(lambda sessions: mailbox.post(Began(sessions=sessions, role=actor.role)))
     try:
         actor.serve()
     finally:

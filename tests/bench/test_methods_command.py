@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pvlm.bench.comparison import MethodRow
@@ -70,6 +71,19 @@ def test_the_conclusions(rows: list[MethodRow]) -> None:
     )
     assert lines[1] == "parallel decodes faster than sd 1.50×, generate 6.00×"
     assert "on two cores" in lines
+
+
+def test_the_picture_says_what_it_shows(rows: list[MethodRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measured(*_: object, **__: object) -> list[MethodRow]:
+        return [msgspec.structs.replace(row, speedup_vs_ar_quartiles=2 * (row.speedup_vs_ar,)) for row in rows]
+
+    saved: list[Figure] = []
+    monkeypatch.setattr("pvlm.bench.comparison.measure_methods", measured)
+    monkeypatch.setattr("pvlm.cli.bench.common.save_plot", lambda _, figure: saved.append(figure))
+    assert main(["bench", "--plot", str(tmp_path / "speed.png")]) == 0
+    caption = saved[0].get_supxlabel()
+    for words in ("on two cores", "n = 1 rounds", "◇ theory", "grey: transformers", "bundled/target", "cores of"):
+        assert words in caption
 
 
 def test_other_tokens_are_an_exit_status(

@@ -119,5 +119,5 @@ async def test_observers_that_fail_change_no_answer() -> None:
 async def test_observers_that_fail_while_workers_are_killed() -> None:
     figures = Figures(name="ipc failing observers")
     settings = {**EMULATED, "backend": "emulated", "transport": "ipc"}
-    await watched_storm(figures, settings, emulated_questions(), ANSWERS, every_s=2.0)
+    await watched_storm(figures, settings, emulated_questions(), ANSWERS, every_s=10.0)
     write(figures)

@@ -120,7 +120,10 @@ class Engine:
         return Stream(self._on_progress, question)
 
     async def answer(self, video: object, question: str, **options: object) -> Any:
-        """As `pvlm.Engine.answer`."""
+        """As `pvlm.Engine.answer`, after a time in which progress is shown."""
+        import anyio
+
+        await anyio.sleep(0.3)
         return Stream(self._on_progress, question).answer
 
 

@@ -1,4 +1,7 @@
-"""A terminal of a given size that runs a command, and knows what a person would see on its screen."""
+"""A terminal of a given size that runs a command, and knows what a person would see on its screen.
+
+``python -m tests.cli.terminal COLUMNS COMMAND ...`` prints some screens on the way, and the last one.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +71,9 @@ class Terminal:
             assert self._read(until), f"the command ended, or {LIMIT_S:g} s passed:\n{self.screen}"
         return self.screen
 
-    def wait(self) -> int:
+    def wait(self, limit_s: float = LIMIT_S) -> int:
         """Wait for the end of the command, and return its exit status."""
-        until = time.monotonic() + LIMIT_S
+        until = time.monotonic() + limit_s
         while self._read(until):
             pass
         return self._process.wait(LIMIT_S)
@@ -97,3 +100,20 @@ CONTROLLING = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
 """Makes the terminal that of the command, so that Ctrl-C reaches it."""
+
+
+def main(columns: str, *command: str) -> None:
+    """Print a recording."""
+    with Terminal(command, columns=int(columns)) as terminal:
+        status = terminal.wait(600)
+        shown = terminal.screens
+        for index in sorted({round(part * (len(shown) - 1) / SCREENS) for part in range(SCREENS + 1)}):
+            sys.stdout.write(f"--- screen {index + 1} of {len(shown)}\n{shown[index]}\n")
+        sys.stdout.write(f"--- exit status {status}\n")
+
+
+SCREENS = 8
+"""Number of screens in a recording, but for the last."""
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

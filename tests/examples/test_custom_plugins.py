@@ -49,7 +49,7 @@ def motion(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def pillow(tmp_path: Path) -> Iterator[None]:
+def animated(tmp_path: Path) -> Iterator[None]:
     with installed("custom_reader", tmp_path):
         yield
 
@@ -78,17 +78,17 @@ def test_it_keeps_what_moves(motion: None) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_reader_reads_animated_images(pillow: None, tmp_path: Path) -> None:
+async def test_the_reader_reads_animated_images(animated: None, tmp_path: Path) -> None:
     images = [Image.new("RGB", (8, 6), (40 * number, 0, 0)) for number in range(6)]
     path = tmp_path / "loop.gif"
     images[0].save(path, save_all=True, append_images=images[1:], duration=200)
     (tmp_path / "notes.gif").write_text("no image")
-    async with Engine.create(TOY, video_reader="pillow") as engine:
+    async with Engine.create(TOY, video_reader="animated") as engine:
         answer = await engine.answer(path, "What happens?", num_frames=3, start=0.3, max_tokens=5)
         with pytest.raises(VideoError, match="it is no image that Pillow knows; use another video_reader"):
             await engine.answer(tmp_path / "notes.gif", "What happens?")
     assert (answer.stats.source_frames, answer.stats.source_fps) == (6, pytest.approx(5.0))
     assert answer.stats.frame_indices == (1, 3, 5)  # the frame at 0.3 s began at 0.2 s
-    reader = load_plugin("pvlm.video_readers", "pillow")(os.fspath(path))
+    reader = load_plugin("pvlm.video_readers", "animated")(os.fspath(path))
     assert reader.read([1, 4])[:, 0, 0, 0] == pytest.approx([40, 160], abs=2)
     reader.finish()

@@ -7,7 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from pvlm import AnswerOptions, EngineConfig
+from pvlm.cli import main
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"\(([a-z]+(?:_[a-z]+)+)\)|\b([a-z]+(?:_[a-z]+)+)=")
@@ -38,5 +41,12 @@ def test_errors_name_settings_that_exist() -> None:
         for match in NAMED.finditer(text)
         if (name := match[1] or match[2])
     ]
-    assert {"decode_timeout_s", "hang_timeout_s", "num_frames", "start_timeout_s"} < {name for _, name in named}
+    assert {"decode_timeout_s", "num_frames", "start_timeout_s"} < {name for _, name in named}
     assert [(path, name) for path, name in named if name not in SETTINGS] == []
+
+
+def test_the_command_sets_the_limit_that_an_error_names(capfd: pytest.CaptureFixture[str]) -> None:
+    """``decode_timeout_s``, when reading a video takes longer."""
+    clip = ROOT / "pvlm" / "bundled" / "clips" / "two-scenes.mp4"
+    assert main(["answer", str(clip), "What?", "--decode-timeout", "0"]) == 1
+    assert "decode_timeout_s is 0.0: it must be above 0" in capfd.readouterr().err

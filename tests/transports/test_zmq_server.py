@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
 import shutil
 import socket
 import time
@@ -24,6 +22,7 @@ from pvlm.transports.curve import AUTHORIZED, Keys, new_keys
 from pvlm.transports.zmq import FAREWELL, MOST_WAITING, ZmqServer
 from pvlm.transports.zmq_mailbox import ZmqMailbox
 from pvlm_protocols.messages import Loading, Ping, Pong
+from tests.support.processes import descriptors_left
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 20.0
@@ -129,6 +128,16 @@ async def test_no_more_wait_than_there_is_room_for(server: ZmqServer, connect: C
     waiting[0].post(Loading(role="draft", fraction=1))
     assert await received(channel) == Loading(role="draft", fraction=1)
     await channel.aclose()
+
+
+async def test_a_worker_that_says_too_much_before_its_turn_is_turned_away(
+    server: ZmqServer, connect: Callable[..., Any]
+) -> None:
+    (mailbox,) = await in_a_row(server, connect, 1)
+    for _ in range(MOST_WAITING + 1):
+        mailbox.post(Loading(role="draft", fraction=0.1))
+    assert await run_sync(closed, mailbox)
+    assert not server._waiting
 
 
 async def test_who_does_not_greet_is_not_heard(server: ZmqServer) -> None:
@@ -375,25 +384,17 @@ async def test_without_descriptors_strangers_are_hung_up_on(server: ZmqServer, c
     mailbox.post(Loading(role="draft", fraction=0.1))
     await received(channel)
     waiting = [socket.socket() for _ in range(3)]  # while there are descriptors
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held: list[int] = []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
-        with suppress(OSError):
-            while True:
-                held.append(os.open(os.devnull, os.O_RDONLY))
-        for stranger in waiting:
-            stranger.settimeout(PATIENCE_S)
-            stranger.connect(("127.0.0.1", int(server.endpoint.rpartition(":")[2])))
-            assert await run_sync(hung_up, stranger)
-        mailbox.post(Loading(role="draft", fraction=0.3))
-        assert await received(channel) == Loading(role="draft", fraction=0.3)
+        with descriptors_left(0):
+            for stranger in waiting:
+                stranger.settimeout(PATIENCE_S)
+                stranger.connect(("127.0.0.1", int(server.endpoint.rpartition(":")[2])))
+                assert await run_sync(hung_up, stranger)
+            mailbox.post(Loading(role="draft", fraction=0.3))
+            assert await received(channel) == Loading(role="draft", fraction=0.3)
     finally:
-        for descriptor in held:
-            os.close(descriptor)
         for stranger in waiting:
             stranger.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     mailbox.close()
     await channel.aclose()
     other, second = server.channel(), await connect()

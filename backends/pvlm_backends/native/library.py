@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from ctypes import CDLL, POINTER, Structure, c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import torch
 
@@ -132,8 +135,8 @@ def _build() -> Path:
         if _is_whole(library):
             return library
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as temporary:
-            built = Path(temporary) / library.name
+        with _building(folder) as temporary:
+            built = temporary / library.name
             _run([*command, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"])
             code = built.read_bytes()
             built.write_bytes(code + hashlib.sha256(code).digest())
@@ -144,6 +147,31 @@ def _build() -> Path:
             "set XDG_CACHE_HOME to a directory that can be written"
         ) from error
     return library
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """Make a directory to compile in, and remove those that killed processes left: nobody locks them any more."""
+    with ExitStack() as mine:
+        with _locked(folder, fcntl.LOCK_EX):
+            for left in folder.glob("building-*"):
+                with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left, ignore_errors=True)
+            temporary = Path(mkdtemp(prefix="building-", dir=folder))
+            mine.callback(shutil.rmtree, temporary, ignore_errors=True)
+            mine.enter_context(_locked(temporary, fcntl.LOCK_EX))
+        yield temporary
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Raises OSError where the folder is locked by another process and ``how`` does not wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _cache_folder() -> Path:

@@ -13,7 +13,7 @@ from pvlm.cli.interruption import run_async
 from pvlm.cli.names import completing, names
 from pvlm.cli.options import DESCRIBE, JsonFile, PlotFile, Question, Transport
 from pvlm.cli.options import Output as Verbosity
-from pvlm.cli.plotting import save_plot
+from pvlm.cli.plotting import add_caption, save_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,8 +116,9 @@ def report(
     plot: str | None = None,
     lines: Iterable[str] = (),
     draw: Callable[[Sequence[Compared]], Figure] | None = None,
+    caption: Iterable[str] = (),
 ) -> int:
-    """Print tables and lines, and write the files ``json`` and ``plot``.
+    """Print tables and lines, and write the files ``json`` and ``plot``. ``caption``: lines below the picture.
 
     Returns the exit status: 1 if an answer's tokens are not those of the answer that it is compared with. Raises
     OptionError if a file cannot be written.
@@ -132,7 +133,9 @@ def report(
     if json:
         write_json(json, rows)
     if draw is not None and plot:
-        save_plot(plot, draw(rows))
+        figure = draw(rows)
+        add_caption(figure, list(caption))
+        save_plot(plot, figure)
     return 0 if all(row.same_tokens for row in rows) else 1
 
 

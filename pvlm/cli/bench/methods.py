@@ -20,10 +20,12 @@ from pvlm.cli.bench.common import (
 )
 from pvlm.cli.commands import command, option
 from pvlm.cli.options import DraftView, Models, Output, Places, Pruning, Reading, Window, settings
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, pair_and_machine, plain_panel
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
@@ -73,7 +75,7 @@ def methods(
 
     async def measure(on_turn: Callable[[float], None]) -> list[MethodRow]:
         with clips_folder() as folder:
-            paths = videos or [folder / name for name in BUNDLED_CLIPS]
+            paths: Sequence[str | Path] = videos or [folder / name for name in BUNDLED_CLIPS]
             clips = [await read_clip(config, video, measurement.question, frames) for video in paths]
         return await measure_methods(
             config,
@@ -93,6 +95,7 @@ def methods(
         plot=measurement.plot,
         lines=conclusions(rows),
         draw=draw,
+        caption=[*_symbols(rows), pair_and_machine(config)],
     )
 
 
@@ -187,6 +190,17 @@ def _is_ours(row: MethodRow) -> bool:
 
 def _times(value: float | None) -> str:
     return number(value, 2, "×")
+
+
+def _symbols(rows: Sequence[MethodRow]) -> list[str]:
+    """What the picture shows, and of how much."""
+    first = rows[0]
+    return [
+        f"Bars: medians of n = {first.rounds} rounds over {first.clips} clips, {first.tokens} tokens a round; thin "
+        "lines: first to third quartile; dotted line: plain decoding on the target's cores (ar). "
+        "◇ theory: theorem 7 (parallel) or 4 (sd, specvlm, parallel-no-pd), from this run's times and acceptance.",
+        "Blue: pvlm's parallel decoding and its ablations; orange: other methods of pvlm; grey: transformers' loops.",
+    ]
 
 
 # ---- picture ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pvlm.cli.options import (
     Reading,
     settings,
 )
-from pvlm.cli.plotting import INK, check_plot, new_figure, plain_panel
+from pvlm.cli.plotting import INK, check_plot, new_figure, pair_and_machine, plain_panel
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
@@ -83,9 +83,10 @@ def pruning(
     from pvlm.config import engine_config
 
     check_plot(plot)
+    config = engine_config(settings(models, places, view, reading))
     rows = run_measurement(
         lambda _: measure_pruning(
-            engine_config(settings(models, places, view, reading)),
+            config,
             videos,
             question,
             methods=methods or METHODS,
@@ -93,7 +94,18 @@ def pruning(
         ),
         output,
     )
-    return report(rows, [_table(rows)], json=json, plot=plot, draw=draw)
+    return report(
+        rows,
+        [_table(rows)],
+        json=json,
+        plot=plot,
+        draw=draw,
+        caption=[
+            f"n = {rows[0].clips} clips, {rows[0].tokens} tokens in each setting. Acceptance rate: accepted of the "
+            "drafted tokens that were tested. Dotted line: the same share for every part of the video.",
+            pair_and_machine(config),
+        ],
+    )
 
 
 def _table(rows: Sequence[PruningRow]) -> Table:

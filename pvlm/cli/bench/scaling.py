@@ -10,7 +10,7 @@ import typer
 from pvlm.cli.bench.common import MaxTokens, Measurement, report, rounds_option, run_measurement, same, table_of
 from pvlm.cli.commands import command, option
 from pvlm.cli.options import DraftView, Models, Output, Places, Pruning, Reading, Window, settings
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, pair_and_machine, plain_panel
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
@@ -76,7 +76,20 @@ def scaling(
             ),
             output,
         )
-    return report(rows, [_table(rows)], json=measurement.json, plot=measurement.plot, lines=_notes(rows), draw=draw)
+    return report(
+        rows,
+        [_table(rows)],
+        json=measurement.json,
+        plot=measurement.plot,
+        lines=_notes(rows),
+        draw=draw,
+        caption=[
+            f"Points: medians of n = {rounds} rounds, answers of {max_tokens} tokens; shaded: first to third quartile. "
+            "End to end: prefill and decoding. Dotted line: plain decoding. T_p: a pass of the target over one token; "
+            "T_q: a token of the draft while the target works.",
+            pair_and_machine(config),
+        ],
+    )
 
 
 def _table(rows: Sequence[ScalingRow]) -> Table:

@@ -15,6 +15,8 @@ from pvlm.trace.recording import Recording
 from pvlm.trace.timeline import Cell, Timeline
 from pvlm.trace.tokens import pieces
 
+SCRIPTS = ("page.js", "surroundings.js")
+
 
 class TextPiece(msgspec.Struct, frozen=True, kw_only=True):
     """Characters of the answer, and their tokens, the first at answer position ``start``.
@@ -51,7 +53,7 @@ def page(recording: Recording, timeline: Timeline, sheet: bytes | None) -> bytes
     parts = {
         "title": html.escape(f"pvlm: {subject.opening.question}"),
         "style": source.joinpath("page.css").read_text(encoding="utf-8"),
-        "script": source.joinpath("page.js").read_text(encoding="utf-8"),
+        "script": "\n".join(source.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS),
         # JSON has "<" only in strings; escaped, no text of a model or a user can end the element.
         "data": msgspec.json.encode(data).decode().replace("<", "\\u003c"),
     }

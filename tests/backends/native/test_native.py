@@ -163,6 +163,14 @@ def test_it_is_built_once(not_yet_built: Path) -> None:
     assert [path.stat() for path in not_yet_built.iterdir()] == [first]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """And not what another one builds at the same time."""
+    (tmp_path / "building-left" / "kernels.o").mkdir(parents=True)
+    with library._building(tmp_path) as first, library._building(tmp_path) as second:
+        assert set(tmp_path.iterdir()) == {first, second}
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
 def test_what_was_cut_short_is_built_again(not_yet_built: Path, left: float) -> None:
     """To load it would end the process."""

@@ -14,7 +14,7 @@ DEFAULT_MS = 100
 """How long a frame is shown that says nothing about it, as browsers do."""
 
 
-class PillowReader:
+class AnimatedReader:
     """One animated GIF, WebP or PNG. pvlm makes it in a process that exists for this one file."""
 
     def __init__(self, path: str) -> None:
