@@ -70,16 +70,19 @@ class HuggingFaceBackend:
 
         Raises:
             PromptError: the prompt cannot be built.
-            BackendError: a backend is closed; or a video has positions with several axes, which `generate` would need
-                to get in transformers' own form.
+            BackendError: a backend is closed; or the video reaches to a later position than the prompt's last token,
+                after which `generate` would number the answer.
         """
         from .generation import generate
 
         if self._model is None or (assistant is not None and assistant._model is None):
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare(prompt)
-        if prepared.pixels is not None and len(prepared.positions) > 1:
-            raise BackendError(f"transformers' generate cannot be run here on a video of {self._info.family!r}")
+        if int(prepared.positions[:, -1].max()) + 1 != prepared.next_position:
+            raise BackendError(
+                f"transformers' generate cannot be compared on this video of {self._info.family!r}: its times reach "
+                f"to position {prepared.next_position - 1}, beyond the prompt's last token; take a shorter video"
+            )
         return generate(
             self._model,
             prepared,

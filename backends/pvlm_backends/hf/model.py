@@ -12,7 +12,8 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
@@ -69,6 +70,7 @@ def load_model(
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+            _check_cache(folder, config.get_text_config())
             with torch.device("meta"):
                 skeleton = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
                     copy.deepcopy(config), trust_remote_code=options.trust_remote_code
@@ -101,6 +103,20 @@ def load_model(
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise CheckpointError(f"{folder} holds no weight {missing[0]!r}{others}")
     return model.eval() if placed else model.to(devices[0]).eval()
+
+
+def _check_cache(folder: Path, config: Any) -> None:
+    """Raise CheckpointError for a layer whose cache loses rows, so that a rejection cannot be undone."""
+    for number, layer in enumerate(DynamicCache(config=config).layers, 1):
+        window = getattr(layer, "sliding_window", 0)
+        never_full = type(layer) is DynamicSlidingWindowLayer and window > config.max_position_embeddings
+        if type(layer) is DynamicLayer or never_full:
+            continue
+        kept = f"the last {window} tokens" if window else f"a state ({type(layer).__name__})"
+        raise CheckpointError(
+            f"{folder}: layer {number} of the decoder keeps only {kept}, so that rejected tokens cannot be taken back "
+            "exactly; pvlm runs models whose layers all keep every token"
+        )
 
 
 def _check_quantisation(folder: Path, settings: Mapping[str, Any]) -> None:
