@@ -280,8 +280,8 @@ def check_question(question: object) -> None:
     """Raise OptionError for a question that is invalid for every model. Each model checks further limits itself."""
     if not isinstance(question, str):
         raise OptionError(
-            f"the question is {shown(question)}, a {type(question).__name__}: give one text (str); there is no "
-            "conversation"
+            f"the question is {shown(question)}, a {type(question).__name__}: give one text (str), or a conversation "
+            "as messages"
         )
     if not question.strip():
         raise OptionError("the question is empty: ask something about the video")
@@ -289,12 +289,19 @@ def check_question(question: object) -> None:
         raise OptionError(
             f"the question has {len(question)} characters: it may have {MAX_QUESTION_CHARACTERS}; shorten it"
         )
+    check_text(question, "the question")
+
+
+def check_text(text: object, place: str) -> None:
+    """Raise OptionError, with the place, for what is no text that can be encoded."""
+    if not isinstance(text, str):
+        raise OptionError(f"{place} is {shown(text)}, a {type(text).__name__}: give a text (str)")
     try:
-        question.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise OptionError(
-            f"the question's character {error.start} is half of a surrogate pair ({question[error.start]!r}), which is "
-            "not text: decode its bytes as UTF-8"
+            f"{place}'s character {error.start} is half of a surrogate pair ({text[error.start]!r}), which is not "
+            "text: decode its bytes as UTF-8"
         ) from None
 
 

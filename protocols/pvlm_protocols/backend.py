@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 Role = Literal["target", "draft"]
+Speaker = Literal["system", "user", "assistant"]
+"""Of a turn of a conversation."""
+VisualKind = Literal["video", "image"]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_ID)]
 
@@ -83,17 +86,69 @@ class LoadOptions:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """A video or an image in a prompt.
+
+    ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, an image by
+    `Conversations.resize_image`. ``timestamps_s``: seconds from the start of the video, one for each frame, or none.
+    ``size``: height and width of the source, in pixels.
+    """
+
+    frames: np.ndarray
+    timestamps_s: tuple[float, ...] = ()
+    kind: VisualKind = "video"
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What one side says in a conversation: texts, videos and images, in this order."""
+
+    role: Speaker
+    parts: tuple[str | Visual, ...]
+
+    @property
+    def text(self) -> str:
+        """Its texts, one a line."""
+        return "\n".join(part for part in self.parts if isinstance(part, str))
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """One question about one video (or about none).
+    """One question about one video (or about none), or a conversation that ends with a question.
 
     ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, or None.
     ``timestamps_s``: seconds from the start of the video, one for each frame (for models that use time).
+    ``turns``: the whole conversation; then ``question`` is the text of its last turn, and ``frames`` is None. Empty for
+    a question alone. Only backends whose processor offers `Conversations` get them.
     """
 
     question: str
     frames: np.ndarray | None = None
     timestamps_s: tuple[float, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    @classmethod
+    def of(cls, turns: tuple[Turn, ...]) -> Prompt:
+        """Make a prompt of turns, of which the last one asks; without ``turns`` for a question with at most one video.
+
+        Videos come before the text in such a question.
+        """
+        match turns:
+            case (Turn(role="user", parts=(str() as question,)),):
+                return cls(question)
+            case (Turn(role="user", parts=(Visual(kind="video") as video, str() as question)),):
+                return cls(question, video.frames, video.timestamps_s)
+        return cls(turns[-1].text, turns=turns)
+
+    @property
+    def conversation(self) -> tuple[Turn, ...]:
+        """The turns; for a question alone, the turn that asks it."""
+        if self.turns:
+            return self.turns
+        video = () if self.frames is None else (Visual(self.frames, self.timestamps_s),)
+        return (Turn("user", (*video, self.question)),)
 
 
 @dataclass(frozen=True)
@@ -108,8 +163,11 @@ class EarlyStates:
     question token to each video token: softmax over all rows that the question token sees, then the mean over heads and
     question tokens (0 without question tokens).
 
+    ``runs``: for each video and image in the order of the prompt's turns, its number of moments, and the tokens of each
+    moment; empty if the backend does not report it.
+
     ``frames``: number of runs of equal length that the video tokens consist of, one moment of the video after another;
-    1 if the backend does not report it.
+    1 if the backend does not report it, or if moments differ in length.
     """
 
     layer: int
@@ -119,6 +177,7 @@ class EarlyStates:
     question_last: torch.Tensor
     attention: torch.Tensor | None = None
     frames: int = 1
+    runs: tuple[tuple[int, int], ...] = ()
 
 
 class FrameDefaults(msgspec.Struct, frozen=True):
@@ -179,6 +238,18 @@ class Processor(Protocol):
 
     def tokens_as_text(self) -> Sequence[str]:
         """The vocabulary by id, to show where two tokenizers differ."""
+        ...
+
+
+@runtime_checkable
+class Conversations(Protocol):
+    """Optional for a processor: its backend takes conversations, several videos, and images (`Prompt.turns`)."""
+
+    def resize_image(self, image: np.ndarray, images: int) -> np.ndarray:
+        """Resize an image, uint8 ``(1, H, W, 3)``, for the vision tower: uint8 ``(T, H', W', 3)``.
+
+        ``images``: how many the prompt has. A model may cut an image into T pieces.
+        """
         ...
 
 
@@ -258,7 +329,8 @@ class Backend(Protocol):
     def open(self, prompt: Prompt, capacity: int) -> Session:
         """Build the prompt, run the vision tower, and reserve room for ``capacity`` answer tokens.
 
-        Raises PromptError where prompt and capacity exceed the model's positions, with the numbers.
+        The video tokens of the session are those of all videos and images, in the order of the prompt's turns. Raises
+        PromptError where prompt and capacity exceed the model's positions, with the numbers.
         """
         ...
 

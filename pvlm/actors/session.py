@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pvlm.transports import Mailbox
-from pvlm_protocols.backend import Backend, InterruptibleOpening, Prompt, Role, Session, SteppedPrefill
-from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
+from pvlm_protocols.backend import (
+    Backend,
+    InterruptibleOpening,
+    Prompt,
+    Role,
+    Session,
+    SteppedPrefill,
+    Turn,
+    Visual,
+)
+from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage, VideoFrames
 
 if TYPE_CHECKING:
     import torch
@@ -123,10 +132,7 @@ class ActorSession(ABC):
     def open_model(self) -> Session:
         """Build the prompt, run the vision tower, and tell the coordinator."""
         opening = self.opening
-        video = opening.video
-        prompt = (
-            Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
-        )
+        prompt = Prompt.of(tuple(Turn(turn.role, tuple(map(_part, turn.parts))) for turn in opening.turns))
         started = time.monotonic()
         capacity = opening.sampling.max_tokens + 1  # a solo step may run over the last token
         backend = self.actor.backend
@@ -153,6 +159,12 @@ class ActorSession(ABC):
         if self.model is not None:
             self.model.close()
             self.model = None
+
+
+def _part(part: str | VideoFrames) -> str | Visual:
+    if isinstance(part, str):
+        return part
+    return Visual(part.pixels, part.timestamps_s, part.kind, part.size)
 
 
 def in_pieces(model: Session, keep: torch.Tensor | None = None, **arguments: Any) -> Iterator[torch.Tensor | None]:

@@ -50,8 +50,8 @@ def test_garbage_after_whole_messages_is_found(before: list[list[bytes]], garbag
     ("data", "said"),
     [
         (b"hello, who is there?", "not a framed message: it starts with b'hello'"),
-        (b"PVLF\x00", "1 to 4 frames, not 0"),
-        (b"PVLF\x05", "1 to 4 frames, not 5"),
+        (b"PVLF\x00", "1 to 33 frames, not 0"),
+        (b"PVLF\x22", "1 to 33 frames, not 34"),
         (b"PVLF\x01" + bytes(12), "its checksum differs"),
         (b"PVLF\x02" + (1).to_bytes(8, "little") + (2**63).to_bytes(8, "little"), "its checksum differs"),
     ],

@@ -52,13 +52,15 @@ class TorchBackend:
         if self._decoder is None or self._tower is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare_for(self._info, prompt, capacity)
-        video = None
-        if prepared.pixels is not None:
-            decoder = self._decoder
-            with torch.inference_mode():
-                pixels = torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype)
-                video = self._tower.encode(pixels, on_progress)
-        return TorchSession(self._decoder, prepared, video, capacity)
+        decoder, video = self._decoder, None
+        with torch.inference_mode():
+            features = [
+                self._tower.encode(torch.from_numpy(visual.values).to(decoder.device, decoder.dtype), on_progress)
+                for visual in prepared.visuals
+            ]
+            if features:
+                video = torch.cat(features, dim=1)
+        return TorchSession(decoder, prepared, video, capacity)
 
     def extend_together(
         self,
