@@ -19,15 +19,15 @@ import msgspec
 from msgspec import Meta
 
 from pvlm_protocols.limits import MAX_END_TOKENS, MAX_ID, MAX_NAME_CHARACTERS
+from pvlm_protocols.prompt import Prompt as Prompt
+from pvlm_protocols.prompt import Turn as Turn
+from pvlm_protocols.prompt import Visual as Visual
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 Role = Literal["target", "draft"]
-Speaker = Literal["system", "user", "assistant"]
-"""Of a turn of a conversation."""
-VisualKind = Literal["video", "image"]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_ID)]
 
@@ -84,71 +84,6 @@ class LoadOptions:
     allow_pickle: bool = False
     """Allow weights that are not safetensors."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Visual:
-    """A video or an image in a prompt.
-
-    ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, an image by
-    `Conversations.resize_image`. ``timestamps_s``: seconds from the start of the video, one for each frame, or none.
-    ``size``: height and width of the source, in pixels.
-    """
-
-    frames: np.ndarray
-    timestamps_s: tuple[float, ...] = ()
-    kind: VisualKind = "video"
-    size: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """What one side says in a conversation: texts, videos and images, in this order."""
-
-    role: Speaker
-    parts: tuple[str | Visual, ...]
-
-    @property
-    def text(self) -> str:
-        """Its texts, one a line."""
-        return "\n".join(part for part in self.parts if isinstance(part, str))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One question about one video (or about none), or a conversation that ends with a question.
-
-    ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, or None.
-    ``timestamps_s``: seconds from the start of the video, one for each frame (for models that use time).
-    ``turns``: the whole conversation; then ``question`` is the text of its last turn, and ``frames`` is None. Empty for
-    a question alone. Only backends whose processor offers `Conversations` get them.
-    """
-
-    question: str
-    frames: np.ndarray | None = None
-    timestamps_s: tuple[float, ...] = ()
-    turns: tuple[Turn, ...] = ()
-
-    @classmethod
-    def of(cls, turns: tuple[Turn, ...]) -> Prompt:
-        """Make a prompt of turns, of which the last one asks; without ``turns`` for a question with at most one video.
-
-        Videos come before the text in such a question.
-        """
-        match turns:
-            case (Turn(role="user", parts=(str() as question,)),):
-                return cls(question)
-            case (Turn(role="user", parts=(Visual(kind="video") as video, str() as question)),):
-                return cls(question, video.frames, video.timestamps_s)
-        return cls(turns[-1].text, turns=turns)
-
-    @property
-    def conversation(self) -> tuple[Turn, ...]:
-        """The turns; for a question alone, the turn that asks it."""
-        if self.turns:
-            return self.turns
-        video = () if self.frames is None else (Visual(self.frames, self.timestamps_s),)
-        return (Turn("user", (*video, self.question)),)
 
 
 @dataclass(frozen=True)

@@ -18,24 +18,21 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from pvlm_protocols.backend import Count, ModelInfo, Name, Role, Speaker, VisualKind
+from pvlm_protocols.backend import Count, ModelInfo, Name, Role
 from pvlm_protocols.limits import (
     MAX_ANSWER_TOKENS,
     MAX_END_TOKENS,
     MAX_ERROR_CHARACTERS,
-    MAX_FRAME_SIDE,
     MAX_HELD_SESSIONS,
     MAX_ID,
     MAX_MILLISECONDS,
-    MAX_PARTS,
-    MAX_PROMPT_CHARACTERS,
     MAX_STOPPED,
     MAX_TRACEBACK_CHARACTERS,
     MAX_TURNS,
-    MAX_VIDEO_FRAMES,
     MAX_VIDEO_TOKENS,
     MAX_WINDOW,
 )
+from pvlm_protocols.turns import OpenTurn, Seconds, VideoFrames
 
 Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """Names something: a session, an epoch, a seed."""
@@ -44,11 +41,6 @@ Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
 Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
-Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
-Side = Annotated[int, Meta(ge=0, le=MAX_FRAME_SIDE)]
-"""Of a picture, in pixels."""
-Text = Annotated[str, Meta(max_length=MAX_PROMPT_CHARACTERS)]
-"""Of a prompt."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 Ratio = Annotated[float, Meta(ge=0, lt=1)]
 """The share of the video tokens that the draft does not see."""
@@ -151,27 +143,6 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
     draft_ms: Milliseconds
     ended_s: Seconds
-
-
-class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
-    """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame.
-
-    ``checksum``: the CRC-32 of the pixels in C order. Connections need it, computed on the event loop if it is None.
-    ``kind``: an image is in the form that the model's processor has given it. ``size``: height and width of the source.
-    """
-
-    pixels: np.ndarray
-    timestamps_s: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_VIDEO_FRAMES)] = ()
-    checksum: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
-    kind: VisualKind = "video"
-    size: tuple[Side, Side] = (0, 0)
-
-
-class OpenTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn of the conversation: texts, videos and images in their order."""
-
-    role: Speaker
-    parts: Annotated[tuple[Text | VideoFrames, ...], Meta(max_length=MAX_PARTS)]
 
 
 # ---- engine or coordinator -> actor -------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from pvlm_protocols.backend import (
     Turn,
     Visual,
 )
-from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage, VideoFrames
+from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
+from pvlm_protocols.turns import VideoFrames
 
 if TYPE_CHECKING:
     import torch

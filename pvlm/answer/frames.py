@@ -18,7 +18,7 @@ from pvlm.video.room import Lease
 from pvlm_protocols.backend import BackendError, Conversations, FrameDefaults, Processor, Role
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
-from pvlm_protocols.messages import OpenTurn, VideoFrames
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 
 Turns = Mapping[Role, tuple[OpenTurn, ...]]
 """The prompt of each model that takes part."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from pvlm.config import AnswerOptions, check_question, check_text
 from pvlm.errors import OptionError
 from pvlm.redaction import shown
-from pvlm_protocols.backend import Speaker, VisualKind
 from pvlm_protocols.limits import MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TURNS, MAX_VISUALS
+from pvlm_protocols.prompt import Speaker, VisualKind
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource

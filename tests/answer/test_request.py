@@ -15,7 +15,8 @@ from pvlm.config import answer_options
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.policies import WindowPolicies
 from pvlm_protocols.codec import decode_for_actor, encode
-from pvlm_protocols.messages import Schedule, VideoFrames
+from pvlm_protocols.messages import Schedule
+from pvlm_protocols.turns import VideoFrames
 from tests.engine.conftest import FRAMES, TOY
 from tests.protocols.samples import plain
 from tests.support.openings import asking

@@ -48,9 +48,9 @@ from pvlm_protocols.messages import (
     Stop,
     ToActor,
     Verdict,
-    VideoFrames,
     Window,
 )
+from pvlm_protocols.turns import VideoFrames
 from tests.coordination.harness import SCHEDULES, Mailbox, sampling
 from tests.protocols.samples import FROM_ACTOR, TO_ACTOR
 from tests.protocols.strategies import messages_of

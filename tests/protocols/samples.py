@@ -22,7 +22,6 @@ from pvlm_protocols.messages import (
     Message,
     Open,
     Opened,
-    OpenTurn,
     Ping,
     Pong,
     PrefillDone,
@@ -41,9 +40,9 @@ from pvlm_protocols.messages import (
     Stopped,
     ToActor,
     Verdict,
-    VideoFrames,
     Window,
 )
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 
 TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
 FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)

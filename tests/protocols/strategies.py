@@ -12,7 +12,8 @@ from msgspec import inspect
 
 from pvlm_protocols.codec import INLINE_BYTES
 from pvlm_protocols.limits import MAX_WINDOW
-from pvlm_protocols.messages import DraftWindow, Message, VideoFrames
+from pvlm_protocols.messages import DraftWindow, Message
+from pvlm_protocols.turns import VideoFrames
 
 WIDE = 2**63 - 1
 

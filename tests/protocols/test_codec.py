@@ -34,19 +34,8 @@ from pvlm_protocols.limits import (
     MAX_VIDEO_FRAMES,
     MAX_VISUALS,
 )
-from pvlm_protocols.messages import (
-    Close,
-    DraftWindow,
-    Message,
-    Open,
-    OpenTurn,
-    Ping,
-    Rollback,
-    SetMode,
-    Stopped,
-    VideoFrames,
-    Window,
-)
+from pvlm_protocols.messages import Close, DraftWindow, Message, Open, Ping, Rollback, SetMode, Stopped, Window
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 from tests.protocols.samples import ALL_TYPES, FROM_ACTOR, SAMPLES, TO_ACTOR, plain
 from tests.protocols.strategies import LARGE_FRAMES, LARGE_IDS, LARGE_PROBS, fields_of, messages_of
 from tests.support.openings import asking

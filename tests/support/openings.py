@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pvlm_protocols.messages import OpenTurn, VideoFrames
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 
 
 def asking(question: str = "?", video: VideoFrames | None = None) -> tuple[OpenTurn, ...]:

@@ -23,7 +23,8 @@ from pvlm.trace import Trace
 from pvlm.trace.timeline import SHORTEST_WAIT_MS, Timeline, timeline
 from pvlm_protocols.backend import PromptError as BackendPromptError
 from pvlm_protocols.backend import Session
-from pvlm_protocols.messages import Open, Pruning, Schedule, Verdict, VideoFrames, Window
+from pvlm_protocols.messages import Open, Pruning, Schedule, Verdict, Window
+from pvlm_protocols.turns import VideoFrames
 from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.support.openings import asking
 from tests.support.toy import ToyBackend, ToyProcessor

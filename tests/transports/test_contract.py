@@ -16,18 +16,8 @@ import pytest
 from anyio.to_thread import run_sync
 
 from pvlm.transports import MAILBOX_MESSAGES, Channel, ChannelClosed, ChannelFull, Mailbox
-from pvlm_protocols.messages import (
-    DraftWindow,
-    Loading,
-    Open,
-    Ping,
-    Pong,
-    PruneMask,
-    Rollback,
-    Stop,
-    VideoFrames,
-    Window,
-)
+from pvlm_protocols.messages import DraftWindow, Loading, Open, Ping, Pong, PruneMask, Rollback, Stop, Window
+from pvlm_protocols.turns import VideoFrames
 from tests.protocols.samples import FROM_ACTOR, SAMPLES, TO_ACTOR, plain
 from tests.support.openings import asking
 from tests.transports.conftest import Connect

@@ -62,6 +62,6 @@ def test_what_is_no_framed_message_is_named(data: bytes, said: str) -> None:
 
 
 def test_a_frame_beyond_the_limit_is_refused_before_it_is_read() -> None:
-    header = b"PVLF\x01" + (2**21 + 1).to_bytes(8, "little")
-    with pytest.raises(ConnectionDamaged, match="a frame of 2097153 bytes exceeds the limit of 2097152"):
+    header = b"PVLF\x01" + (2**22 + 1).to_bytes(8, "little")
+    with pytest.raises(ConnectionDamaged, match="a frame of 4194305 bytes exceeds the limit of 4194304"):
         list(FrameReader().feed(header + zlib.crc32(header).to_bytes(4, "little")))

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Prompt, PromptError, Visual, VisualKind
+from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Prompt, PromptError, Visual
+from pvlm_protocols.prompt import VisualKind
 
 from .chat import ChatTemplate, ChatText, Span
 from .generation import end_token_ids, ignored_generation_options

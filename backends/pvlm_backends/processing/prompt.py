@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import PromptError, VisualKind
+from pvlm_protocols.backend import PromptError
+from pvlm_protocols.prompt import VisualKind
 
 if TYPE_CHECKING:
     import torch
