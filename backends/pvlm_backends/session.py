@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -71,9 +71,35 @@ class CachedSession(ABC):
         early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        """Run the prompt once, and return the last position's logits, float32 ``(vocab_size,)``.
+        """Run the prompt at once, and return the last position's logits, float32 ``(vocab_size,)``.
 
-        An exception of a callback ends the prefill and propagates; the prefill may then be started again.
+        Arguments and errors are those of `prefill_steps`.
+        """
+        *_, logits = self.prefill_steps(
+            keep,
+            compact_positions=compact_positions,
+            early_layer=early_layer,
+            on_early_layer=on_early_layer,
+            early_attention=early_attention,
+            on_progress=on_progress,
+        )
+        assert logits is not None  # they come last
+        return logits
+
+    def prefill_steps(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[torch.Tensor | None]:
+        """Run the prompt in pieces: yield None after each, and at last the last position's logits, ``(vocab_size,)``.
+
+        An exception of a callback ends the prefill and propagates; the prefill may then be started again, and so it
+        may where the caller leaves the iterator.
 
         Args:
             keep: bool ``(m,)``, the video tokens to keep; None keeps all.
@@ -115,12 +141,13 @@ class CachedSession(ABC):
             positions = positions[:, kept]
         if on_early_layer is not None and early_layer is not None:
             tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
-        logits = self._prefill(kept, positions, after_layer)
-        if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
-            torch.cuda.current_stream(logits.device).synchronize()
-        self._prompt_rows = rows
-        self._layer_features = None
-        return logits
+        for logits in self._prefill(kept, positions, after_layer):
+            if logits is not None:
+                if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
+                    torch.cuda.current_stream(logits.device).synchronize()
+                self._prompt_rows = rows
+                self._layer_features = None
+            yield logits
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
         """Append n >= 1 answer tokens; row i of float32 ``(n, vocab_size)`` predicts the token after ``tokens[i]``.
@@ -175,8 +202,11 @@ class CachedSession(ABC):
     @abstractmethod
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
-        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, ``(axes, rows)``, into an empty cache."""
+    ) -> Iterator[torch.Tensor | None]:
+        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, ``(axes, rows)``, into an empty cache.
+
+        Yields None after each piece, and at last the logits ``(vocab_size,)``.
+        """
 
     @abstractmethod
     def _queries_and_keys(

@@ -1,4 +1,4 @@
-"""Admission: how many answers are written at once, and how many may wait."""
+"""Admission: how many answers are written at once, how many may wait, and how much memory their videos take."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 
 from pvlm.config import EngineConfig
-from pvlm.errors import EngineBusy, EngineStateError
+from pvlm.errors import EngineBusy
 from pvlm.telemetry.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.telemetry.reporter import Reporter
+from pvlm.video import Room
 
 
 class Admission:
-    """The places and the queue of one open engine: first come, first served."""
+    """The places and the queue of one open engine: first come, first served. ``room``: for the frames of their
+    videos.
+    """
 
     def __init__(self, config: EngineConfig, reporter: Reporter) -> None:
         self._config = config
         self._reporter = reporter
+        self.room = Room(config.max_video_bytes)
         self._places = anyio.Semaphore(config.max_sessions)
-        self._closed = False
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait for a place, and hold it.
 
-        Raises EngineBusy at once if too many wait, EngineStateError if the engine is closed during the wait.
+        Raises EngineBusy at once if too many wait.
         """
         config = self._config
         waiting = self._places.statistics().tasks_waiting
@@ -38,13 +41,5 @@ class Admission:
         async with AsyncExitStack() as holding:
             with self._reporter.during(REQUESTS_WAITING):
                 await holding.enter_async_context(self._places)
-            if self._closed:
-                raise EngineStateError("this engine was closed while the answer waited for its turn")
             with self._reporter.during(REQUESTS_RUNNING):
                 yield
-
-    def close(self) -> None:
-        """Wake all that wait; each of them raises EngineStateError."""
-        self._closed = True
-        for _ in range(self._places.statistics().tasks_waiting):
-            self._places.release()

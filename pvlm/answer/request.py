@@ -101,9 +101,9 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
         window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
     )
     draft = None
-    if method != "ar":
+    if method != "ar" and (draft_size := pair.vocab_size("draft")) is not None:
         # The draft must not write a token that the target does not have.
-        limit = min(target.sampling.vocab_limit, pair.vocab_size("draft"))
+        limit = min(target.sampling.vocab_limit, draft_size)
         draft = msgspec.structs.replace(
             target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
@@ -150,7 +150,7 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
     prune = options.prune or config.prune
     if prune == "auto":
         prune = "uv" if method == "parallel" else "none"
-    if prune not in (known := plugin_names("pvlm.pruners")):
+    if ":" not in prune and prune not in (known := plugin_names("pvlm.pruners")):
         raise OptionError(f"there is no pruner '{prune}': use one of {', '.join(known)}")
     ratio = config.prune_ratio if options.prune_ratio is None else options.prune_ratio
     return Pruning(
@@ -165,6 +165,8 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
 def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
     """How the target's tokens are chosen, and where the answer ends."""
     seeded = options.seed is not None
+    target_size = pair.vocab_size("target")
+    assert target_size is not None  # no engine is open without a target that was started
     end_token_ids = () if options.ignore_eos else pair.target_processor.end_token_ids
     return Sampling(
         max_tokens=options.max_tokens,
@@ -174,7 +176,7 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
         min_p=options.min_p,
         seed=secrets.randbits(63) if options.seed is None else options.seed,
         coupling=resolve_coupling(options.coupling, temperature=options.temperature, seeded=seeded),
-        vocab_limit=pair.vocab_size("target"),
+        vocab_limit=target_size,
         end_token_ids=end_token_ids + options.stop_token_ids,
     )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pvlm.bench.memory import peak_mb, reset_peak
 from pvlm.bench.peers import Loop, PeerModels, PeerProcess, check_transformers
 from pvlm.bench.rows import same_named
-from pvlm.config import EngineConfig
+from pvlm.config import EngineConfig, Method
 from pvlm.engine import Engine
 from pvlm.errors import ConfigError, ModelError, OptionError
 from pvlm.plugins import load_plugin
@@ -186,7 +186,7 @@ class OpenContenders:
         try:
             self._check_draft()
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if not contender.loop):
-                method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
+                method: Method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
                 engine = Engine.create(self._config, method=method)
                 self._engines[cores] = await self._stack.enter_async_context(engine)
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.loop):

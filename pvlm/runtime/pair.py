@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Coroutine, Set
 from itertools import count
 from types import TracebackType
+from typing import Any
 
 import anyio
-import structlog
 
+from pvlm.children import reached_limit
 from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
@@ -19,6 +21,7 @@ from pvlm.coordination.events import (
     TargetGivenUp,
     TargetGone,
 )
+from pvlm.coordination.modes import State
 from pvlm.errors import (
     ConfigError,
     EngineStateError,
@@ -27,20 +30,25 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
-from pvlm.plugins import load_plugin
+from pvlm.log import log
+from pvlm.plugins import Group, check_plugin, load_plugin
 from pvlm.runtime.policies import WindowPolicies
+from pvlm.runtime.restarts import Restarts
+from pvlm.runtime.revival import Revival
 from pvlm.runtime.session import LiveSession
+from pvlm.runtime.starter import Starter
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
 from pvlm.runtime.tokenizers import TokenizerComparison
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
-from pvlm_protocols.messages import FromActor, SessionMessage
-
-log = structlog.get_logger()
+from pvlm_protocols.messages import Failed, FromActor, SessionMessage
 
 OnLoading = Callable[[Role, float], None]
+
+LOSSES = 2
+"""How often an actor may be lost in its work for one session. Then the session fails, and is not opened again."""
 
 
 class Pair:
@@ -58,18 +66,22 @@ class Pair:
         self._roles: tuple[Role, ...] = ("target",) if config.resolved_method() == "ar" else ("target", "draft")
         self._actors = {role: self._supervisor(role, on_loading) for role in self._roles}
         self._sessions: dict[int, LiveSession] = {}
+        self._suspects: dict[Role, LiveSession] = {}
+        """In whose work an actor that is away was lost, if that was for the first time."""
+        self._revivals = {"target": Revival("target", TargetBack), "draft": Revival("draft", DraftBack)}
         self._closed = False
         self._numbers = count(1)
 
     async def __aenter__(self) -> Pair:
         await self._tasks.__aenter__()
         try:
+            await self._check_plugins()
             self.target_processor = await self._processor("target")
             self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
             await anyio.to_thread.run_sync(self._check_tokenizers)
             async with anyio.create_task_group() as launching:
                 for actor in self._actors.values():
-                    launching.start_soon(actor.start)
+                    launching.start_soon(actor.open)
             if ignored := self.target_processor.ignored_generation_options:
                 log.warning("generation_options_ignored", options=list(ignored), model=self._model("target"))
         except BaseException as error:
@@ -106,7 +118,7 @@ class Pair:
     def draft_away(self) -> str:
         """Why no draft is running; empty if one is running, or the engine has none."""
         draft = self._actors.get("draft")
-        return "" if draft is None or draft.running else draft.reason
+        return "" if draft is None or draft.running else draft.loss.reason
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
@@ -118,11 +130,10 @@ class Pair:
         """The process ids of actors on this host, by role."""
         return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
-    def vocab_size(self, role: Role) -> int:
-        """Width of a logits row, also while the actor is away."""
+    def vocab_size(self, role: Role) -> int | None:
+        """Width of a logits row, also while the actor is away. None: it has never been started, as a draft may be."""
         info = self._actors[role].info
-        assert info is not None  # every actor has been started once
-        return info.vocab_size
+        return None if info is None else info.vocab_size
 
     async def health(self, timeout_s: float) -> dict[Role, ActorHealth]:
         """Ask every actor for its health. Waits at most ``timeout_s``."""
@@ -158,18 +169,16 @@ class Pair:
         return session
 
     async def close(self, session: LiveSession) -> None:
-        """Wait until both actors have freed the session. Replaces an actor that exceeds `close_timeout_s`."""
-        timeout_s = self.config.close_timeout_s
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(timeout_s):
-                await session.freed()
-            while session.holders:
-                role = next(iter(session.holders))
-                self._reporter.fault("session_not_freed", role=role, session=session.id, within_s=timeout_s)
-                await self._actors[role].replace(f"it did not free a session within {timeout_s:g} s (close_timeout_s)")
-                session.freed_by(role)
-        self._sessions.pop(session.id, None)
-        self._tell_shared()
+        """Wait until both actors have freed the session: as long as it takes, for the work in hand may be long."""
+        try:
+            await session.freed()
+        finally:
+            self._sessions.pop(session.id, None)
+            self._tell_shared()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run work of an answer in the task group. ``work`` must not raise, for it would end the engine."""
+        self._tasks.start_soon(work)
 
     def _tell_shared(self) -> None:
         for session in self._sessions.values():
@@ -181,8 +190,10 @@ class Pair:
             return
         if self._closed:
             raise EngineStateError("this engine was closed meanwhile")
-        cause = RemoteTraceback(target.traceback) if target.traceback else None
-        raise TargetLost(f"the target '{self._model('target')}' is gone: {target.reason}") from cause
+        cause = RemoteTraceback(target.loss.traceback) if target.loss.traceback else None
+        pause_s = target.restarts.next_try_s
+        again = "" if pause_s is None else f"; it is started again in {math.ceil(pause_s)} s"
+        raise TargetLost(f"the target '{self._model('target')}' is gone: {target.loss.reason}{again}") from cause
 
     # ---- actors ---------------------------------------------------------------------------------------------------
 
@@ -190,6 +201,16 @@ class Pair:
         model = self.config.checkpoint(role)
         assert model is not None
         return model
+
+    async def _check_plugins(self) -> None:
+        """Raise ConfigError or ModelError for a video reader or a pruner that answers could not use."""
+        named: list[tuple[Group, str]] = [
+            ("pvlm.video_readers", self.config.video_reader),
+            ("pvlm.pruners", self.config.prune),
+        ]
+        for group, name in named:
+            if name != "auto":
+                await anyio.to_thread.run_sync(check_plugin, group, name)
 
     async def _processor(self, role: Role) -> Processor:
         try:
@@ -200,7 +221,7 @@ class Pair:
         except ConfigError:
             raise
         except Exception as error:
-            raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
+            raise ModelError(f"cannot load the {role} '{self._model(role)}': {reached_limit(error)}") from error
 
     def _check_tokenizers(self) -> None:
         """Raise ModelMismatch if an id stands for different text in target and draft."""
@@ -219,7 +240,10 @@ class Pair:
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         here = [other for other in self._roles if self.config.listen(other) is None]
         spec = worker_spec(self.config, role, self._model(role), self.config.backend_of(role), alone=here == [role])
-        return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._check_worker, self._reporter)
+        starter = Starter(role, self.config, spec, on_loading, self._check_worker, self._reporter)
+        allowed = self.config.target_restarts if role == "target" else self.config.draft_restarts
+        restarts = Restarts(allowed, self.config.restart_window_s)
+        return Supervisor(starter, restarts, self._tasks, self, self._reporter)
 
     def _check_worker(self, role: Role, info: ModelInfo) -> None:
         """Raise ModelMismatch if a worker on another host has loaded a different model from the one known here."""
@@ -245,33 +269,58 @@ class Pair:
     def heard(self, role: Role, message: FromActor) -> None:
         if isinstance(message, SessionMessage) and (session := self._sessions.get(message.session)) is not None:
             session.receive(role, message)
+            if self._revivals[role].waiting:
+                self._revivals[role].proceed()
 
-    def lost(self, role: Role, reason: str) -> None:
+    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        self._revivals[role].end()
+        self._suspects.pop(role, None)
+        found = 0
         for session in list(self._sessions.values()):
-            if role in session.holders and not session.coordinator.done:
+            interrupted = role in session.holders and not session.coordinator.done
+            if interrupted:
                 self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
-            session.handle(DraftGone(reason) if role == "draft" else TargetGone())
             session.freed_by(role)
+            if interrupted and session.id in suspects and (losses := self._blame(session, role, reason, suspects)):
+                found = losses
+            else:
+                session.handle(DraftGone(reason) if role == "draft" else TargetGone())
+        return found
 
-    def back(self, role: Role) -> None:
-        for session in list(self._sessions.values()):
-            session.handle(DraftBack() if role == "draft" else TargetBack())
-            if role in session.holders:
-                log.info("session_resumed", role=role, session=session.id)
+    def blame(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        sessions = [session for session in self._sessions.values() if session.id in suspects]
+        return max((self._blame(session, role, reason, suspects) for session in sessions), default=0)
 
-    def unheard(self, role: Role) -> None:
-        """Count every session as freed by an actor whose messages are no longer read.
+    def _blame(self, session: LiveSession, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """Of several in one pass any may be the cause: from then on they have passes of their own."""
+        if session.coordinator.done:
+            return 0
+        if len(suspects) > 1:
+            session.suspected.add(role)
+            return 0
+        session.losses[role] += 1
+        if session.losses[role] < LOSSES:
+            self._suspects[role] = session
+            return 0
+        what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
+        session.receive(role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback=""))
+        return LOSSES + (role in session.suspected)
 
-        This happens when the scope that opened the engine is cancelled. The workers end with it, and their memory too.
-        """
-        for session in list(self._sessions.values()):
-            session.freed_by(role)
+    def back(self, role: Role, kept: Set[int]) -> None:
+        suspect = self._suspects.pop(role, None)
+        if suspect is not None and suspect.coordinator.state is State.FAILED:  # its caller has left
+            self._actors[role].restarts.refund()
+        self._revivals[role].begin(self._sessions.values(), kept)
+
+    def freeing(self, role: Role) -> bool:
+        return any(role in session.holders and session.done.is_set() for session in self._sessions.values())
 
     def given_up(self, role: Role) -> None:
+        self._suspects.pop(role, None)
         if role == "target":
             target = self._actors["target"]
             for session in list(self._sessions.values()):
-                session.handle(TargetGivenUp(target.reason, target.traceback))
+                session.handle(TargetGivenUp(target.loss.reason, target.loss.traceback))
 
 
 def _first(error: BaseException) -> BaseException:

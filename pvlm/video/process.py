@@ -7,23 +7,24 @@ remains when either process dies. POSIX only.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import signal
-import subprocess
-import sys
-from contextlib import ExitStack
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import anyio
-import anyio.abc
 import numpy as np
 
+from pvlm.children import end_child, reached_limit, start_child
 from pvlm.errors import OptionError, RemoteTraceback, VideoError
 from pvlm.video.anonymous import anonymous_file, read_all, write_all
+from pvlm.video.conversation import Listener, NonsenseError, OnProgress
 from pvlm.video.request import Reply, Request
-
-_CLEAN_UP_S = 5.0
+from pvlm.video.room import Lease
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,23 @@ async def decode(
     rate_bounds: tuple[int, int] | None,
     start: float | None,
     end: float | None,
-    max_bytes: int,
     timeout_s: float,
+    lease: Lease,
+    on_progress: OnProgress | None,
 ) -> Decoded:
     """Decode in a process of its own. ``source``: a path, or the bytes of an encoded video.
+
+    ``lease``: takes room for the frames. ``on_progress``: gets the share that has been read.
 
     Raises VideoError, and OptionError for a request that this video cannot satisfy. A cancellation kills and reaps the
     process before it propagates.
     """
     with ExitStack() as files:
+        files.enter_context(_limits_named(name))
         frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
-        fds = [frames_fd, reply_fd]
+        ours, theirs = (files.enter_context(end) for end in socket.socketpair())
+        listener = Listener(ours, lease, on_progress)
+        fds = [frames_fd, reply_fd, theirs.fileno()]
         if not isinstance(source, str):
             video_fd = files.enter_context(anonymous_file())
             fds.append(video_fd)
@@ -74,14 +81,15 @@ async def decode(
             rate_bounds=rate_bounds,
             start=start,
             end=end,
-            max_bytes=max_bytes,
+            max_bytes=lease.max_bytes,
             timeout_s=timeout_s,
             frames_fd=frames_fd,
             reply_fd=reply_fd,
+            talk_fd=theirs.fileno(),
         )
-        status = await _run(request, fds, log_fd)
+        status = await _run(request, fds, log_fd, theirs, listener)
         if status is None:
-            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (timeout_s), so it was stopped")
+            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (decode_timeout_s), so it was stopped")
         log = read_all(log_fd).decode(errors="replace").strip()[-4000:]
         text = read_all(reply_fd, 1 << 30)
         if status != 0 or not text:
@@ -99,44 +107,32 @@ async def decode(
         )
 
 
-async def _run(request: Request, fds: list[int], log_fd: int) -> int | None:
-    """Exit status of the process; None if the time limit ended it."""
-    command = [sys.executable, "-m", "pvlm.video.decoding", json.dumps(request)]
-    with anyio.CancelScope(shield=True):  # takes milliseconds; half a start would leave a process without an owner
-        try:
-            process = await anyio.open_process(
-                command, stdin=subprocess.PIPE, stdout=log_fd, stderr=log_fd, env=_environment(), pass_fds=fds
-            )
-        except OSError as error:
-            raise VideoError(request["name"], f"the decoder process cannot be started: {error}") from error
+@contextmanager
+def _limits_named(name: str) -> Iterator[None]:
     try:
-        with anyio.move_on_after(request["timeout_s"]):
+        yield
+    except OSError as error:
+        raise VideoError(name, f"the decoder process cannot be started: {reached_limit(error)}") from error
+
+
+async def _run(request: Request, fds: list[int], log_fd: int, theirs: socket.socket, listener: Listener) -> int | None:
+    """Exit status of the process; None if the time limit ended it."""
+    process = await start_child("pvlm.video.decoding", json.dumps(request), stdout=log_fd, stderr=log_fd, pass_fds=fds)
+    try:
+        theirs.close()
+        with anyio.move_on_after(request["timeout_s"]) as limit:
+            await listener.listen(limit)
             return await process.wait()
         return None
+    except NonsenseError as error:
+        raise VideoError(request["name"], f"the decoder process says what it should not say: {error}") from error
     finally:
-        await _end(process)
-
-
-async def _end(process: anyio.abc.Process) -> None:
-    with anyio.move_on_after(_CLEAN_UP_S, shield=True):
-        if process.returncode is None:
-            try:
-                process.kill()
-            except ProcessLookupError:
-                pass
-        await process.wait()
-        await process.aclose()
-
-
-def _environment() -> dict[str, str]:
-    """The child imports from the same places as this process, and not from its current directory."""
-    places = [os.path.abspath(place) if place else os.getcwd() for place in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+        await end_child(process)
 
 
 def _map_frames(fd: int, shape: tuple[int, ...], name: str) -> np.ndarray:
     """The frames in place, as a writable array. The mapping lives as long as the array and costs no copy."""
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size < 1 or os.fstat(fd).st_size != size:
         raise VideoError(name, f"the decoder gave {os.fstat(fd).st_size} bytes for frames of {size} bytes")
     return np.frombuffer(mmap.mmap(fd, size), np.uint8).reshape(shape)

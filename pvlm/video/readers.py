@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 
 from pvlm.plugins import load_plugin
 
-ENTRY_POINT_GROUP = "pvlm.video_readers"
+ENTRY_POINT_GROUP: Final = "pvlm.video_readers"
+
+
+class FramesRecounted(Exception):
+    """The number of frames was an estimate, and has changed with their times: choose frames again. Once for a file."""
 
 
 class VideoReader(Protocol):
@@ -18,6 +21,9 @@ class VideoReader(Protocol):
 
     The class is called with the path of a regular file, in a process that exists for this one file: a reader may
     block, crash and leak. Its errors reach the caller as VideoError; a VideoError keeps its text.
+
+    A reader may also have ``frame_size``, height and width before frames are turned. Then a video that needs too much
+    memory is refused, or waits for room, before its first frame is decoded.
     """
 
     @property
@@ -38,7 +44,8 @@ class VideoReader(Protocol):
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The frames at ascending ``indices``: uint8 ``(len(indices), H, W, 3)`` RGB, upright.
 
-        Called several times, with ascending parts of the wanted indices, so that memory stays bounded.
+        Called several times, with ascending parts of the wanted indices, so that memory stays bounded. `read` and
+        `finish` may raise FramesRecounted.
         """
         ...
 
@@ -48,11 +55,5 @@ class VideoReader(Protocol):
 
 
 def load_reader(name: str) -> type[Any]:
-    """The reader class of an entry point's name, or of an import path ``module:Class``.
-
-    Raises ConfigError for an unknown name, and any error of importing the class.
-    """
-    if ":" not in name:
-        return cast("type[Any]", load_plugin(ENTRY_POINT_GROUP, name))
-    module, _, attribute = name.partition(":")
-    return cast("type[Any]", getattr(importlib.import_module(module), attribute))
+    """The reader class of an entry point's name, or of an import path ``module:Class``. Raises as `load_plugin`."""
+    return cast("type[Any]", load_plugin(ENTRY_POINT_GROUP, name))

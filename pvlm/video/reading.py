@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
@@ -13,7 +14,9 @@ import numpy as np
 
 from pvlm.errors import OptionError, VideoError
 from pvlm.video.arrays import as_frames
+from pvlm.video.conversation import OnProgress
 from pvlm.video.process import decode
+from pvlm.video.room import Lease, Room
 from pvlm.video.selection import check_count, consecutive, uniform
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 
@@ -24,11 +27,10 @@ if TYPE_CHECKING:
     from pvlm_protocols.backend import FrameDefaults
 
     VideoSource: TypeAlias = (
-        str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | torch.Tensor | list[Image]
+        str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | torch.Tensor | Image | list[Image]
     )
 
-MAX_BYTES = 8 << 30
-"""Limit of decoded frames in memory, before they are resized."""
+_URL = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,10 @@ class Video:
     source_fps: float | None
     source_frames: int
 
+    def without_frames(self) -> Video:
+        """The same without its frames, ``(0, H, W, 3)``, whose memory is free then."""
+        return replace(self, frames=self.frames[:0].copy())
+
 
 async def read_video(
     source: VideoSource,
@@ -55,17 +61,20 @@ async def read_video(
     start: float | None,
     end: float | None,
     defaults: FrameDefaults,
-    reader: str = "decord",
+    reader: str = "auto",
     timeout_s: float = 120,
-    max_bytes: int = MAX_BYTES,
+    lease: Lease | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Video:
     """Read frames of a video; `pvlm.video.selection` defines their choice.
 
     ``source``: a path, the bytes of an encoded video, a uint8 ``(T, H, W, 3)`` array or tensor (not copied if all of
-    its frames are taken), or a list of PIL images.
+    its frames are taken), or a PIL image or a list of them.
     ``num_frames``: that many frames, uniformly; ``fps``: frames a second; neither: ``defaults``. ``start`` and ``end``,
     in seconds, restrict the part of the video. ``reader``: name of a plug-in (`VideoReader`).
-    ``timeout_s``: time limit of decoding. ``max_bytes``: memory limit of the frames.
+    ``timeout_s``: time limit of decoding. ``lease``: takes room for the frames of a file, which other videos share;
+    None: `MAX_BYTES` for this one. A wait for room does not count for the time limit. ``on_progress``: called with the
+    share of the frames that has been read, for files.
 
     Files are decoded in a process of their own, which is killed at the time limit or when the caller is cancelled.
 
@@ -99,8 +108,9 @@ async def read_video(
         rate_bounds=(defaults.min_frames, defaults.multiple) if at_default_rate else None,
         start=None if start is None else float(start),
         end=None if end is None else float(end),
-        max_bytes=max_bytes,
         timeout_s=timeout_s,
+        lease=lease or Room().lease(),
+        on_progress=on_progress,
     )
     return Video(decoded.frames, decoded.indices, decoded.timestamps_s, decoded.source_fps, decoded.source_frames)
 
@@ -125,9 +135,12 @@ def _encoded(source: object) -> tuple[str | bytes | bytearray | memoryview, str]
         path = os.fsdecode(source)
         if not path or "\0" in path:
             raise VideoError(path, "the path is empty or has a null character in it")
+        if _URL.match(path) and not os.path.exists(path):
+            raise VideoError(path, "URLs are not read: download the video, and give its path or its bytes")
         return path, path
     raise OptionError(
-        f"a video is a path, bytes, a uint8 array (T, H, W, 3) or a list of PIL images, not a {type(source).__name__}"
+        "a video is a path, bytes, a uint8 array (T, H, W, 3), a PIL image or a list of PIL images, not a "
+        f"{type(source).__name__}"
     )
 
 
@@ -142,9 +155,10 @@ def _check_options(
         or not 1 <= num_frames <= MAX_VIDEO_FRAMES
     ):
         raise OptionError(f"num_frames must be a whole number from 1 to {MAX_VIDEO_FRAMES}, not {num_frames!r}")
-    for name, value in (("fps", fps), ("timeout_s", timeout_s)):
-        if value is not None and not (_is_number(value) and value > 0):
-            raise OptionError(f"{name} must be a positive number, not {value!r}")
+    if fps is not None and not (_is_number(fps) and fps > 0):
+        raise OptionError(f"fps must be a positive number, not {fps!r}")
+    if not timeout_s > 0:
+        raise OptionError(f"decode_timeout_s must be a positive number, not {timeout_s!r}")
     for name, value in (("start", start), ("end", end)):
         if value is not None and not (_is_number(value) and value >= 0):
             raise OptionError(f"{name} must be a time in seconds, 0 or later, not {value!r}")

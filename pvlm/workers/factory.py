@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.mark import Mark
 from pvlm.errors import ModelError
 from pvlm.plugins import load_plugin
 from pvlm.transports import ChannelClosed, Mailbox
@@ -14,12 +15,12 @@ from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role
 from pvlm_protocols.messages import FromActor, Loading
 
 
-def make_actor(role: Role, backend: Backend, mailbox: Mailbox) -> Actor:
+def make_actor(role: Role, backend: Backend, mailbox: Mailbox, mark: Mark | None = None) -> Actor:
     """Return the actor of a role. Imports torch."""
     from pvlm.actors.draft import DraftActor
     from pvlm.actors.target import TargetActor
 
-    return (TargetActor if role == "target" else DraftActor)(backend, mailbox)
+    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, mark)
 
 
 def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> Backend:

@@ -5,12 +5,12 @@ and serves until told to stop. `pvlm.workers.remote_worker` has those that peopl
 from __future__ import annotations
 
 import os
-import sys
-import threading
 
 import msgspec
 
 from pvlm.actors.actor import dying
+from pvlm.actors.mark import Mark, SharedMark
+from pvlm.children import leave_with_parent
 from pvlm.transports.sockets import connect
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.scheduling import take_long_slices
@@ -34,6 +34,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Directory made by ``pvlm keys new``, for an engine on another host."""
     life_line: bool = True
     """Leave when standard input ends, as engines that start it want it; else a person has, and it stays."""
+    mark: int | None = None
+    """Descriptor of the memory where an engine that starts it reads the mark of its actor."""
 
     def load_options(self, role: Role) -> LoadOptions:
         return LoadOptions(
@@ -49,7 +51,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def arguments(self, role: Role) -> list[str]:
         """The command line by which an engine starts it. What a person looks for in ``ps`` comes first."""
         arguments = [
-            "worker",
             "--role",
             role,
             "--model",
@@ -68,6 +69,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             arguments.append("--trust-remote-code")
         if self.allow_pickle:
             arguments.append("--allow-pickle")
+        if self.mark is not None:
+            arguments += ["--mark", str(self.mark)]
         return [*arguments, "--life-line"]
 
 
@@ -75,11 +78,12 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     """Serve until `Stop`. Returns the exit status: 0 after `Stop`, 1 if the model could not be loaded or the actor
     failed.
     """
-    _leave_with_parent()
+    leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
     if spec.device == "cpu":
         take_long_slices()
+    mark = _mark(spec)
     mailbox = connect(spec.connect)
     try:
         backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
@@ -88,7 +92,7 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
         mailbox.close()
         return 1
     try:
-        make_actor(role, backend, mailbox).run()
+        make_actor(role, backend, mailbox, mark).run()
     except Exception:
         return 1  # the actor has told the engine
     finally:
@@ -97,13 +101,9 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     return 0
 
 
-def _leave_with_parent() -> None:
-    """Exit when the parent dies: then, and only then, does standard input (its life-line pipe) end."""
-    lifeline = os.dup(sys.stdin.fileno())
-
-    def wait() -> None:
-        while os.read(lifeline, 4096):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+def _mark(spec: WorkerSpec) -> Mark:
+    if spec.mark is None:
+        return Mark()
+    mark = SharedMark(spec.mark)
+    os.close(spec.mark)
+    return mark

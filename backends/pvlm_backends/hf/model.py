@@ -152,7 +152,7 @@ def _to_be_spread(options: LoadOptions, devices: Sequence[torch.device]) -> bool
     if find_spec("accelerate") is None:
         raise BackendError(
             "the backend 'hf' needs the package accelerate to spread a model over several devices, here "
-            f"{options.device!r}: install it (pip install accelerate), or name one device"
+            f"{options.device!r}: pip install 'pvlm[hf]', or name one device"
         )
     return True
 

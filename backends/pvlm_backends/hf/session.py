@@ -53,7 +53,7 @@ class HuggingFaceSession(CachedSession):
     @torch.no_grad()
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
+    ) -> Iterator[torch.Tensor | None]:
         assert self._embeddings is not None  # dropped only when the prefill is done
         embeddings = self._embeddings
         if kept is not None:
@@ -62,7 +62,7 @@ class HuggingFaceSession(CachedSession):
         with _after_each_layer(self._model.get_decoder().layers, after_layer):
             logits = self._run(torch.from_numpy(positions).to(self._device), inputs_embeds=embeddings, logits_to_keep=1)
         self._embeddings = None
-        return logits[0]
+        yield logits[0]
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]

@@ -42,6 +42,8 @@ def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False
         return folder
     if folder.exists():
         raise CheckpointError(f"{model!r} is a file; a checkpoint is a folder that holds config.json and the weights")
+    if "://" in model:
+        raise CheckpointError(f"{model!r} is a URL, which is not read: give a folder, or owner/name of the Hub")
     if not _HUB_NAME.fullmatch(model):
         raise CheckpointError(f"there is no folder {model!r}, and that is not a Hugging Face name (owner/name) either")
     patterns = [

@@ -6,7 +6,7 @@ weights are stored ``(in, out)``, the matrix product adds the residuals, and buf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,17 @@ from ..checkpoint import WeightSource
 from ..families.config import DecoderConfig
 from ..norm import RMSNorm
 from ..placement import place_layers
-from .attention import AnswerAttention, Attention
-from .cache import KeyValueCache
+from .attention import Attention, PromptAttention, answer_attention
+from .cache import KeyValueCache, Part
 from .linear import Linear, linear
 
 KEPT_WORKSPACES = 64
 """Passes of up to so many tokens reuse their buffers; longer ones are prefills, which are rare."""
+
+PIECE = 4096
+"""Tokens of a prompt that a prefill runs through a layer at once."""
+PIECES = {"cpu": 512}
+"""The same by kind of device, where another number suits better."""
 
 
 @dataclass(frozen=True)
@@ -143,40 +148,67 @@ class Decoder:
         Returns:
             ``(n, hidden_size)``, the last layer's output before the final norm, on that layer's device.
         """
-        count, device = hidden.shape[0], self.device
-        workspace = self._workspace(count, device)
+        workspace: Workspace | None = None
         if after_layer is not None:
             after_layer(0, hidden)
         for index, layer in enumerate(self._layers):
-            if layer.device != device:
-                device = layer.device
-                hidden, rotation = hidden.to(device), rotation.to(device)
-                workspace = self._workspace(count, device)
-            layer.qkv.write(layer.input_norm(hidden), workspace.qkv)
-            if layer.qk_norm is not None:
-                workspace.normalize(layer.qk_norm)
-            workspace.rotate(rotation)
-            layer.output.add_to(hidden, attention(index, workspace.query, workspace.key_value))
-            layer.gate_up.write(layer.post_norm(hidden), workspace.gate_up)
-            layer.down.add_to(hidden, F.silu(workspace.gate) * workspace.up)
+            if workspace is None or layer.device != hidden.device:
+                hidden, rotation = hidden.to(layer.device), rotation.to(layer.device)
+                workspace = self._workspace(len(hidden), layer.device)
+            self._run(index, hidden, rotation, attention, workspace)
             if after_layer is not None:
                 after_layer(index + 1, hidden)
         return hidden
+
+    def prefill(
+        self, hidden: Tensor, rotation: Tensor, cache: KeyValueCache, after_layer: Callable[[int, Tensor], None]
+    ) -> Generator[None, None, Tensor]:
+        """Run every layer over a prompt's tokens, in pieces, into an empty cache.
+
+        Arguments and result are those of `forward`. Yields after each piece of a layer; other passes may run meanwhile.
+        """
+        piece = PIECES.get(self.device.type, PIECE)
+        pieces = [slice(start, min(start + piece, len(hidden))) for start in range(0, len(hidden), piece)]
+        attention = PromptAttention(cache, len(hidden), piece)
+        workspaces: dict[int, Workspace] = {}
+        after_layer(0, hidden)
+        for index, layer in enumerate(self._layers):
+            if index == 0 or layer.device != hidden.device:
+                hidden, rotation = hidden.to(layer.device), rotation.to(layer.device)
+                sizes = {part.stop - part.start for part in pieces}
+                workspaces = {size: Workspace(self.config, size, self.dtype, layer.device) for size in sizes}
+            for part in pieces:
+                size = part.stop - part.start
+                attend = attention.piece(part.start, part.stop)
+                self._run(index, hidden[part], rotation[part], attend, workspaces[size])
+                if part is pieces[-1]:
+                    after_layer(index + 1, hidden)
+                yield
+        return hidden
+
+    def _run(self, index: int, hidden: Tensor, rotation: Tensor, attention: Attention, workspace: Workspace) -> None:
+        """Run one layer, and overwrite ``hidden`` with its output."""
+        layer = self._layers[index]
+        layer.qkv.write(layer.input_norm(hidden), workspace.qkv)
+        if layer.qk_norm is not None:
+            workspace.normalize(layer.qk_norm)
+        workspace.rotate(rotation)
+        layer.output.add_to(hidden, attention(index, workspace.query, workspace.key_value))
+        layer.gate_up.write(layer.post_norm(hidden), workspace.gate_up)
+        layer.down.add_to(hidden, F.silu(workspace.gate) * workspace.up)
 
     def extend(
         self,
         ids: Tensor,
         rotation: Tensor,
-        cache: KeyValueCache,
-        row: int,
+        parts: Sequence[Part],
         after_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Run int64 ``(n,)`` ids into ``cache`` from ``row`` on, and return their logits, float32 ``(n, vocab_size)``.
+        """Run int64 ``(n,)`` ids into the caches of one or more sessions; return logits, float32 ``(n, vocab_size)``.
 
-        ``rotation`` and ``after_layer`` as in `forward`.
+        ``parts``: which of the ids, in order, belong to which rows. ``rotation`` and ``after_layer`` as in `forward`.
         """
-        attention = AnswerAttention(cache, row, len(ids))
-        return self.logits(self.forward(self.embed(ids), rotation, attention, after_layer))
+        return self.logits(self.forward(self.embed(ids), rotation, answer_attention(parts), after_layer))
 
     def queries(self, layer: int, hidden: Tensor, rotation: Tensor) -> Tensor:
         """Return the rotated queries of layer number ``layer``, float32 ``(heads, n, head_dim)``.
@@ -186,8 +218,9 @@ class Decoder:
         weights, config = self._layers[layer - 1], self.config
         heads, head_dim = config.heads, config.head_dim
         qkv = hidden.new_empty(len(hidden), (heads + 2 * config.kv_heads) * head_dim)
-        by_head = torch.unflatten(weights.qkv.write(weights.input_norm(hidden), qkv), -1, (-1, head_dim))
-        rotated = by_head[:, : heads + config.kv_heads]
+        turned = (heads + config.kv_heads) * head_dim
+        projected = weights.qkv.write(weights.input_norm(hidden), qkv)[:, :turned]
+        rotated = torch.unflatten(projected, -1, (-1, head_dim))
         if weights.qk_norm is not None:
             rotated = weights.qk_norm(rotated)
         pairs = torch.view_as_complex(torch.unflatten(rotated[:, :heads].float(), -1, (-1, 2)))

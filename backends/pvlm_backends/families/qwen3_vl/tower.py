@@ -5,6 +5,7 @@ Patches stay in the order of the tokens that they become. Attention is within a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +69,17 @@ class Qwen3VisionTower:
         exponents = torch.arange(quarter, dtype=torch.float32, device=self._positions.device) / quarter
         self._frequencies = 1.0 / config.rope_theta**exponents
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Encode `PatchProcessor.patches` ``(t, h, w, ...)`` to ``(1 + deep layers, t * h * w, out_size)``."""
+    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+        """Encode `PatchProcessor.patches` to ``(1 + deep layers, t * h * w, out_size)``; see `VideoTower`."""
         _, height, width, patches, _ = pixels.shape
         places = self._places(height, width)
         learned, rotation = self._learned(places, height, width), self._rotation(places)
         pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
-        parts = [self._encode_pairs(part, learned, rotation) for part in torch.split(pixels, pairs_at_once)]
-        return torch.cat(parts, dim=1)
+        pairs = []
+        for part in torch.split(pixels, pairs_at_once):
+            on_progress()
+            pairs.append(self._encode_pairs(part, learned, rotation))
+        return torch.cat(pairs, dim=1)
 
     def _encode_pairs(self, pixels: Tensor, learned: Tensor, rotation: Tensor) -> Tensor:
         hidden = F.linear(pixels.flatten(1, 3), *self._patch) + learned
