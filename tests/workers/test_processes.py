@@ -110,7 +110,7 @@ async def test_a_worker_that_dies_while_it_loads_is_an_error_that_says_how() -> 
             (await until(lambda: workers().get("target"))).kill()
 
         tasks.start_soon(kill)
-        with pytest.raises(PvlmError, match="target worker for .* ended while it loaded: killed by signal 9"):
+        with pytest.raises(PvlmError, match="target worker for .* was lost while it loaded: killed by signal 9"):
             async with Engine.create(method="ar"):
                 raise AssertionError
     assert children() == []
