@@ -44,8 +44,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     target: str = BUNDLED
     draft: str | None = "auto"
-    backend: str = "torch"
-    """Entry point of group ``pvlm.backends``."""
+    backend: str = "auto"
+    """Entry point of group ``pvlm.backends``; auto: ``native`` where it can run the model, else ``torch``. Each worker
+    decides for itself (`ModelInfo.backend`).
+    """
     draft_backend: str | None = None
 
     method: MethodSetting = "auto"

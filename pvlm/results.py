@@ -19,6 +19,10 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     method: str
+    target_backend: str
+    """The plug-in that ran the target."""
+    draft_backend: str | None
+    """The plug-in that ran the draft; null for an answer without one."""
     total_s: float
     """From the call to the last token, waiting and reading the video included."""
     waiting_s: float

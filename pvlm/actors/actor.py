@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from pvlm.transports import ChannelClosed, Mailbox
-from pvlm_protocols.backend import Backend, Prompt, Role, Session
+from pvlm_protocols.backend import Backend, ModelInfo, Prompt, Role, Session
 from pvlm_protocols.codec import PROTOCOL_VERSION
 from pvlm_protocols.limits import MAX_ERROR_CHARACTERS, MAX_NAME_CHARACTERS, MAX_TRACEBACK_CHARACTERS
 from pvlm_protocols.messages import (
@@ -136,8 +136,10 @@ class Actor(ABC):
     look_every_s = 0.001
     """How often it looks into its mailbox between the layers of a pass."""
 
-    def __init__(self, backend: Backend, mailbox: Mailbox) -> None:
+    def __init__(self, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None) -> None:
+        """``info``: what it says of its model (None: the backend's own)."""
         self.backend = backend
+        self.info = info or backend.info
         self.mailbox = mailbox
         self.progress = 0
         self._inbox: deque[ToActor] = deque()
@@ -171,7 +173,7 @@ class Actor(ABC):
         self._stopped = False
         self._inbox.clear()
         try:
-            self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.backend.info, pid=os.getpid()))
+            self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.info, pid=os.getpid()))
             while not self._stopped:
                 self.turn()
             self.release()

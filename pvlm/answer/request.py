@@ -48,12 +48,16 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """How one session is opened. ``draft`` is None where the target answers alone (``method`` "ar")."""
+    """How one session is opened. ``draft`` is None where the target answers alone (``method`` "ar").
+
+    ``backends``: the plug-ins that run the models, by role.
+    """
 
     method: Method
     target: Open
     draft: Open | None
     policy: WindowPolicy
+    backends: Mapping[Role, str]
 
 
 def resolve_method(config: EngineConfig, options: AnswerOptions) -> Method:
@@ -101,11 +105,12 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
     draft = None
     if method != "ar":
         # The draft must not write a token that the target does not have.
-        limit = min(target.sampling.vocab_limit, pair.vocab_size("draft"))
+        limit = min(target.sampling.vocab_limit, pair.info("draft").vocab_size)
         draft = msgspec.structs.replace(
             target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
-    return Request(method, target, draft, policy)
+    roles: tuple[Role, ...] = ("target",) if draft is None else ("target", "draft")
+    return Request(method, target, draft, policy, {role: pair.info(role).backend for role in roles})
 
 
 def resolve_coupling(
@@ -172,7 +177,7 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
         min_p=options.min_p,
         seed=secrets.randbits(63) if options.seed is None else options.seed,
         coupling=resolve_coupling(options.coupling, temperature=options.temperature, seeded=seeded),
-        vocab_limit=pair.vocab_size("target"),
+        vocab_limit=pair.info("target").vocab_size,
         end_token_ids=end_token_ids + options.stop_token_ids,
     )
 

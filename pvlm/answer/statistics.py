@@ -58,6 +58,8 @@ def answer_stats(
     figures = {
         **vars(counts),
         "method": request.method,
+        "target_backend": request.backends["target"],
+        "draft_backend": request.backends.get("draft"),
         "total_s": timeline.between_s("asked", "finished"),
         "waiting_s": timeline.between_s("queued", "admitted"),
         "video_s": timeline.between_s("reading", "opened"),

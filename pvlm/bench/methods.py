@@ -19,9 +19,9 @@ from pvlm.bench.rows import same_named
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine
 from pvlm.errors import ConfigError, ModelError, OptionError
-from pvlm.plugins import load_plugin
 from pvlm.results import Answer
 from pvlm.video import read_video
+from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import Processor, Prompt, Role
 
@@ -128,13 +128,11 @@ async def read_clip(
 
 def _processor(config: EngineConfig) -> Processor:
     model = config.checkpoint("target")
+    assert model is not None
     try:
-        processor: Processor = load_plugin("pvlm.backends", config.backend).processor(
-            model, trust_remote_code=config.trust_remote_code
-        )
+        return find_backend(config.backend).processor(model, trust_remote_code=config.trust_remote_code)
     except Exception as error:
         raise ModelError(f"cannot load the target '{model}': {error}") from error
-    return processor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,12 @@ from rich.table import Table
 
 import pvlm
 from pvlm.cli.console import quiet_logs
+from pvlm.config import bundled
 from pvlm.engine import Engine
 from pvlm.errors import PvlmError
 from pvlm.plugins import load_plugin, plugin_names
+from pvlm.workers.backends import AUTO, choose_backend
+from pvlm_protocols.backend import BackendError, LoadOptions
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "anyio", "msgspec", "pyzmq", "decord", "structlog")
 GROUPS = ("pvlm.backends", "pvlm.pruners", "pvlm.video_readers")
@@ -35,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         table.add_row(package, _version(package))
     table.add_row("cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used")
     table.add_row("devices", _devices())
+    table.add_row("backend auto", automatic_backend())
     healthy = True
     for group in GROUPS:
         for name in plugin_names(group):
@@ -54,11 +58,20 @@ def run(options: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
+def automatic_backend() -> str:
+    """The backend that ``auto`` chooses for the bundled target, and what a faster one lacks."""
+    try:
+        chosen = choose_backend(AUTO, LoadOptions(bundled("target")))
+    except (BackendError, PvlmError) as error:
+        return str(error)
+    return f"{chosen.name}: {chosen.reason}" if chosen.reason else chosen.name
+
+
 async def _load_bundled() -> str:
     async with Engine.create() as engine:
         return "; ".join(
             f"{role}: {info.family}, {info.parameters / 1e6:.1f} M parameters, {info.layers} layers, "
-            f"{info.dtype} on {info.device}"
+            f"{info.dtype} on {info.device}, backend {info.backend}"
             for role, info in engine.models.items()
         )
 

@@ -25,7 +25,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--draft", help="checkpoint of the draft, or 'none' (default: the bundled one beside the bundled target)"
     )
-    models.add_argument("--backend", help="plug-in that runs the models: torch, native, hf, ... (default: torch)")
+    models.add_argument(
+        "--backend",
+        help="plug-in that runs the models: torch, native, hf, ... (default: auto, native where it can run them, else "
+        "torch)",
+    )
     models.add_argument("--draft-backend", help="plug-in of the draft (default: as --backend)")
     models.add_argument(
         "--device", help="device of the target, for instance cuda:0; cuda:0,cuda:1 split its layers (default: cpu)"

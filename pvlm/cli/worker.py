@@ -34,7 +34,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--model", default=BUNDLED, help="a directory on this host, or a hub name (default: the bundled model)"
     )
-    parser.add_argument("--backend", default="torch", help="plug-in that runs the model (default: torch)")
+    parser.add_argument(
+        "--backend", default="auto", help="plug-in that runs the model (default: auto, native where it can, else torch)"
+    )
     parser.add_argument("--connect", required=True, metavar="ENDPOINT", help="address of the engine: tcp://HOST:PORT")
     parser.add_argument(
         "--keys",

@@ -27,14 +27,14 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
-from pvlm.plugins import load_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.session import LiveSession
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
+from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
-from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
+from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.messages import FromActor, SessionMessage
 
 log = structlog.get_logger()
@@ -117,11 +117,11 @@ class Pair:
         """The process ids of actors on this host, by role."""
         return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
-    def vocab_size(self, role: Role) -> int:
-        """Width of a logits row, also while the actor is away."""
+    def info(self, role: Role) -> ModelInfo:
+        """The model of an actor, also while the actor is away."""
         info = self._actors[role].info
         assert info is not None  # every actor has been started once
-        return info.vocab_size
+        return info
 
     async def health(self, timeout_s: float) -> dict[Role, ActorHealth]:
         """Ask every actor for its health. Waits at most ``timeout_s``."""
@@ -192,7 +192,7 @@ class Pair:
 
     async def _processor(self, role: Role) -> Processor:
         try:
-            backend: type[Backend] = load_plugin("pvlm.backends", self.config.backend_of(role))
+            backend = find_backend(self.config.backend_of(role))
             return await anyio.to_thread.run_sync(
                 lambda: backend.processor(self._model(role), trust_remote_code=self.config.trust_remote_code)
             )

@@ -16,6 +16,7 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
     window = sum(stats.windows) / len(stats.windows) if stats.windows else None
     rows = [
         ("method", stats.method),
+        ("backend", " / ".join(dict.fromkeys(filter(None, (stats.target_backend, stats.draft_backend))))),
         ("new tokens", f"{stats.new_tokens} ({number(stats.tokens_per_second, 1)} a second)"),
         ("prefill / decode", f"{stats.prefill_s:.3f} s / {stats.decode_s:.3f} s"),
         ("first token after", f"{stats.time_to_first_token_s:.3f} s (reading the video: {stats.video_s:.3f} s)"),

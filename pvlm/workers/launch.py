@@ -117,8 +117,12 @@ async def launch(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
             ) from None
         raise
-    log.debug("worker_ready", role=role, model=spec.model, pid=hello.pid, device=hello.info.device)
-    return RunningActor(role, channel, host, hello.info, hello.pid)
+    info = hello.info
+    log.info(
+        "worker_ready", role=role, model=spec.model, pid=hello.pid, device=info.device, backend=info.backend,
+        reason=info.backend_reason,
+    )  # fmt: skip
+    return RunningActor(role, channel, host, info, hello.pid)
 
 
 async def greeting(
@@ -270,9 +274,9 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host]:
     def run() -> None:
         reason = "its thread has ended"
         try:
-            backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
+            backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
             try:
-                make_actor(role, backend, mailbox).run()
+                make_actor(role, backend, mailbox, info).run()
             finally:
                 backend.close()
         except Exception as error:

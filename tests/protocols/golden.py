@@ -129,7 +129,7 @@ GOLDEN: dict[str, bytes] = {
         b"\x85\xa4type\xa5Hello"
         b"\xa7version\x01"
         b"\xa4role\xa5draft"
-        b"\xa4info\x8b"
+        b"\xa4info\x8d"
         b"\xa4name\xa1m"
         b"\xa6family\xa1f"
         b"\xaavocab_size\xcd\x03\x00"
@@ -141,6 +141,8 @@ GOLDEN: dict[str, bytes] = {
         b"\xaaparameters\xcd\x03\xe8"
         b"\xa5dtype\xa7float32"
         b"\xa6device\xa3cpu"
+        b"\xa7backend\xa5torch"
+        b"\xaebackend_reason\xa1r"
         b"\xa3pidc"
     ),
     "Loading": (

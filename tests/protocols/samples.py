@@ -110,6 +110,8 @@ SAMPLES: tuple[Message, ...] = (
             parameters=1000,
             dtype="float32",
             device="cpu",
+            backend="torch",
+            backend_reason="r",
         ),
         pid=99,
     ),
