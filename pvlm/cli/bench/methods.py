@@ -9,10 +9,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
 from rich.table import Table
 
 from pvlm.bench.comparison import MethodRow, measure_methods
-from pvlm.bench.methods import CONTENDERS, contenders, read_clip
+from pvlm.bench.methods import CONTENDERS, METHODS, WHOLE, contenders, read_clip
 from pvlm.cli.bench.common import (
     add_choice,
     add_measurement_options,
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 
 BUNDLED_CLIPS = ("two-scenes.mp4", "four-scenes.mp4")
 PEER = "#8a8a8a"
+LOSSY = "#d9a441"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", nargs="+", metavar="VIDEO", help="default: two of the bundled clips")
-    add_choice(parser, "--methods", CONTENDERS)
+    add_choice(parser, "--methods", METHODS)
     parser.add_argument("--frames", type=int, metavar="N", help="frames to use (default: the target's)")
     add_measurement_options(parser, rounds=5, max_tokens=256, plot="the speed-ups")
     parser.set_defaults(run=run)
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Exit status 1 if an answer's tokens are not those of plain decoding."""
     quiet_logs(False)
     check_plot(options.plot)
-    methods = contenders(chosen(options.methods, CONTENDERS))
+    methods = contenders(chosen(options.methods, METHODS))
     config = engine_config(engine_settings(options))
 
     async def measure(on_turn: Callable[[float], None]) -> list[MethodRow]:
@@ -65,7 +67,10 @@ def run(options: argparse.Namespace) -> int:
         )
 
     rows = run_measurement(measure)
-    return report(options, rows, [_speed_table(rows), "", _figures_table(rows), ""], lines=conclusions(rows), draw=draw)
+    tables: list[RenderableType] = [_speed_table(rows), "", _figures_table(rows), ""]
+    if any(row.lossy for row in rows):
+        tables += [_lossy_table(rows), ""]
+    return report(options, rows, tables, lines=conclusions(rows), draw=draw)
 
 
 @contextmanager
@@ -82,6 +87,7 @@ def _videos(given: Sequence[str] | None) -> Iterator[Sequence[Path | str]]:
 
 def _speed_table(rows: Sequence[MethodRow]) -> Table:
     first = rows[0]
+    rows = [row for row in rows if not row.lossy]
     return table_of(
         f"speed-up over plain decoding, {first.clips} clips, {first.tokens} tokens, medians of {first.rounds} rounds",
         rows,
@@ -97,10 +103,26 @@ def _speed_table(rows: Sequence[MethodRow]) -> Table:
     )
 
 
+def _lossy_table(rows: Sequence[MethodRow]) -> Table:
+    """The methods whose target sees a part of the video."""
+    return table_of(
+        f"a target that sees a part of the video: another answer (speed-up over {WHOLE})",
+        [row for row in rows if row.lossy],
+        {
+            "method": lambda row: row.method,
+            "decoding": lambda row: _times(row.speedup_vs_ar),
+            "end to end": lambda row: _times(row.end_to_end_vs_ar),
+            "prefill": lambda row: number(row.prefill_s, 3),
+            "equal tokens": lambda row: f"{row.agreement:.0%}",
+            "exact": lambda row: f"{row.exact_answers:.0%}",
+        },
+    )
+
+
 def _figures_table(rows: Sequence[MethodRow]) -> Table:
     return table_of(
         "a mean answer, times in seconds",
-        rows,
+        [row for row in rows if not row.lossy],
         {
             "method": lambda row: row.method,
             "tokens/s": lambda row: number(row.tokens_per_second, 0),
@@ -121,7 +143,9 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
     lines = []
     if (own := by_name.get("parallel")) is not None:
         lines.append(_against_plain(own))
-        others = [row for row in rows if row.method not in ("ar", "ar-all-cores") and not _is_ours(row)]
+        others = [
+            row for row in rows if row.method not in ("ar", "ar-all-cores", WHOLE) and not (row.lossy or _is_ours(row))
+        ]
         if others:
             faster = ", ".join(f"{row.method} {own.speedup_vs_ar / row.speedup_vs_ar:.2f}×" for row in others)
             lines.append(f"parallel decodes faster than {faster}")
@@ -143,6 +167,11 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
         "peak MB: resident while answering, with weights, over the method's processes (transformers: one process with "
         "both models)"
     )
+    if any(row.lossy for row in rows):
+        lines.append(
+            "equal tokens: share of the tokens that equal those of plain decoding with the whole video, by position; "
+            f"exact: share of the answers that equal it throughout; speed-ups over {WHOLE}, at the length of its answer"
+        )
     lines += [f"{row.method}: {CONTENDERS[row.method].meaning}" for row in rows]
     return lines
 
@@ -195,7 +224,7 @@ def draw(rows: Sequence[MethodRow]) -> Figure:
 
 
 def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
-    colors = [PEER if CONTENDERS[row.method].loop else PARALLEL if _is_ours(row) else VANILLA for row in rows]
+    colors = [_color(row) for row in rows]
     speeds = [row.speedup_vs_ar for row in rows]
     low = [row.speedup_vs_ar - row.speedup_vs_ar_quartiles[0] for row in rows]
     high = [row.speedup_vs_ar_quartiles[1] - row.speedup_vs_ar for row in rows]
@@ -204,7 +233,7 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     for place, row in zip(places, rows, strict=True):
         inside = row.speedup_vs_ar > 0.2 * longest
         panel.annotate(
-            f"{row.speedup_vs_ar:.2f}×" + ("" if row.same_tokens else "  other tokens!"),
+            f"{row.speedup_vs_ar:.2f}×" + _remark(row),
             (0 if inside else row.speedup_vs_ar_quartiles[1], place),
             xytext=(6, 0), textcoords="offset points", va="center", color="white" if inside else INK,
             fontweight="bold" if row.method == "parallel" else "normal",
@@ -217,3 +246,15 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     panel.set_title("speed-up over plain decoding", loc="left", fontsize="medium", color=INK)
     panel.xaxis.set_major_formatter("{x:g}×")
     panel.margins(x=0.06)
+
+
+def _color(row: MethodRow) -> str:
+    if row.lossy:
+        return LOSSY
+    return PEER if CONTENDERS[row.method].loop else PARALLEL if _is_ours(row) else VANILLA
+
+
+def _remark(row: MethodRow) -> str:
+    if row.lossy:
+        return f"  {row.agreement:.0%} of the tokens"
+    return "" if row.same_tokens else "  other tokens!"
