@@ -113,14 +113,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decode_timeout_s: Duration = 120.0
     """The limit for reading a video."""
     draft_restarts: NotNegative = 3
-    """How often in a row a lost draft is restarted. A draft that has run for ten minutes counts as new. A worker on
-    another host is not restarted: the engine waits for it.
+    """How often within ``restart_window_s`` a lost draft is restarted. One that is lost more often rests for 60 s, and
+    longer each time, at most 600 s; then it is restarted once more. A worker on another host is not restarted: the
+    engine waits for it.
     """
     target_restarts: NotNegative = 3
-    """The same for the target. Without a target, answers end with `TargetLost`."""
+    """The same for the target. While it rests, answers end with `TargetLost`."""
+    restart_window_s: Duration = 600.0
+    """The time for which a restart counts."""
     hang_timeout_s: Duration = 60.0
     """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, and
-    between two passes. One layer over the longest prompt, and the vision tower, must take less time.
+    between two passes. One layer over the longest prompt, and the vision tower, must take less time. A model that loads
+    must report progress or compute.
     """
     close_timeout_s: Duration = 2.0
     """The limit for freeing an answer that was left. A model that takes longer is restarted."""

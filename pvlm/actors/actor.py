@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from pvlm.actors.mark import NOBODY, Mark
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, ModelInfo, Prompt, Role, Session
 from pvlm_protocols.codec import PROTOCOL_VERSION
@@ -136,11 +137,14 @@ class Actor(ABC):
     look_every_s = 0.001
     """How often it looks into its mailbox between the layers of a pass."""
 
-    def __init__(self, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None) -> None:
+    def __init__(
+        self, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None, mark: Mark | None = None
+    ) -> None:
         """``info``: what it says of its model (None: the backend's own)."""
         self.backend = backend
         self.info = info or backend.info
         self.mailbox = mailbox
+        self.mark = mark or Mark()
         self.progress = 0
         self._inbox: deque[ToActor] = deque()
         self._sessions: dict[int, ActorSession] = {}
@@ -211,7 +215,19 @@ class Actor(ABC):
         if (session := self._next_ready()) is not None:
             self._turns.remove(session.id)
             self._turns.append(session.id)
+            self._work(session)
+
+    def _work(self, session: ActorSession) -> None:
+        """One unit of a session, under its mark. The mark stays where the unit ends the actor; a lost connection is no
+        fault of the unit.
+        """
+        self.mark.set(session.id)
+        try:
             self._guarded(session.id, session.work)
+        except ChannelClosed:
+            self.mark.set(NOBODY)
+            raise
+        self.mark.set(NOBODY)
 
     def tick(self, session: ActorSession) -> None:
         """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""

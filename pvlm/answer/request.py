@@ -93,24 +93,27 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
     pruning = _pruning(config, method, options)
     policy = pair.policies.policy(schedule, pruning, options.window or config.window)
     choice = policy.choice()
+    target_info = pair.info("target")
+    assert target_info is not None  # no engine is open without a target that was started
+    backends: dict[Role, str] = {"target": target_info.backend}
     target = Open(
         session=pair.next_session(),
         question=question,
         video=frames["target"],
-        sampling=_sampling(pair, options),
+        sampling=_sampling(pair, options, target_info.vocab_size),
         pruning=pruning,
         schedule=schedule,
         window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
     )
     draft = None
-    if method != "ar":
+    if method != "ar" and (draft_info := pair.info("draft")) is not None:
         # The draft must not write a token that the target does not have.
-        limit = min(target.sampling.vocab_limit, pair.info("draft").vocab_size)
+        limit = min(target.sampling.vocab_limit, draft_info.vocab_size)
         draft = msgspec.structs.replace(
             target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
-    roles: tuple[Role, ...] = ("target",) if draft is None else ("target", "draft")
-    return Request(method, target, draft, policy, {role: pair.info(role).backend for role in roles})
+        backends["draft"] = draft_info.backend
+    return Request(method, target, draft, policy, backends)
 
 
 def resolve_coupling(
@@ -165,7 +168,7 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
     )
 
 
-def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
+def _sampling(pair: Pair, options: AnswerOptions, vocab_size: int) -> Sampling:
     """How the target's tokens are chosen, and where the answer ends."""
     seeded = options.seed is not None
     end_token_ids = () if options.ignore_eos else pair.target_processor.end_token_ids
@@ -177,7 +180,7 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
         min_p=options.min_p,
         seed=secrets.randbits(63) if options.seed is None else options.seed,
         coupling=resolve_coupling(options.coupling, temperature=options.temperature, seeded=seeded),
-        vocab_limit=pair.info("target").vocab_size,
+        vocab_limit=vocab_size,
         end_token_ids=end_token_ids + options.stop_token_ids,
     )
 

@@ -86,7 +86,7 @@ class AnswerStream:
         await pair.target_there()  # it may have been lost in the meantime
         request = build_request(config, options, pair, self._question.text, frames)
         coordinator = Coordinator(
-            request.target, request.policy, request.draft, pair.draft_away if request.draft is not None else ""
+            request.target, request.policy, request.draft, pair.draft_away if method != "ar" else ""
         )
         if self._recorder is not None:
             self._recorder.began(_recorded(pair, request, video))

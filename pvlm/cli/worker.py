@@ -54,6 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     parser.add_argument("--allow-pickle", action="store_true", help="load weights that are not safetensors")
     parser.add_argument("--life-line", action="store_true", help="exit when standard input ends (engines use this)")
+    parser.add_argument("--mark", type=int, metavar="FILE", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Sequence, Set
 from itertools import count, zip_longest
 from types import TracebackType
 
@@ -28,18 +29,24 @@ from pvlm.errors import (
     TargetLost,
 )
 from pvlm.runtime.policies import WindowPolicies
+from pvlm.runtime.restarts import Restarts
+from pvlm.runtime.revival import Revival
 from pvlm.runtime.session import LiveSession
+from pvlm.runtime.starter import Starter
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import ModelInfo, Processor, Role
-from pvlm_protocols.messages import FromActor, SessionMessage
+from pvlm_protocols.messages import Failed, FromActor, SessionMessage
 
 log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
+
+LOSSES = 2
+"""How often an actor may be lost in its work for one session. Then the session fails, and is not opened again."""
 
 
 class Pair:
@@ -57,6 +64,7 @@ class Pair:
         self._roles: tuple[Role, ...] = ("target",) if config.resolved_method() == "ar" else ("target", "draft")
         self._actors = {role: self._supervisor(role, on_loading) for role in self._roles}
         self._sessions: dict[int, LiveSession] = {}
+        self._revivals = {"target": Revival("target", TargetBack), "draft": Revival("draft", DraftBack)}
         self._closed = False
         self._numbers = count(1)
 
@@ -68,7 +76,7 @@ class Pair:
             self._check_tokenizers()
             async with anyio.create_task_group() as launching:
                 for actor in self._actors.values():
-                    launching.start_soon(actor.start)
+                    launching.start_soon(actor.open)
             if ignored := self.target_processor.ignored_generation_options:
                 log.warning("generation_options_ignored", options=list(ignored), model=self._model("target"))
         except BaseException as error:
@@ -105,7 +113,7 @@ class Pair:
     def draft_away(self) -> str:
         """Why no draft is running; empty if one is running, or the engine has none."""
         draft = self._actors.get("draft")
-        return "" if draft is None or draft.running else draft.reason
+        return "" if draft is None or draft.running else draft.loss.reason
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
@@ -117,11 +125,9 @@ class Pair:
         """The process ids of actors on this host, by role."""
         return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
-    def info(self, role: Role) -> ModelInfo:
-        """The model of an actor, also while the actor is away."""
-        info = self._actors[role].info
-        assert info is not None  # every actor has been started once
-        return info
+    def info(self, role: Role) -> ModelInfo | None:
+        """The model of an actor, also while the actor is away. None: it has never been started, as a draft may be."""
+        return self._actors[role].info
 
     async def health(self, timeout_s: float) -> dict[Role, ActorHealth]:
         """Ask every actor for its health. Waits at most ``timeout_s``."""
@@ -180,8 +186,10 @@ class Pair:
             return
         if self._closed:
             raise EngineStateError("this engine was closed meanwhile")
-        cause = RemoteTraceback(target.traceback) if target.traceback else None
-        raise TargetLost(f"the target '{self._model('target')}' is gone: {target.reason}") from cause
+        cause = RemoteTraceback(target.loss.traceback) if target.loss.traceback else None
+        pause_s = target.restarts.next_try_s
+        again = "" if pause_s is None else f"; it is started again in {math.ceil(pause_s)} s"
+        raise TargetLost(f"the target '{self._model('target')}' is gone: {target.loss.reason}{again}") from cause
 
     # ---- actors ---------------------------------------------------------------------------------------------------
 
@@ -220,7 +228,10 @@ class Pair:
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         here = [other for other in self._roles if self.config.listen(other) is None]
         spec = worker_spec(self.config, role, self._model(role), self.config.backend_of(role), alone=here == [role])
-        return Supervisor(role, self.config, spec, self._tasks, self, on_loading, self._check_worker, self._reporter)
+        starter = Starter(role, self.config, spec, on_loading, self._check_worker, self._reporter)
+        allowed = self.config.target_restarts if role == "target" else self.config.draft_restarts
+        restarts = Restarts(allowed, self.config.restart_window_s)
+        return Supervisor(starter, restarts, self._tasks, self, self._reporter)
 
     def _check_worker(self, role: Role, info: ModelInfo) -> None:
         """Raise ModelMismatch if a worker on another host has loaded a different model from the one known here."""
@@ -246,19 +257,33 @@ class Pair:
     def heard(self, role: Role, message: FromActor) -> None:
         if isinstance(message, SessionMessage) and (session := self._sessions.get(message.session)) is not None:
             session.receive(role, message)
+            if self._revivals[role].waiting:
+                self._revivals[role].proceed()
 
-    def lost(self, role: Role, reason: str) -> None:
+    def lost(self, role: Role, reason: str, suspect: int) -> bool:
+        self._revivals[role].end()
+        found = False
         for session in list(self._sessions.values()):
-            if role in session.holders and not session.coordinator.done:
+            interrupted = role in session.holders and not session.coordinator.done
+            if interrupted:
                 self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
-            session.handle(DraftGone(reason) if role == "draft" else TargetGone())
+            session.losses[role] += interrupted and session.id == suspect
             session.freed_by(role)
+            if interrupted and session.losses[role] >= LOSSES:
+                found = True
+                what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
+                session.receive(
+                    role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback="")
+                )
+            else:
+                session.handle(DraftGone(reason) if role == "draft" else TargetGone())
+        return found
 
-    def back(self, role: Role) -> None:
-        for session in list(self._sessions.values()):
-            session.handle(DraftBack() if role == "draft" else TargetBack())
-            if role in session.holders:
-                log.info("session_resumed", role=role, session=session.id)
+    def freeing(self, role: Role) -> bool:
+        return any(role in session.holders and session.coordinator.done for session in self._sessions.values())
+
+    def back(self, role: Role, kept: Set[int]) -> None:
+        self._revivals[role].begin(self._sessions.values(), kept)
 
     def unheard(self, role: Role) -> None:
         """Count every session as freed by an actor whose messages are no longer read.
@@ -272,7 +297,7 @@ class Pair:
         if role == "target":
             target = self._actors["target"]
             for session in list(self._sessions.values()):
-                session.handle(TargetGivenUp(target.reason, target.traceback))
+                session.handle(TargetGivenUp(target.loss.reason, target.loss.traceback))
 
 
 def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:

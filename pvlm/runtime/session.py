@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -13,11 +13,13 @@ from pvlm.runtime.supervisor import Supervisor
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import Closed, Failed, FromActor, Open, ToActor
+from pvlm_protocols.messages import Closed, Failed, FromActor, Open, PrefillDone, ToActor
 
 
 class LiveSession:
-    """One coordinator at work. ``holders``: the actors that hold a cache for its session."""
+    """One coordinator at work. ``holders``: the actors that hold a cache for its session; ``prefilling``: those that
+    have not filled it yet. ``losses``: how often an actor was lost in its work for this session.
+    """
 
     def __init__(
         self,
@@ -31,6 +33,8 @@ class LiveSession:
         self.id = coordinator.session
         self.coordinator = coordinator
         self.holders: set[Role] = set()
+        self.prefilling: set[Role] = set()
+        self.losses: Counter[Role] = Counter()
         self._actors = actors
         self._on_command = on_command
         self._recorder = recorder
@@ -45,6 +49,8 @@ class LiveSession:
         if isinstance(message, Failed):
             what = f"{message.error}: {message.message}"
             self._reporter.fault("session_failed", role=role, session=self.id, reason=what)
+        if isinstance(message, PrefillDone):
+            self.prefilling.discard(role)
         if isinstance(message, Closed | Failed):
             self.freed_by(role)
 
@@ -86,12 +92,14 @@ class LiveSession:
     def _send(self, role: Role, message: ToActor) -> None:
         if isinstance(message, Open):
             self.holders.add(role)
+            self.prefilling.add(role)
             self._freed = anyio.Event()
         self._actors[role].post(message)
 
     def freed_by(self, role: Role) -> None:
         """An actor has closed the session, or is lost and its cache with it."""
         self.holders.discard(role)
+        self.prefilling.discard(role)
         if not self.holders:
             self._freed.set()
 

@@ -35,6 +35,11 @@ class Channel(Protocol):
         """Messages that arrived and were dropped, because the codec refused them."""
         ...
 
+    @property
+    def damage(self) -> str:
+        """What was wrong with the received bytes, if that is why the connection is lost."""
+        ...
+
     def post(self, message: ToActor) -> None:
         """Send without waiting, in order. Raises ChannelFull, ChannelClosed."""
         ...

@@ -22,6 +22,7 @@ class InprocChannel:
     """The engine's end; see `pvlm.transports.Channel`."""
 
     dropped = 0
+    damage = ""
 
     def __init__(self, to_actor: queue.Queue[ToActor | None]) -> None:
         self._loop = asyncio.get_running_loop()

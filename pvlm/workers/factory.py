@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.mark import Mark
 from pvlm.errors import ModelError
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm.workers.backends import choose_backend
@@ -23,12 +24,14 @@ class LoadedModel(NamedTuple):
     info: ModelInfo
 
 
-def make_actor(role: Role, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None) -> Actor:
+def make_actor(
+    role: Role, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None, mark: Mark | None = None
+) -> Actor:
     """Return the actor of a role. ``info``: what it says of its model (None: the backend's own). Imports torch."""
     from pvlm.actors.draft import DraftActor
     from pvlm.actors.target import TargetActor
 
-    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, info)
+    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, info, mark)
 
 
 def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> LoadedModel:

@@ -18,6 +18,7 @@ import anyio
 import msgspec
 import structlog
 
+from pvlm.actors.mark import Mark, SharedMark, shared_memory
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
@@ -25,6 +26,7 @@ from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.clocks import HostClock
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.process import WorkerSpec
+from pvlm.workers.silence import computed, silence
 from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.codec import PROTOCOL_VERSION
 from pvlm_protocols.messages import Dying, Hello, Loading, Open, Resume, Stop, ToActor
@@ -35,11 +37,19 @@ STDERR_LINES = 40
 log = structlog.get_logger()
 
 
+class WorkerLost(ModelError):
+    """A worker has ended, or hangs, before its model was loaded, and has not said why."""
+
+
 class Host(Protocol):
     """Where an actor runs."""
 
     async def wait(self) -> str:
         """Return when the actor is gone, with what is known of the reason."""
+        ...
+
+    def computed(self) -> int:
+        """The processor time that the actor has taken, in clock ticks."""
         ...
 
     async def aclose(self) -> None:
@@ -66,6 +76,8 @@ class RunningActor:
     """Of that host."""
     held: set[int] = field(default_factory=set)
     """Sessions that it has kept since its last connection, and that were not resumed yet."""
+    mark: Mark = field(default_factory=Mark)
+    """Whose unit of work it does."""
 
     def post(self, message: ToActor) -> None:
         """Send without waiting. Raises as `Channel.post`.
@@ -99,15 +111,27 @@ async def launch(
 ) -> RunningActor:
     """Start an actor and wait until its model is loaded.
 
-    Raises ModelError if that fails or takes more than ``config.start_timeout_s``; the worker's traceback is its cause.
+    Raises ModelError if that fails or takes more than ``config.start_timeout_s``, with the worker's traceback as its
+    cause; WorkerLost if the worker ends without a word, or neither loads nor computes for ``config.hang_timeout_s``.
     """
     if config.transport == "inproc":
-        channel, host = await _in_thread(role, spec)
+        channel, host, mark = await _in_thread(role, spec)
     else:
-        channel, host = await _in_process(role, config.transport, spec)
+        channel, host, mark = await _in_process(role, config.transport, spec)
+    reports = 0
+
+    def loading(role: Role, fraction: float) -> None:
+        nonlocal reports
+        reports += 1
+        on_loading(role, fraction)
+
+    async def hang() -> str:
+        await silence(config.hang_timeout_s, lambda: (reports, host.computed()))
+        return f"it hangs: it has neither loaded nor computed for {config.hang_timeout_s:g} s (hang_timeout_s)"
+
     try:
         with anyio.fail_after(config.start_timeout_s):
-            hello = await greeting(role, spec, channel, host, on_loading)
+            hello = await greeting(role, spec, channel, loading, host.wait, hang)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
@@ -122,24 +146,29 @@ async def launch(
         "worker_ready", role=role, model=spec.model, pid=hello.pid, device=info.device, backend=info.backend,
         reason=info.backend_reason,
     )  # fmt: skip
-    return RunningActor(role, channel, host, info, hello.pid)
+    return RunningActor(role, channel, host, info, hello.pid, mark=mark)
 
 
 async def greeting(
-    role: Role, spec: WorkerSpec, channel: Channel, host: Host, on_loading: Callable[[Role, float], None]
+    role: Role,
+    spec: WorkerSpec,
+    channel: Channel,
+    on_loading: Callable[[Role, float], None],
+    *ends: Callable[[], Awaitable[str]],
 ) -> Hello:
-    """The actor's `Hello`; its death instead of it is an error."""
+    """The actor's `Hello`. ``ends``: each returns when the actor is gone, with the reason; that is an error."""
     gone: list[str] = []
 
-    async def watch(scope: anyio.CancelScope) -> None:
-        gone.append(await host.wait())
+    async def watch(end: Callable[[], Awaitable[str]], scope: anyio.CancelScope) -> None:
+        gone.append(await end())
         await anyio.sleep(0.2)  # its last words may still be under way
         scope.cancel()
 
     hello: Hello | None = None
     last_words: Dying | None = None
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch, tasks.cancel_scope)
+        for end in ends:
+            tasks.start_soon(watch, end, tasks.cancel_scope)
         while hello is None and last_words is None:
             match await channel.receive():
                 case Loading(fraction=fraction):
@@ -154,7 +183,7 @@ async def greeting(
             f"cannot load the {role} '{spec.model}': {last_words.message or last_words.error}"
         ) from RemoteTraceback(last_words.traceback)
     if hello is None:
-        raise ModelError(f"the {role} worker for '{spec.model}' ended while it loaded: {gone[0]}")
+        raise WorkerLost(f"the {role} worker for '{spec.model}' was lost while it loaded: {gone[0]}")
     if hello.version != PROTOCOL_VERSION:
         raise ModelError(f"the {role} worker speaks protocol version {hello.version}, this engine {PROTOCOL_VERSION}")
     return hello
@@ -163,7 +192,7 @@ async def greeting(
 # ---- in a process -------------------------------------------------------------------------------------------------
 
 
-async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Host]:
+async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Host, Mark]:
     directory = None
     if transport == "tcp":
         endpoint = "tcp://127.0.0.1:*"
@@ -175,7 +204,9 @@ async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tup
             directory = tempfile.mkdtemp(prefix="pvlm-", dir="/tmp")
             endpoint = f"ipc://{directory}/{role}"
     channel = listen(endpoint)
-    spec = msgspec.structs.replace(spec, connect=channel.endpoint)
+    memory = shared_memory()
+    mark = SharedMark(memory)
+    spec = msgspec.structs.replace(spec, connect=channel.endpoint, mark=memory)
     environment = dict(os.environ)
     if spec.threads is not None:
         environment["OMP_NUM_THREADS"] = str(spec.threads)
@@ -190,15 +221,19 @@ async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tup
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env=environment,
+                pass_fds=(memory,),
                 start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
             )
     except BaseException:  # cancelled by other means than a scope, for one: asyncio has ended the process then
         with anyio.CancelScope(shield=True):
             await channel.aclose()
+        mark.close()
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
         raise
-    return channel, ProcessHost(process, channel, directory)
+    finally:
+        os.close(memory)
+    return channel, ProcessHost(process, channel, mark, directory), mark
 
 
 MAX_SOCKET_PATH = 100
@@ -209,13 +244,17 @@ class ProcessHost:
     """An actor in a worker process."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, channel: SocketChannel, directory: str | None = None
+        self, process: asyncio.subprocess.Process, channel: SocketChannel, mark: Mark, directory: str | None = None
     ) -> None:
         self._process = process
         self._channel = channel
+        self._mark = mark
         self._directory = directory
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._reading = asyncio.create_task(self._read_stderr())
+
+    def computed(self) -> int:
+        return computed(self._process.pid)
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -258,6 +297,7 @@ class ProcessHost:
                     await self._process.wait()
         finally:
             self._reading.cancel()
+            self._mark.close()
             if self._process.stdin is not None:
                 self._process.stdin.close()
             if self._directory is not None:
@@ -267,16 +307,16 @@ class ProcessHost:
 # ---- in a thread --------------------------------------------------------------------------------------------------
 
 
-async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host]:
+async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host, Mark]:
     channel, mailbox = inproc.connect()
-    host = ThreadHost(role)
+    host, mark = ThreadHost(role), Mark()
 
     def run() -> None:
         reason = "its thread has ended"
         try:
             backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
             try:
-                make_actor(role, backend, mailbox, info).run()
+                make_actor(role, backend, mailbox, info, mark).run()
             finally:
                 backend.close()
         except Exception as error:
@@ -285,18 +325,25 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host]:
         finally:
             host.ended(reason)
 
-    threading.Thread(target=run, name=f"pvlm-{role}", daemon=True).start()
-    return channel, host
+    thread = threading.Thread(target=run, name=f"pvlm-{role}", daemon=True)
+    thread.start()
+    host.thread = thread.native_id
+    return channel, host, mark
 
 
 class ThreadHost:
     """An actor in a thread of this process. A thread cannot be killed: a model call that never returns keeps it."""
 
     def __init__(self, role: Role) -> None:
+        self.thread: int | None = None
+        """As the system numbers it, once it is started."""
         self._role = role
         self._loop = asyncio.get_running_loop()
         self._gone = anyio.Event()
         self._reason = ""
+
+    def computed(self) -> int:
+        return computed("self", self.thread)
 
     def failed(self, post: Callable[[Dying], None], error: Exception) -> None:
         """Called by the thread when it could not load, or its actor failed."""

@@ -44,6 +44,10 @@ class RemoteHost:
         damage = f": {self._channel.damage}" if self._channel.damage else ""
         return f"the connection to {self._channel.worker} is lost{damage}"
 
+    def computed(self) -> int:
+        """Nobody on this host knows."""
+        return 0
+
     async def aclose(self) -> None:
         self._channel.dismiss("the engine was closed")
 
@@ -98,7 +102,7 @@ async def _next_worker(
     channel = port.channel()
     host, clock = RemoteHost(channel), HostClock()
     try:
-        hello = await greeting(role, spec, channel, host, _ignore)
+        hello = await greeting(role, spec, channel, _ignore, host.wait)
         if hello.role != role:
             raise ModelError(f"a {hello.role} worker has come to the port of the {role}s ({port.endpoint})")
         check(hello.info)

@@ -11,6 +11,7 @@ import threading
 import msgspec
 
 from pvlm.actors.actor import dying
+from pvlm.actors.mark import Mark, SharedMark
 from pvlm.transports.sockets import connect
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.scheduling import take_long_slices
@@ -34,6 +35,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Directory made by ``pvlm keys new``, for an engine on another host."""
     life_line: bool = True
     """Leave when standard input ends, as engines that start it want it; else a person has, and it stays."""
+    mark: int | None = None
+    """Descriptor of the memory where an engine that starts it reads the mark of its actor."""
 
     def load_options(self, role: Role) -> LoadOptions:
         return LoadOptions(
@@ -68,6 +71,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             arguments.append("--trust-remote-code")
         if self.allow_pickle:
             arguments.append("--allow-pickle")
+        if self.mark is not None:
+            arguments += ["--mark", str(self.mark)]
         return [*arguments, "--life-line"]
 
 
@@ -80,6 +85,7 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
         os.sched_setaffinity(0, spec.affinity)
     if spec.device == "cpu":
         take_long_slices()
+    mark = _mark(spec)
     mailbox = connect(spec.connect)
     try:
         backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
@@ -88,13 +94,21 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
         mailbox.close()
         return 1
     try:
-        make_actor(role, backend, mailbox, info).run()
+        make_actor(role, backend, mailbox, info, mark).run()
     except Exception:
         return 1  # the actor has told the engine
     finally:
         mailbox.close()
         backend.close()
     return 0
+
+
+def _mark(spec: WorkerSpec) -> Mark:
+    if spec.mark is None:
+        return Mark()
+    mark = SharedMark(spec.mark)
+    os.close(spec.mark)
+    return mark
 
 
 def _leave_with_parent() -> None:

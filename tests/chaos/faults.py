@@ -29,6 +29,7 @@ ENTRY_POINTS = """
 [pvlm.backends]
 slow-emulated = tests.chaos.slow:SlowEmulated
 slow-torch = tests.chaos.slow:SlowTorch
+poisoned = tests.chaos.slow:PoisonedEmulated
 [pvlm.video_readers]
 slow = tests.chaos.slow:SlowReader
 """
@@ -176,13 +177,16 @@ def faulty_connections(faults: Faults) -> Iterator[None]:
 
 
 class WorkerChaos(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker gets: schedule and seed, a file to count in, and the longest pause of its disk after a shard."""
+    """What a worker gets: schedule and seed, a file to count in, and the longest pause of its disk after a shard.
+    ``hangs``: the share of models that never load once the schedule has begun.
+    """
 
     schedule: Schedule
     seed: int
     log: str
     armed: str | None = None
     shard_s: float = 0.0
+    hangs: float = 0.0
 
 
 @contextmanager

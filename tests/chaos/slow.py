@@ -1,9 +1,12 @@
-"""Slow disks: models that load shard by shard with pauses, and a reader that waits for its file."""
+"""Slow disks: models that load shard by shard with pauses, or never, and a reader that waits for its file. And models
+that do not survive some questions.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 from pvlm.video.decord_reader import DecordReader
 from pvlm_backends.emulated import EmulatedBackend
 from pvlm_backends.raw import TorchBackend
-from pvlm_protocols.backend import LoadOptions
+from pvlm_protocols.backend import LoadOptions, Prompt, Session
 from tests.chaos.faults import worker_chaos
 
 OnProgress = Callable[[float], None]
@@ -33,6 +36,10 @@ def paused(on_progress: OnProgress | None) -> OnProgress:
             with Path(chaos.log).open("a") as file:
                 file.write("slow-load\n")
             time.sleep(choose.uniform(0, chaos.shard_s))
+        if chaos is not None and choose.random() < chaos.hangs and Path(chaos.armed or "").is_file():
+            with Path(chaos.log).open("a") as file:
+                file.write("hang-load\n")
+            time.sleep(600)
 
     return progress
 
@@ -41,6 +48,24 @@ class SlowEmulated(EmulatedBackend):
     @classmethod
     def load(cls, options: LoadOptions, on_progress: OnProgress | None = None) -> EmulatedBackend:
         return super().load(options, paused(on_progress))
+
+
+class PoisonedEmulated(SlowEmulated):
+    """The question "poison target" kills the target, and "poison draft" the draft."""
+
+    role = ""
+
+    @classmethod
+    def load(cls, options: LoadOptions, on_progress: OnProgress | None = None) -> EmulatedBackend:
+        backend = super().load(options, on_progress)
+        assert isinstance(backend, PoisonedEmulated)
+        backend.role = options.role
+        return backend
+
+    def open(self, prompt: Prompt, capacity: int) -> Session:
+        if prompt.question == f"poison {self.role}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().open(prompt, capacity)
 
 
 class SlowTorch(TorchBackend):

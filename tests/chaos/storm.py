@@ -15,7 +15,7 @@ import anyio
 import msgspec
 import numpy as np
 
-from pvlm import Engine, PvlmError
+from pvlm import Engine, ModelError, PvlmError
 from pvlm_protocols.backend import Role
 
 DEADLINE_S = 120.0
@@ -92,6 +92,25 @@ async def stop(engine: Engine, choose: random.Random, figures: Figures) -> None:
         if goes_on:
             await anyio.sleep(choose.uniform(0.05, 1.5))
             os.kill(pid, signal.SIGCONT)
+
+
+async def poison_target(engine: Engine, choose: random.Random, figures: Figures) -> None:
+    """A question that kills the target. It fails alone, after two losses."""
+    try:
+        answer = await engine.answer(FRAMES, "poison target", max_tokens=20)
+    except PvlmError as error:
+        if type(error) is not ModelError or "lost 2 times in the work for this answer" not in str(error):
+            figures.wrong.append(f"poison ends with {type(error).__name__}: {error}")
+        figures.count("faults", "poison for the target")
+    else:
+        figures.wrong.append(f"poison was answered: {answer.text!r}")
+
+
+async def poison_draft(engine: Engine, choose: random.Random, figures: Figures) -> None:
+    """A question that kills the draft. The target answers it."""
+    answer = await engine.answer(FRAMES, "poison draft", max_tokens=20)
+    if answer.stats.draft_lost:  # else the draft was not running
+        figures.count("faults", "poison for the draft")
 
 
 def _a_worker(engine: Engine, choose: random.Random) -> tuple[Role, int | None]:

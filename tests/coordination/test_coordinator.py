@@ -331,7 +331,7 @@ def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamm
         policy=Moody(gamma, min(wait, gamma), rng),
         sampling=sampling(max_tokens=60),
     )
-    harness.coordinator._rest.tokens = rest
+    harness.coordinator.rest.tokens = rest
     assert harness.play(any_order(rng)) == target.greedy(60)
 
 

@@ -94,7 +94,7 @@ def recorded(harness: Harness) -> Trace:
         session=1, question="?", video=VideoFrames(pixels=np.zeros((4, 8, 8, 3), np.uint8)), sampling=sampling(),
         pruning=Pruning(), schedule=Schedule(), window=Window(gamma=4),
     )  # fmt: skip
-    with_draft = harness.coordinator._openings.draft is not None
+    with_draft = harness.coordinator.openings.draft is not None
     trace.began(Recorded(opening, with_draft, (0, 1, 2, 3), (8, 8), ToyProcessor(), {}))
     handle = harness.coordinator.handle
 

@@ -78,7 +78,12 @@ async def test_a_device_that_is_not_there() -> None:
         ("target", "memory", "cannot allocate 144 GiB", "MemoryError"),
         ("draft", "package", "No module named 'no_such_package'", "ModuleNotFoundError"),
         ("draft", "info", "backend 'broken' says of its model what cannot be: Expected `int` >= 1", "ModelError"),
-        ("target", "exit", "ended while it loaded: exit status 3; its last output was:\nthe driver is too old", None),
+        (
+            "target",
+            "exit",
+            "was lost while it loaded: exit status 3; its last output was:\nthe driver is too old",
+            None,
+        ),
     ],
 )
 async def test_a_worker_that_cannot_start_fails_the_opening(

@@ -1,0 +1,122 @@
+"""What is known of one session, and the messages to its two actors that follow from it.
+
+The handlers of `pvlm.coordination.coordinator`, `prefill` and `recovery` read and write one ledger.
+"""
+
+from __future__ import annotations
+
+from pvlm.coordination.events import Command, ToDraftActor, ToTargetActor
+from pvlm.coordination.modes import Mode, Rest, State
+from pvlm.coordination.openings import Openings
+from pvlm.coordination.statistics import Counts, Measurements
+from pvlm.coordination.text import Text
+from pvlm.speculation.windows import WindowPolicy
+from pvlm_protocols.messages import Advance, Close, FinishReason, Open, Rollback, SetWindow, ToDraft, Window
+
+Transition = tuple[Mode, list[Command]]
+"""The mode after an event, and the commands that answer it."""
+
+
+class Ledger:
+    """``state``, ``mode``: where the session is. ``text``: what was committed and drafted. ``openings``: how it is
+    opened at an actor. ``drafting``: a draft holds the session. ``target_window``: what the target knows of the window.
+    """
+
+    def __init__(
+        self, opening: Open, policy: WindowPolicy, draft_opening: Open | None = None, draft_away: str = ""
+    ) -> None:
+        """``draft_opening``: opens the session at the draft, whose frames may be of another size; None: no draft.
+        ``draft_away``: why no draft runs at the moment; `DraftBack` reports when one does.
+        """
+        self.state = State.NEW
+        self.finish: FinishReason | None = None
+        self.measurements = Measurements(policy)
+        self.counts.draft_lost = draft_away
+        self.text = Text(opening.committed, opening.epoch)
+        self.openings = Openings(opening, draft_opening)
+        self.drafting = draft_opening is not None and not draft_away
+        self.target_window = opening.window
+        self.rest = Rest()
+        self.mode = self.first_mode()
+
+    @property
+    def session(self) -> int:
+        return self.openings.target.session
+
+    @property
+    def counts(self) -> Counts:
+        return self.measurements.counts
+
+    @property
+    def committed(self) -> list[int]:
+        return self.text.committed
+
+    @property
+    def epoch(self) -> int:
+        return self.text.epoch
+
+    @property
+    def done(self) -> bool:
+        return self.state in (State.FINISHED, State.FAILED)
+
+    @property
+    def target_open(self) -> bool:
+        """Does the target hold the session?"""
+        return self.state in (State.PREFILLING, State.DECODING)
+
+    def first_mode(self) -> Mode:
+        """The mode at an opening of the target."""
+        if not self.drafting:
+            return Mode.ALONE
+        paired = self.openings.paired
+        return paired if paired is Mode.TURNS or self.measurements.patient else Mode.PROBING
+
+    # ---- what the draft is told -----------------------------------------------------------------------------------
+
+    def roll_back(self) -> list[Command]:
+        self.counts.rollbacks += 1
+        return self.send_back(self.measurements.window())
+
+    def send_back(self, window: Window) -> list[Command]:
+        """Raise the epoch and send the draft to the committed text."""
+        keep = self.text.restart()
+        tokens = tuple(self.committed[keep:])
+        rollback = Rollback(session=self.session, epoch=self.epoch, keep=keep, tokens=tokens, window=window)
+        return [*self._set_window(window), *self.to_draft(rollback)]
+
+    def advance(self) -> list[Command]:
+        """Confirm how much of the line is committed."""
+        window = self.measurements.window()
+        length = min(len(self.committed), len(self.text.line))
+        advance = Advance(session=self.session, epoch=self.epoch, length=length, window=window)
+        return [*self._set_window(window), *self.to_draft(advance)]
+
+    def _set_window(self, window: Window) -> list[Command]:
+        """Tell the target, if what concerns it has changed."""
+        told = self.target_window
+        same = window.wait == told.wait and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
+        if self.openings.paired is Mode.TURNS or same or not self.target_open:
+            return []
+        self.target_window = window
+        return [ToTargetActor(SetWindow(session=self.session, window=window))]
+
+    def to_draft(self, message: ToDraft) -> list[Command]:
+        return [ToDraftActor(message)] if self.drafting else []
+
+    # ---- losing the draft, and ending -----------------------------------------------------------------------------
+
+    def lose_draft(self, reason: str) -> Transition:
+        """Continue without the draft: the text does not depend on it."""
+        if not self.drafting:
+            return self.mode, []
+        self.counts.draft_lost = reason
+        self.drafting = False
+        self.rest.reset()
+        return Mode.ALONE, []
+
+    def end(self, state: State, *told: Command) -> Transition:
+        """Close the session at both actors."""
+        close = Close(session=self.session)
+        target: list[Command] = [ToTargetActor(close)] if self.target_open else []
+        self.state = state
+        return self.mode, [*told, *target, *self.to_draft(close)]

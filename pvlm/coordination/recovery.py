@@ -1,0 +1,61 @@
+"""What a coordinator does when an actor fails, is lost, or is back. Each handler is one of `TRANSITIONS`.
+
+A lost draft leaves the target alone. When it is back, its session is opened again after the committed text, and its
+first window is a probe. A lost target stops the answer. When it is back, its session is opened again from the committed
+tokens, and the draft is sent back to them. Each opening raises the epoch, so messages from before it do not count, and
+no random draw is made twice.
+"""
+
+from __future__ import annotations
+
+from pvlm.coordination.events import DraftBack, DraftGone, Fail, TargetBack, TargetGivenUp, TargetGone
+from pvlm.coordination.ledger import Ledger, Transition
+from pvlm.coordination.modes import Mode, State
+from pvlm_protocols.messages import Close, Failed
+
+
+def on_target_gone(ledger: Ledger, _: TargetGone) -> Transition:
+    ledger.state = State.RECOVERING
+    return ledger.mode, []
+
+
+def on_target_back(ledger: Ledger, _: TargetBack) -> Transition:
+    """Continue from the committed tokens."""
+    if ledger.state is not State.RECOVERING:
+        return ledger.mode, []
+    ledger.counts.target_recoveries += 1
+    ledger.measurements.interrupted()
+    ledger.text.epoch += 1  # the lost target may have drawn in the next epoch already, and nobody has heard of it
+    rollback = ledger.send_back(ledger.measurements.window())
+    ledger.rest.reset()
+    ledger.mode = ledger.first_mode()
+    ledger.state = State.PREFILLING
+    return ledger.mode, [*ledger.openings.at_target(ledger.text, ledger.target_window, ledger.mode), *rollback]
+
+
+def on_target_given_up(ledger: Ledger, event: TargetGivenUp) -> Transition:
+    return ledger.end(State.FAILED, Fail("TargetLost", event.reason, event.traceback))
+
+
+def on_failed(ledger: Ledger, failed: Failed) -> Transition:
+    """The actor has closed the session already."""
+    if failed.role == "draft":
+        ledger.openings.draft = None  # it would fail again
+        return ledger.lose_draft(f"{failed.error}: {failed.message}")
+    ledger.state = State.FAILED
+    fail = Fail(failed.error, failed.message, failed.traceback)
+    return ledger.mode, [fail, *ledger.to_draft(Close(session=ledger.session))]
+
+
+def on_draft_gone(ledger: Ledger, gone: DraftGone) -> Transition:
+    return ledger.lose_draft(gone.reason)
+
+
+def on_draft_back(ledger: Ledger, _: DraftBack) -> Transition:
+    """Let it join after the committed text; the target continues alone until the draft's first window arrives."""
+    if ledger.drafting or (opening := ledger.openings.draft) is None:
+        return ledger.mode, []
+    ledger.drafting = True
+    ledger.counts.draft_rejoins += 1
+    ledger.text.restart()
+    return Mode.PROBING, ledger.openings.at_draft(opening, ledger.text, ledger.measurements.probe())
