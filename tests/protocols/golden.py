@@ -32,10 +32,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8schedule\x82"
         b"\xa4mode\xa5turns"
         b"\xafoverlap_prefill\xc2"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
     ),
@@ -44,10 +45,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7session\x07"
         b"\xa9committed\x92\x05\xcd\x01,"
         b"\xa5epoch\x02"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "Close": (
         b"\x82\xa4type\xa5Close"
@@ -93,28 +95,31 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5epoch\x02"
         b"\xa4keep\x03"
         b"\xa6tokens\x92\x05\x06"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "Advance": (
         b"\x85\xa4type\xa7Advance"
         b"\xa7session\x07"
         b"\xa5epoch\x02"
         b"\xa6length\x05"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "SetWindow": (
         b"\x83\xa4type\xa9SetWindow"
         b"\xa7session\x07"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "Ping": (
         b"\x82\xa4type\xa4Ping"

@@ -47,7 +47,7 @@ TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
 FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)
 ALL_TYPES = tuple(dict.fromkeys(TO_ACTOR + FROM_ACTOR))
 
-_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5)
+_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5, ahead=False)
 
 SAMPLES: tuple[Message, ...] = (
     Open(
