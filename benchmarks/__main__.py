@@ -11,7 +11,8 @@ import anyio
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
-from pvlm.cli.console import ProgressDisplay, quiet_logs, write_json
+from pvlm.cli.console import configure_logs, write_json
+from pvlm.cli.progress import ProgressDisplay
 from pvlm.config import bundled, engine_config
 from pvlm.errors import PvlmError
 
@@ -67,7 +68,7 @@ def run_bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    quiet_logs(False)
+    configure_logs(False)
     given = {name: getattr(options, name) for name in ("target", "draft", "backend", "prune")}
     config = engine_config({name: value for name, value in given.items() if value is not None})
     clips = drawn_clips(options.clips)

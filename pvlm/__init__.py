@@ -25,13 +25,15 @@ if TYPE_CHECKING:
         PromptError,
         PvlmError,
         RemoteTraceback,
+        StreamIdle,
         TargetLost,
         VideoError,
     )
+    from pvlm.log import configure_logging
     from pvlm.results import Answer, AnswerStats, Chunk
     from pvlm.runtime.supervisor import ActorHealth
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActorHealth",
@@ -52,8 +54,10 @@ __all__ = [
     "PromptError",
     "PvlmError",
     "RemoteTraceback",
+    "StreamIdle",
     "TargetLost",
     "VideoError",
+    "configure_logging",
 ]
 
 _HOMES = {
@@ -65,6 +69,7 @@ _HOMES = {
     "AnswerStats": "results",
     "Chunk": "results",
     "ActorHealth": "runtime.supervisor",
+    "configure_logging": "log",
 }
 
 

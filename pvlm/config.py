@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, inspect
-from msgspec.inspect import FloatType, IntType
+from msgspec import Meta
 
-from pvlm.endpoints import on_loopback, split_endpoint
 from pvlm.errors import ConfigError, OptionError
+from pvlm.redaction import shown
+from pvlm.settings.documentation import documented
+from pvlm.settings.endpoints import on_loopback, split_endpoint
+from pvlm.settings.validation import build, check_fields
 from pvlm_protocols.backend import Count, Role
-from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS
+from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS, MAX_VIDEO_FRAMES
 from pvlm_protocols.messages import Ratio, SamplingOptions, Serial, WindowSize
 
 Method = Literal["parallel", "sd", "ar"]
@@ -26,6 +26,7 @@ WindowSetting = Literal["auto"] | WindowSize
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Duration = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 
 MIN_TEMPERATURE = 1e-5
 """Below it ``logits / temperature`` leaves the range of float32; 0 itself means greedy."""
@@ -34,21 +35,23 @@ BUNDLED = "bundled"
 """The name of the pair of tiny models in this package."""
 
 
+@documented
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of an engine. Each has a default; the models default to the bundled pair.
 
-    ``target``, ``draft``: a checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``.
-    ``draft`` "auto" is the bundled draft beside the bundled target and none beside any other. ``draft_*`` options
-    default to the target's.
+    A ``draft_*`` setting of None is the target's.
     """
 
     target: str = BUNDLED
+    """A checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``."""
     draft: str | None = "auto"
+    """The same for the draft; None: no draft. "auto": the bundled draft beside the bundled target, else none."""
     backend: str = "auto"
     """Entry point of group ``pvlm.backends``; auto: ``native`` where it can run the model, else ``torch``. Each worker
     decides for itself (`ModelInfo.backend`).
     """
     draft_backend: str | None = None
+    """The same for the draft."""
 
     method: MethodSetting = "auto"
     """``parallel``; ``sd``: vanilla speculative decoding; ``ar``: the target alone; ``auto``: parallel if there is a
@@ -79,14 +82,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "cpu"
     """The target's device. Several devices, separated by commas, share its layers: ``"cuda:0,cuda:1"``."""
     draft_device: str | None = None
+    """The draft's device."""
     dtype: str = "auto"
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's on a GPU, float32 on a CPU."""
     draft_dtype: str | None = None
+    """The same for the draft."""
     threads: AtLeastOne | None = None
     """CPU threads of the target; None: one for each core of its affinity."""
     draft_threads: AtLeastOne | None = None
+    """The same for the draft."""
     affinity: tuple[int, ...] | None = None
     """Cores of the target's process. None: the actors share the cores, at least one each; (): no affinity is set."""
     draft_affinity: tuple[int, ...] | None = None
+    """The same for the draft."""
 
     target_listen: str | None = None
     """Address on this host, ``tcp://HOST:PORT``, to which a target worker on another host connects. None: the engine
@@ -101,7 +109,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     trust_remote_code: bool = False
+    """Run code that comes with a checkpoint."""
     allow_pickle: bool = False
+    """Load weights that are not safetensors; loading them can run code."""
     video_reader: str = "decord"
     """Entry point of group ``pvlm.video_readers``."""
     max_sessions: AtLeastOne = 4
@@ -122,15 +132,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     restart_window_s: Duration = 600.0
     """The time for which a restart counts."""
     hang_timeout_s: Duration = 60.0
-    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, and
-    between two passes. One layer over the longest prompt, and the vision tower, must take less time. A model that loads
-    must report progress or compute.
+    """A model without a sign of life for this long is restarted. It gives one between two layers of a prefill, between
+    two passes, and between two groups of frames in the vision tower. Each of these must take less time. A model that
+    loads must report progress or compute.
     """
     close_timeout_s: Duration = 2.0
-    """The limit for freeing an answer that was left. A model that takes longer is restarted."""
+    """How long a caller that leaves an answer waits at most until both models have freed it. Where their work in hand
+    takes longer, they free it later, and its place stays taken until then.
+    """
+    stream_idle_timeout_s: Duration = 300.0
+    """A stream that is being written and that nobody reads for so long ends with `StreamIdle`."""
 
     def __post_init__(self) -> None:
-        _check_bounds(type(self), msgspec.structs.asdict(self), ConfigError)
+        check_fields(self, ConfigError)
         if self.method in ("parallel", "sd") and self.draft is None:
             raise ConfigError(f"method '{self.method}' needs a draft: give one (draft=...), or use method='ar'")
         self._check_listening()
@@ -190,24 +204,32 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.method
 
 
+@documented
 class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of one answer: those of `SamplingOptions`, and these. The last six default to the engine's."""
 
     seed: Serial | None = None
+    """Makes the text a function of prompt and seed."""
     coupling: Literal["auto", "speculative", "gumbel"] = "auto"
     """How draft and target share randomness; auto: gumbel if a seed is given, else speculative."""
     stop: tuple[str, ...] | str = ()
     """The text ends before the first of these strings."""
     stop_token_ids: tuple[int, ...] = ()
+    """The text ends with the first of these tokens."""
     ignore_eos: bool = False
+    """Continue after the model's own end tokens, up to ``max_tokens``."""
 
-    num_frames: int | None = None
-    fps: float | None = None
-    start: float | None = None
-    """Seconds."""
-    end: float | None = None
+    num_frames: Annotated[int, Meta(ge=1, le=MAX_VIDEO_FRAMES)] | None = None
+    """So many frames, at equal distances. Without it and ``fps``, the checkpoint decides."""
+    fps: Annotated[float, Meta(gt=0, le=sys.float_info.max)] | None = None
+    """Frames a second."""
+    start: Seconds | None = None
+    """Start of the part of the video to use, in seconds."""
+    end: Seconds | None = None
+    """End of that part, in seconds."""
 
     method: MethodSetting | None = None
+    """As in `EngineConfig`, like those below."""
     parallel_prefill: bool | None = None
     parallel_decode: bool | None = None
     prune: str | None = None
@@ -215,7 +237,7 @@ class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_f
     window: WindowSetting | None = None
 
     def __post_init__(self) -> None:
-        _check_bounds(type(self), msgspec.structs.asdict(self), OptionError)
+        check_fields(self, OptionError)
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise OptionError(f"temperature is {self.temperature}: use 0 (greedy), or {MIN_TEMPERATURE} and above")
         if (given := len(self.stop_token_ids)) > MAX_STOP_TOKENS:
@@ -231,13 +253,13 @@ class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_f
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
 
-Settings = TypeVar("Settings", bound=msgspec.Struct)
-
-
 def engine_config(settings: EngineConfig | Mapping[str, Any] | None, **changes: Any) -> EngineConfig:
     """An engine configuration from a configuration or a mapping, with changes. Raises ConfigError."""
-    base = msgspec.structs.asdict(settings) if isinstance(settings, EngineConfig) else dict(settings or {})
-    return _build(EngineConfig, {**base, **changes}, "configuration key", ConfigError)
+    if isinstance(settings, EngineConfig):
+        settings = msgspec.structs.asdict(settings)
+    elif not isinstance(settings, Mapping | None):
+        raise ConfigError(f"the configuration is {shown(settings)}: give an EngineConfig, a mapping, or keywords")
+    return build(EngineConfig, {**(settings or {}), **changes}, "configuration key", ConfigError)
 
 
 def answer_options(options: Mapping[str, Any]) -> AnswerOptions:
@@ -247,11 +269,16 @@ def answer_options(options: Mapping[str, Any]) -> AnswerOptions:
         if "max_tokens" in options:
             raise OptionError("max_tokens and max_new_tokens are the same option: give one of them")
         options["max_tokens"] = options.pop("max_new_tokens")
-    return _build(AnswerOptions, options, "option", OptionError)
+    return build(AnswerOptions, options, "option", OptionError)
 
 
-def check_question(question: str) -> None:
+def check_question(question: object) -> None:
     """Raise OptionError for a question that is invalid for every model. Each model checks further limits itself."""
+    if not isinstance(question, str):
+        raise OptionError(
+            f"the question is {shown(question)}, a {type(question).__name__}: give one text (str); there is no "
+            "conversation"
+        )
     if not question.strip():
         raise OptionError("the question is empty: ask something about the video")
     if len(question) > MAX_QUESTION_CHARACTERS:
@@ -270,61 +297,3 @@ def check_question(question: str) -> None:
 def bundled(role: str) -> str:
     """Directory of a bundled model, ``target`` or ``draft``."""
     return str(files("pvlm") / "bundled" / role)
-
-
-def _build(
-    kind: type[Settings], values: Mapping[str, Any], what: str, error: type[ConfigError] | type[OptionError]
-) -> Settings:
-    known = kind.__struct_fields__
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-            raise error(f"unknown {what} '{key}': {hint}")
-    _check_bounds(kind, values, error)
-    try:
-        return msgspec.convert(dict(values), kind)
-    except msgspec.ValidationError as problem:
-        cause = problem.__cause__
-        raise cause if isinstance(cause, error) else error(f"{what}: {problem}") from None
-
-
-def _check_bounds(
-    kind: type[Settings], values: Mapping[str, Any], error: type[ConfigError] | type[OptionError]
-) -> None:
-    """Raise an error that names the first number outside the bounds of its type, and the bounds."""
-    for name, (bounds, words) in _bounds(kind).items():
-        value = values.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue  # None, "auto", or a wrong type, which msgspec reports
-        least, above, most, below = bounds.ge, bounds.gt, bounds.le, bounds.lt
-        too_small = (least is not None and not value >= least) or (above is not None and not value > above)
-        too_large = (most is not None and not value <= most) or (below is not None and not value < below)
-        if too_small or too_large:
-            raise error(f"{name} is {value}: it must be {words}")
-
-
-@cache
-def _bounds(kind: type[Settings]) -> dict[str, tuple[IntType | FloatType, str]]:
-    """The bounded numbers among the fields of a struct, and their bounds in words."""
-    struct = inspect.type_info(kind)
-    assert isinstance(struct, inspect.StructType)
-    found = {}
-    for field in struct.fields:
-        types = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
-        names = [repr(value) for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
-        for one in types:
-            if isinstance(one, IntType | FloatType):
-                found[field.name] = one, " or ".join([*names, _in_words(one)])
-    return found
-
-
-def _in_words(bounds: IntType | FloatType) -> str:
-    least = f"at least {bounds.ge}" if bounds.ge is not None else f"above {bounds.gt}"
-    if bounds.le == sys.float_info.max:
-        return f"finite and {least}"
-    if bounds.ge is not None and bounds.le is not None:
-        return f"from {bounds.ge} to {bounds.le}"
-    if bounds.le is not None:
-        return f"{least} and at most {bounds.le}"
-    return least if bounds.lt is None else f"{least} and less than {bounds.lt}"

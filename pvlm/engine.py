@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from asyncio import AbstractEventLoop
+from collections.abc import Mapping
 from enum import Enum, auto
+from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 
-from pvlm.answer.admission import Admission
 from pvlm.answer.request import Question
-from pvlm.answer.stream import AnswerStream
+from pvlm.answer.residence import Residence
+from pvlm.answer.stream import AnswerStream, Entrance
 from pvlm.config import EngineConfig, answer_options, engine_config
 from pvlm.errors import EngineStateError
 from pvlm.results import Answer
+from pvlm.runtime.loops import LoopThread, call, check_no_loop
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
+from pvlm.settings.keywords import AnswerKeywords, EngineKeywords, PretrainedKeywords
 from pvlm.telemetry.metrics import Metrics
+from pvlm.telemetry.observers import Observers, OnProgress
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.backend import ModelInfo, Role
 
 if TYPE_CHECKING:
     from pvlm.video.reading import VideoSource
-
-OnProgress = Callable[[str, float], None]
-"""Called with the name of a step (``"load target"``, ``"load draft"``, ``"prefill"``) and its progress, 0 to 1."""
-
-
-def _no_progress(what: str, fraction: float) -> None:
-    """Ignore the progress."""
 
 
 class EngineState(Enum):
@@ -55,7 +51,8 @@ class Engine:
         async with Engine.create(target="llava-hf/llava-onevision-qwen2-7b-ov-hf", draft="...") as engine:
             answer = await engine.answer("clip.mp4", "What happens in the video?")
 
-    It runs on asyncio, not on trio. Enter and leave ``async with`` in the same task; any task may ask for answers.
+    It runs on asyncio, not on trio. Any task of its event loop may open it, ask, and close it. In threads without an
+    event loop, ``with engine``, `answer_sync` and ``with engine.stream(...)`` do the same, whether it is open or not.
     """
 
     def __init__(
@@ -63,11 +60,12 @@ class Engine:
     ) -> None:
         """Use `create`."""
         self.config = config
-        self._reporter = Reporter(metrics)
-        self._on_progress: OnProgress = on_progress or _no_progress
-        self._state = EngineState.UNOPENED
-        self._pair: Pair | None = None
-        self._admission = Admission(config, self._reporter)
+        self._observers = Observers(on_progress, metrics)
+        self._reporter = Reporter(self._observers.metrics)
+        self._residence: Residence | None = None
+        self._closed = False
+        self._thread: LoopThread | None = None
+        """Where ``with engine`` has opened it."""
 
     @classmethod
     def create(
@@ -76,7 +74,7 @@ class Engine:
         *,
         on_progress: OnProgress | None = None,
         metrics: Metrics | None = None,
-        **settings: Any,
+        **settings: Unpack[EngineKeywords],
     ) -> Self:
         """An engine from a configuration, a mapping, or keywords (see `EngineConfig`). Does no I/O.
 
@@ -88,43 +86,65 @@ class Engine:
         return cls(engine_config(config, **settings), on_progress, metrics)
 
     @classmethod
-    def from_pretrained(cls, target: str, *, draft: str | None = None, **settings: Any) -> Self:
-        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O."""
-        return cls.create(target=str(target), draft=None if draft is None else str(draft), **settings)
+    def from_pretrained(
+        cls,
+        target: str | PathLike[str],
+        *,
+        draft: str | PathLike[str] | None = None,
+        on_progress: OnProgress | None = None,
+        metrics: Metrics | None = None,
+        **settings: Unpack[PretrainedKeywords],
+    ) -> Self:
+        """An engine for a target and, if given, a draft: checkpoint directories or hub names. Does no I/O.
+
+        Otherwise as `create`.
+        """
+        return cls.create(target=target, draft=draft, on_progress=on_progress, metrics=metrics, **settings)
 
     @property
     def state(self) -> EngineState:
         """Whether the engine is unopened, open or closed."""
-        return self._state
+        residence = self._residence
+        if self._closed or (residence is not None and residence.over):
+            return EngineState.CLOSED
+        return EngineState.UNOPENED if residence is None else EngineState.OPEN
 
     @property
     def models(self) -> dict[Role, ModelInfo]:
         """The loaded models, by role; empty if the engine is not open."""
-        return {} if self._pair is None else self._pair.models
+        return {} if (pair := self._pair) is None else pair.models
 
     @property
     def processes(self) -> dict[Role, int]:
         """Process ids of the running models on this host, by role (with transport ``inproc``, this process's own)."""
-        return {} if self._pair is None else self._pair.processes
+        return {} if (pair := self._pair) is None else pair.processes
 
     async def health(self, timeout_s: float = 5.0) -> dict[Role, ActorHealth]:
-        """The health of each model, by role. Waits at most ``timeout_s``. Empty if the engine is not open."""
-        return {} if self._pair is None else await self._pair.health(timeout_s)
+        """The health of each model, by role. Waits at most ``timeout_s``. Empty if the engine is not open.
+
+        Raises EngineStateError on another event loop than the engine's.
+        """
+        if (residence := self._residence) is None or not residence.running:
+            return {}
+        residence.check()
+        return await residence.pair.health(timeout_s)
+
+    @property
+    def _pair(self) -> Pair | None:
+        """The running models; None if the engine is not open, or still loads them."""
+        residence = self._residence
+        return residence.pair if residence is not None and residence.running else None
 
     # ---- life cycle -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         """Load the models. Raises ModelError."""
-        if self._state is not EngineState.UNOPENED:
+        if self.state is not EngineState.UNOPENED:
             raise EngineStateError(
-                f"this engine is {self._state.name} and cannot be opened again: make another with Engine.create()"
+                f"this engine is {self.state.name} and cannot be opened again: make another with Engine.create()"
             )
-        self._state = EngineState.OPEN
-        try:
-            self._pair = await self._new_pair().__aenter__()
-        except BaseException:
-            self._state = EngineState.CLOSED
-            raise
+        self._residence = self._new_residence()
+        await self._residence.opened()
         return self
 
     async def __aexit__(
@@ -133,24 +153,49 @@ class Engine:
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        pair, self._pair = self._pair, None
-        self._state = EngineState.CLOSED
-        if pair is not None:
-            self._admission.close()
-            await pair.__aexit__(kind, error, traceback)
+        if (residence := self._residence) is not None:
+            await residence.aclose()
+        self._closed = True
 
     async def aclose(self) -> None:
         """Close the engine. Answers that are being written end with an error.
 
-        A second call does nothing, and an unopened engine can be closed. Do not call it inside a task group that was
-        opened inside ``async with engine``.
+        A second call does nothing, and an unopened engine can be closed. Raises EngineStateError on another event loop
+        than the engine's.
         """
         await self.__aexit__()
+
+    def __enter__(self) -> Self:
+        """Load the models, on an event loop in a thread of its own. Raises ModelError."""
+        check_no_loop("`with engine`", "async with engine")
+        thread = LoopThread()
+        try:
+            call(thread.loop, self.__aenter__())
+        except BaseException:
+            thread.close()
+            raise
+        self._thread = thread
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            try:
+                call(thread.loop, self.__aexit__(kind, error, traceback))
+            finally:
+                thread.close()
 
     # ---- answers --------------------------------------------------------------------------------------------------
 
     async def answer(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """Answer a question about a video.
 
@@ -169,44 +214,60 @@ class Engine:
         return chunks.answer
 
     def stream(
-        self, video: VideoSource | None, question: str, *, trace: Recorder | None = None, **options: Any
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
     ) -> AnswerStream:
-        """`answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``."""
-        if self._state is EngineState.CLOSED:
-            raise EngineStateError("this engine is closed: make another with Engine.create()")
-        asked = Question(video, question, answer_options(options))
-        return AnswerStream(self._enter, asked, self._on_progress, self._reporter, trace)
+        """`answer`, piece by piece: ``async with engine.stream(...) as chunks: async for chunk in chunks``.
 
-    def answer_sync(self, video: VideoSource | None, question: str, **options: Any) -> Answer:
-        """`answer` for scripts without an event loop. Raises EngineStateError inside a loop and on an open engine."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise EngineStateError(
-                "answer_sync() was called inside an event loop: use `await engine.answer(...)` there"
-            )
-        if self._state is EngineState.OPEN:
-            raise EngineStateError("this engine is open on another event loop: use `await engine.answer(...)` there")
-        return anyio.run(lambda: self.answer(video, question, **options))
-
-    async def _enter(self, stack: AsyncExitStack) -> tuple[Pair, Admission]:
-        """The open models, and the queue before them. An engine that was never opened opens a twin of itself for one
-        answer, and leaves it to the stack to close.
+        In a thread without an event loop: ``with engine.stream(...) as chunks: for chunk in chunks``.
         """
-        if self._state is EngineState.CLOSED:
-            raise EngineStateError("this engine is closed: make another with Engine.create()")
-        if self._state is EngineState.UNOPENED:
-            twin = Engine(self.config, self._on_progress, self._reporter.metrics)
-            return await (await stack.enter_async_context(twin))._enter(stack)
-        if self._pair is None:
-            raise EngineStateError("this engine is still loading its models: await `async with engine` first")
-        return self._pair, self._admission
+        self._check_not_closed()
+        asked = Question(video, question, answer_options(options))
+        entrance, observers = Entrance(self._loop, self._enter), self._observers
+        return AnswerStream(entrance, asked, observers.on_progress, self._reporter, observers.trace(trace))
 
-    def _new_pair(self) -> Pair:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise EngineStateError("pvlm runs on asyncio: call it from a running asyncio event loop") from None
-        return Pair(self.config, lambda role, fraction: self._on_progress(f"load {role}", fraction), self._reporter)
+    def answer_sync(
+        self,
+        video: VideoSource | None,
+        question: str,
+        *,
+        trace: Recorder | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer:
+        """`answer` for threads without an event loop, whether the engine is open or not.
+
+        Raises EngineStateError inside an event loop.
+        """
+        check_no_loop("answer_sync()", "await engine.answer(...)")
+        if (loop := self._loop()) is not None:
+            return call(loop, self.answer(video, question, trace=trace, **options))
+        return anyio.run(lambda: self.answer(video, question, trace=trace, **options))
+
+    def _check_not_closed(self) -> None:
+        if self._residence is not None:
+            self._residence.check_not_over()
+        elif self._closed:
+            raise EngineStateError("this engine is closed: make another with Engine.create()")
+
+    def _loop(self) -> AbstractEventLoop | None:
+        """The event loop of the open engine; None if it was never opened. Raises EngineStateError if it is closed."""
+        self._check_not_closed()
+        return None if self._residence is None else self._residence.loop
+
+    async def _enter(self) -> tuple[Residence, bool]:
+        """The open models. An engine that was never opened opens some for one answer alone."""
+        self._check_not_closed()
+        if self._residence is not None:
+            self._residence.check()
+            return self._residence, False
+        residence = self._new_residence()
+        await residence.opened()
+        return residence, True
+
+    def _new_residence(self) -> Residence:
+        progress = self._observers.on_progress
+        return Residence(self.config, lambda role, fraction: progress(f"load {role}", fraction), self._reporter)

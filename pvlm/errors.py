@@ -9,18 +9,25 @@
     |-- PromptError                     a question that is invalid for the model
     |-- EngineStateError (RuntimeError) the engine is not in a state for this call
     |-- EngineBusy                      too many answers wait
+    |-- StreamIdle                      nobody read the stream of an answer
     |-- ActorLost
     |   `-- TargetLost                  the target is gone and is not restarted
     `-- InvalidTransition (RuntimeError)  a bug in pvlm: a state machine was misused
 
-Errors that happened in a worker carry the worker's own traceback as their cause (`RemoteTraceback`).
+Errors that happened in a worker carry the worker's own traceback as their cause (`RemoteTraceback`). Texts of errors
+are short, and without payloads and credentials (`pvlm.redaction`).
 """
 
 from __future__ import annotations
 
+from pvlm.redaction import redacted
+
 
 class PvlmError(Exception):
     """Base of all errors of pvlm."""
+
+    def __init__(self, *texts: object) -> None:
+        super().__init__(*(redacted(text) if isinstance(text, str) else text for text in texts))
 
 
 class ConfigError(PvlmError, ValueError):
@@ -35,9 +42,11 @@ class VideoError(PvlmError):
     """A video that cannot be read, its ``path``, and the ``reason``."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read video '{path}': {reason}")
-        self.path = path
-        self.reason = reason
+        super().__init__(path, reason)
+        self.path, self.reason = self.args
+
+    def __str__(self) -> str:
+        return f"cannot read video '{self.path}': {self.reason}"
 
 
 class ModelError(PvlmError):
@@ -60,6 +69,10 @@ class EngineBusy(PvlmError):
     """Too many answers wait; try again later."""
 
 
+class StreamIdle(PvlmError):
+    """Nobody read the stream of an answer for `EngineConfig.stream_idle_timeout_s`, so the answer was ended."""
+
+
 class ActorLost(PvlmError):
     """An actor is gone."""
 
@@ -72,9 +85,20 @@ class InvalidTransition(PvlmError, RuntimeError):
     """A bug in pvlm: a state machine was misused."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The reason of an error in words: of a library's error with its type, for its text alone may say little."""
+    from pvlm_protocols.backend import BackendError  # here, for it imports numpy
+
+    ours = isinstance(error, PvlmError | BackendError) and str(error)
+    return redacted(str(error) if ours else f"{type(error).__name__}: {error}")
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error in a worker, as text; the cause of the error that is raised here."""
 
     def __init__(self, traceback: str) -> None:
-        super().__init__(f"\n\n{traceback.rstrip()}")
-        self.traceback = traceback
+        self.traceback = redacted(traceback, None)
+        super().__init__(self.traceback)
+
+    def __str__(self) -> str:
+        return f"\n\n{self.traceback.rstrip()}"

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 import msgspec
 
+from pvlm.redaction import shown
+from pvlm.settings.documentation import documented
 from pvlm_protocols.messages import FinishReason
 
+DIGITS = 4
+"""Decimal places of a float in JSON: a tenth of a millisecond, where it is in seconds."""
 
-class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
+
+class Result(msgspec.Struct, frozen=True):
+    """What results have in common: they become dictionaries, and so JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain dictionaries, lists, strings and numbers. Floats have four decimal places."""
+        found: dict[str, Any] = _rounded(msgspec.to_builtins(self))
+        return found
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Names and values of `to_dict`: for ``dict(answer)``, which web frameworks use."""
+        return iter(self.to_dict().items())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic, and so FastAPI, writes a result that an endpoint returns: as `to_dict`."""
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(
+            cls,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                cls.to_dict, return_schema=core_schema.dict_schema()
+            ),
+        )
+
+
+@documented
+class AnswerStats(Result, frozen=True, kw_only=True):
     """The statistics of one answer. Names ending in ``_s`` are seconds, in ``_ms`` milliseconds; null where nothing was
     measured.
 
@@ -24,9 +57,11 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     draft_backend: str | None
     """The plug-in that ran the draft; null for an answer without one."""
     total_s: float
-    """From the call to the last token, waiting and reading the video included."""
+    """From the call to the last token: the sum of start-up, waiting, reading the video, prefill and decoding."""
+    startup_s: float
+    """Starting the workers and loading the models, where the engine was not open yet."""
     waiting_s: float
-    """The wait for a place in the engine (`EngineConfig.max_sessions`)."""
+    """The wait for a place in the engine (`EngineConfig.max_sessions`), and for a target that is restarted."""
     video_s: float
     """Reading, sampling and resizing the frames."""
     prefill_s: float
@@ -77,6 +112,8 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     source_fps: float | None
     seed: int | None
     coupling: str
+    ignored_options: tuple[str, ...]
+    """``name=value`` of the target's settings for generation that would change its tokens and are not applied."""
     draft_lost: str
     """Why the target wrote some or all of this answer without a draft; empty if the draft took part throughout."""
     draft_rejoins: int
@@ -84,8 +121,21 @@ class AnswerStats(msgspec.Struct, frozen=True, kw_only=True):
     target_recoveries: int
     """How often a restarted target continued this answer."""
 
+    def __str__(self) -> str:
+        """One line: the most asked-for figures."""
+        parts = [f"{self.new_tokens} tokens in {self.total_s:.2f} s"]
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:.0f} a second")
+        parts.append(f"method {self.method}")
+        if self.acceptance_rate is not None:
+            parts.append(f"{self.acceptance_rate:.0%} of the drafts accepted")
+        return ", ".join(parts)
 
-class Chunk(msgspec.Struct, frozen=True):
+    def __repr__(self) -> str:
+        return f"<AnswerStats: {self}>"
+
+
+class Chunk(Result, frozen=True):
     """A piece of an answer: final text, and the token ids that were committed since the last chunk.
 
     Text may come later than its tokens: an incomplete character or a possible stop string is held back.
@@ -95,8 +145,10 @@ class Chunk(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer. ``str()`` of it is its text."""
+class Answer(Result, frozen=True, kw_only=True):
+    """An answer. ``str()`` of it is its text, and `to_dict` is for JSON. A notebook shows the text and one line of
+    figures.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -105,6 +157,24 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        return f"<Answer {shown(self.text)}: {self.finish_reason}, {self.stats}>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython and notebooks show."""
+        printer.text(f"{self.text}\n\n({self.finish_reason}, {self.stats})")
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return round(value, DIGITS)
+        case dict():
+            return {name: _rounded(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_rounded(part) for part in value]
+    return value
 
 
 def median_or_none(values: list[float]) -> float | None:

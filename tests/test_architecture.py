@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"pvlm": ROOT, "pvlm_backends": ROOT / "backends", "pvlm_protocols": ROOT / "protocols"}
-GROUND = {"config", "endpoints", "errors", "plugins", "results"}
+GROUND = {"children", "config", "errors", "log", "plugins", "redaction", "results", "settings"}
 LOOSE_MODULES = 8
 """At the top of ``pvlm/``, but for ``__init__`` and ``__main__``."""
 LINES = 400

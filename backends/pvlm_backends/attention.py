@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, video: tuple[int, int]) -> torch.Tensor:
+def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, video: torch.Tensor) -> torch.Tensor:
     """Return the mean attention probability that n successive tokens give to each video token, float32 ``(m,)``.
 
     The softmax is over all rows that a token sees, in float32. The mean is over heads and tokens; it is 0 without
@@ -17,7 +17,7 @@ def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, vide
         query: ``(heads, n, head_dim)``, rotated.
         keys: ``(kv_heads, rows, head_dim)``, rotated; heads that share a key head are neighbours.
         first_row: the first token's row; it sees the rows up to its own.
-        video: first row of the video, and one more than its last.
+        video: int64 ``(m,)``, rows of the video tokens.
     """
     heads, count, head_dim = query.shape
     keys = keys[:, : first_row + count].float()
@@ -25,4 +25,4 @@ def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, vide
     scores = (by_key_head @ keys.transpose(1, 2) / math.sqrt(head_dim)).view(heads, count, -1)
     later = torch.ones_like(scores[0], dtype=torch.bool).triu_(first_row + 1)
     probabilities = scores.masked_fill_(later, -math.inf).softmax(dim=-1)
-    return probabilities[..., video[0] : video[1]].sum(dim=(0, 1)) / max(1, heads * count)
+    return probabilities[..., video].sum(dim=(0, 1)) / max(1, heads * count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 
 class CachedSession(ABC):
     """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
+
+    It sets ``_layer_features``, if the vision tower has any: ``(n, placeholders, hidden_size)``, to be added to the
+    placeholders' rows in the output of the first n layers.
 
     Row ``r`` of the cache holds the r-th *kept* token. Its position is that in the unpruned prompt; compact positions
     close the gaps that pruning leaves. In both cases answer token ``i`` is ``i + 1`` after the largest position of the
@@ -40,6 +43,7 @@ class CachedSession(ABC):
         self._length = 0
         self._prompt_rows = 0  # 0 until the prefill is done
         self._first_position = 0  # of the answer; known when the prefill begins
+        self._layer_features: torch.Tensor | None = None
         self._closed = False
 
     @property
@@ -67,9 +71,35 @@ class CachedSession(ABC):
         early_attention: bool = False,
         on_progress: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        """Run the prompt once, and return the last position's logits, float32 ``(vocab_size,)``.
+        """Run the prompt at once, and return the last position's logits, float32 ``(vocab_size,)``.
 
-        An exception of a callback ends the prefill and propagates; the prefill may then be started again.
+        Arguments and errors are those of `prefill_steps`.
+        """
+        *_, logits = self.prefill_steps(
+            keep,
+            compact_positions=compact_positions,
+            early_layer=early_layer,
+            on_early_layer=on_early_layer,
+            early_attention=early_attention,
+            on_progress=on_progress,
+        )
+        assert logits is not None  # they come last
+        return logits
+
+    def prefill_steps(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[torch.Tensor | None]:
+        """Run the prompt in pieces: yield None after each, and at last the last position's logits, ``(vocab_size,)``.
+
+        An exception of a callback ends the prefill and propagates; the prefill may then be started again, and so it
+        may where the caller leaves the iterator.
 
         Args:
             keep: bool ``(m,)``, the video tokens to keep; None keeps all.
@@ -91,15 +121,18 @@ class CachedSession(ABC):
         if on_early_layer is not None and keep is not None:
             raise ValueError("early states are of the whole prompt: give either keep or on_early_layer")
 
+        kept = None if keep is None else self._prompt.kept_rows(keep)
         tap: _EarlyTap | None = None
+        deep = None if self._layer_features is None else _DeepFeatures(self._layer_features, self._prompt, kept)
 
         def after_layer(layer: int, hidden: torch.Tensor) -> None:
+            if deep is not None:
+                deep.add_to(layer, hidden)
             if tap is not None:
                 tap(layer, hidden)
             if on_progress is not None:
                 on_progress()
 
-        kept = None if keep is None else self._prompt.kept_rows(keep)
         rows = len(self._prompt) if kept is None else len(kept)
         positions, self._first_position = self._prompt.positions, self._prompt.next_position
         if kept is not None and compact_positions:
@@ -108,11 +141,13 @@ class CachedSession(ABC):
             positions = positions[:, kept]
         if on_early_layer is not None and early_layer is not None:
             tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
-        logits = self._prefill(kept, positions, after_layer)
-        if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
-            torch.cuda.current_stream(logits.device).synchronize()
-        self._prompt_rows = rows
-        return logits
+        for logits in self._prefill(kept, positions, after_layer):
+            if logits is not None:
+                if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
+                    torch.cuda.current_stream(logits.device).synchronize()
+                self._prompt_rows = rows
+                self._layer_features = None
+            yield logits
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
         """Append n >= 1 answer tokens; row i of float32 ``(n, vocab_size)`` predicts the token after ``tokens[i]``.
@@ -143,6 +178,7 @@ class CachedSession(ABC):
         """Free the cache. May be called twice."""
         if not self._closed:
             self._closed = True
+            self._layer_features = None
             self._close()
 
     def _check_open(self) -> None:
@@ -166,8 +202,11 @@ class CachedSession(ABC):
     @abstractmethod
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
-        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, ``(axes, rows)``, into an empty cache."""
+    ) -> Iterator[torch.Tensor | None]:
+        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, ``(axes, rows)``, into an empty cache.
+
+        Yields None after each piece, and at last the logits ``(vocab_size,)``.
+        """
 
     @abstractmethod
     def _queries_and_keys(
@@ -205,6 +244,21 @@ def progress(on_progress: Callable[[], None] | None) -> AfterLayer | None:
     return None if on_progress is None else lambda layer, hidden: on_progress()
 
 
+class _DeepFeatures:
+    """Features of the vision tower for the first layers (DeepStack), those of the kept tokens alone."""
+
+    def __init__(self, features: torch.Tensor, prompt: PreparedPrompt, kept: NDArray[np.int64] | None) -> None:
+        rows, places = prompt.placeholders_in(kept)
+        self._rows = torch.from_numpy(rows)
+        self._features = features if kept is None else features[:, torch.from_numpy(places).to(features.device)]
+
+    def add_to(self, layer: int, hidden: torch.Tensor) -> None:
+        """Add a layer's features to its output, in place; nothing for later layers and the decoder's input."""
+        if 1 <= layer <= len(self._features):
+            rows = self._rows.to(hidden.device)
+            hidden.index_add_(0, rows, self._features[layer - 1].to(hidden.device, hidden.dtype))
+
+
 class _EarlyTap:
     """Copies two layers' states of video and question out of a prefill, and delivers them.
 
@@ -223,6 +277,7 @@ class _EarlyTap:
         self._layer = layer
         self._deliver = deliver
         self._positions = positions
+        self._video = torch.from_numpy(session._prompt.video)
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self._attending = torch.empty(0)  # the question's input to the layer
 
@@ -253,7 +308,7 @@ class _EarlyTap:
             return None
         start, stop = self._prompt.question
         query, keys = self._session._queries_and_keys(self._layer, self._attending, self._positions[..., start:stop])
-        attention = mean_attention(query, keys, start, self._prompt.video)
+        attention = mean_attention(query, keys, start, self._video.to(keys.device))
         with torch.inference_mode(False):
             return attention.clone()
 
@@ -261,5 +316,5 @@ class _EarlyTap:
     def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Copied, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
         # write to it.
-        video, question = self._prompt.video, self._prompt.question
-        return hidden[video[0] : video[1]].clone(), hidden[question[0] : question[1]].clone()
+        start, stop = self._prompt.question
+        return hidden[self._video.to(hidden.device)], hidden[start:stop].clone()

@@ -13,9 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from pvlm_protocols.backend import CheckpointError
 
-from .processing.files import WEIGHTS_INDEX, weight_map
-
-_SINGLE = "model.safetensors"
+from .processing.files import WEIGHTS, WEIGHTS_INDEX, check_no_pointer, missing_part, weight_map
 
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 
@@ -67,6 +65,8 @@ class WeightFiles:
         for path in _weight_files(folder, set(index.values())):
             file = _open(path)
             for name in file.keys():  # noqa: SIM118 (not a dict)
+                if index.get(name, path.name) != path.name:  # a stale copy
+                    continue
                 described = file.get_slice(name)
                 self._weights[name] = StoredWeight(path, tuple(described.get_shape()), described.get_dtype())
         self.lacking = {name: file for name, file in index.items() if name not in self._weights}
@@ -133,6 +133,7 @@ class WeightFiles:
 
 def _open(path: Path) -> Any:
     try:
+        check_no_pointer(path)
         return safe_open(str(path), framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -143,11 +144,11 @@ def _weight_files(folder: Path, names: set[str]) -> list[Path]:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {WEIGHTS_INDEX} names")
     if names:
         return [folder / name for name in sorted(names)]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if pickled := sorted(path.name for path in folder.glob("*.bin")):
         raise CheckpointError(
             f"{folder} holds weights as pickle only ({pickled[0]}), which can run any code when loaded; convert them "
             "to safetensors, or, if you trust their source, let the backend 'hf' read them with allow_pickle"
         )
-    raise CheckpointError(f"{folder} holds no weights ({_SINGLE})")
+    raise missing_part(folder, f"weights ({WEIGHTS})")

@@ -1,10 +1,11 @@
-"""The command reference: each command's ``--help``, taken from its parser while the site is built."""
+"""The command reference: each command's ``--help``, taken from the command while the site is built."""
 
 from __future__ import annotations
 
-import argparse
+import io
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import Any
 from unittest import mock
 
@@ -18,19 +19,27 @@ def on_page_markdown(markdown: str, *, page: Any, **context: object) -> str:
     """Put the help of every command in place of the marker."""
     if page.file.src_uri != PAGE:
         return markdown
-    from pvlm.cli import build_parser
-
-    with mock.patch.dict(os.environ, COLUMNS=COLUMNS):
-        sections = [
-            f"## {name}\n\n```text\n{parser.format_help()}```" for name, parser in commands("pvlm", build_parser())
-        ]
+    sections = [f"## {name}\n\n```text\n{help_text(name)}\n```" for name in commands()]
     return markdown.replace(PLACE, "\n\n".join(sections))
 
 
-def commands(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """A parser and those of its commands, with the words that call them."""
-    yield name, parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for word, command in action.choices.items():
-                yield from commands(f"{name} {word}", command)
+def help_text(name: str) -> str:
+    """What ``NAME --help`` prints."""
+    from pvlm.cli import main
+
+    with mock.patch.dict(os.environ, COLUMNS=COLUMNS), redirect_stdout(io.StringIO()) as printed:
+        main([*name.split()[1:], "--help"])
+    return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()).strip("\n")
+
+
+def commands() -> Iterator[str]:
+    """The words that call each command."""
+    from typer.main import get_command
+
+    from pvlm.cli.application import app
+
+    waiting: list[tuple[str, Any]] = [("pvlm", get_command(app))]
+    while waiting:
+        name, command = waiting.pop(0)
+        yield name
+        waiting[:0] = [(f"{name} {word}", one) for word, one in getattr(command, "commands", {}).items()]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +28,7 @@ Role = Literal["target", "draft"]
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_ID)]
 
-ENTRY_POINT_GROUP = "pvlm.backends"
+ENTRY_POINT_GROUP: Final = "pvlm.backends"
 
 
 class BackendError(Exception):
@@ -186,6 +186,15 @@ class Processor(Protocol):
         ...
 
 
+@runtime_checkable
+class TextEncoding(Protocol):
+    """Optional for a processor. Two tokenizers whose fingerprints differ are compared by the ids that they give."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Ids of ``text``, in which added tokens are recognised and to which none is added."""
+        ...
+
+
 class Session(Protocol):
     """One prompt in one model: its cache and its positions."""
 
@@ -286,12 +295,63 @@ class Conditional(Protocol):
 
 
 @runtime_checkable
+class InterruptibleOpening(Protocol):
+    """Optional for a backend: an opening that can be ended while the vision tower runs."""
+
+    def open_in_steps(self, prompt: Prompt, capacity: int, on_progress: Callable[[], None]) -> Session:
+        """As `Backend.open`. ``on_progress`` is called before each group of frames in the vision tower; its exceptions
+        end the opening and propagate.
+        """
+        ...
+
+
+@runtime_checkable
 class PassCost(Protocol):
     """Optional for a backend: the cost of a pass, which `pvlm bench passes` compares with the machine's limits."""
 
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
         """Minimal cost of ``tokens`` tokens with ``rows`` rows in the cache afterwards: bytes of weights and cache to
         read, and operations (a multiplication and an addition count two).
+        """
+        ...
+
+
+@runtime_checkable
+class SteppedPrefill(Protocol):
+    """Optional for a session: a prefill in pieces, between which other sessions of the backend may have passes."""
+
+    def prefill_steps(
+        self,
+        keep: torch.Tensor | None = None,
+        *,
+        compact_positions: bool = False,
+        early_layer: int | None = None,
+        on_early_layer: Callable[[EarlyStates], None] | None = None,
+        early_attention: bool = False,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Iterator[torch.Tensor | None]:
+        """As `Session.prefill`: yield None after each piece, and at last the logits.
+
+        The early layers run over the whole prompt before later ones start. Which pieces there are depends on the
+        prompt alone, and so do the logits. A caller that leaves the iterator may start the prefill again.
+        """
+        ...
+
+
+@runtime_checkable
+class SharedPasses(Protocol):
+    """Optional for a backend: one pass over tokens of several sessions. It reads the weights once for all of them."""
+
+    def extend_together(
+        self,
+        parts: Sequence[tuple[Session, Sequence[int]]],
+        *,
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """Append tokens to several sessions of this backend, each as `Session.extend` does; return each one's logits.
+
+        Each session appears once. Errors and exceptions of ``on_progress`` are those of `Session.extend`; they end the
+        pass for all sessions, and leave every `Session.length` unchanged.
         """
         ...
 

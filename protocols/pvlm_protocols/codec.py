@@ -20,7 +20,7 @@ import numpy as np
 from pvlm_protocols.limits import MAX_FRAME_SIDE, MAX_PROPOSAL, MAX_VIDEO_FRAMES
 from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor, VideoFrames
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 INLINE_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_ARRAY_BYTES = 2 * 1024**3

@@ -72,17 +72,18 @@ class SessionMessage(Message, frozen=True, kw_only=True):
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are chosen: the options that a caller sets and an actor reads, with their bounds.
-
-    ``temperature`` 0 is greedy. Else logits are divided by it and filtered by top-k, top-p and min-p, in this order.
-    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
-    """
+    """How tokens are chosen: the options that a caller sets and an actor reads. The filters work in this order."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
+    """The largest number of tokens in the answer."""
     temperature: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
+    """0: greedy; else the logits are divided by it, and then filtered."""
     top_k: Count = 0
+    """Choose among the K likeliest tokens; 0: among all."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Choose among the fewest tokens that together have this probability; 1: off."""
     min_p: Share = 0.0
+    """Drop tokens below this share of the largest probability; 0: off."""
 
 
 class Sampling(SamplingOptions, frozen=True, kw_only=True):
@@ -161,9 +162,8 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
-    """Start a session. To continue one that a lost actor had: ``committed``, the answer tokens that are settled
-    already, and ``epoch``, above all earlier ones.
-    """
+    """Start a session, or continue one of a lost actor after the ``committed`` tokens, with an ``epoch`` above all
+    earlier ones. ``shares``: its passes may be shared with other sessions."""
 
     question: Annotated[str, Meta(max_length=MAX_QUESTION_CHARACTERS)]
     video: VideoFrames | None
@@ -173,6 +173,7 @@ class Open(SessionMessage, frozen=True, kw_only=True):
     window: Window
     committed: Tokens = ()
     epoch: Serial = 0
+    shares: bool = True
 
 
 class Resume(SessionMessage, frozen=True, kw_only=True):
@@ -335,6 +336,13 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     finish: FinishReason | None = None
 
 
+class Began(Message, frozen=True, kw_only=True):
+    """A worker on another host begins to work for other sessions than before: those to blame if it dies."""
+
+    role: Role
+    sessions: Annotated[tuple[Serial, ...], Meta(max_length=MAX_HELD_SESSIONS)]
+
+
 class Closed(SessionMessage, frozen=True, kw_only=True):
     role: Role
 
@@ -358,9 +366,12 @@ class Dying(Message, frozen=True, kw_only=True):
 
 
 class Recalled(Message, frozen=True, kw_only=True):
-    """Sessions that can go on by `Resume`; the worker waits for one or for `Close`."""
+    """Sessions that can go on by `Resume`; the worker waits for one or for `Close`. ``known``: it has served this
+    engine before, and has lived since.
+    """
 
     role: Role
+    known: bool
     sessions: Annotated[tuple[Serial, ...], Meta(max_length=MAX_HELD_SESSIONS)]
 
 
@@ -379,22 +390,10 @@ class Pong(Message, frozen=True, kw_only=True):
 
 ToDraft = Open | Resume | Close | PruneMask | Rollback | Advance | Ping | Recall | Stop
 ToTarget = Open | Resume | Close | DraftWindow | SetMode | SetWindow | Ping | Recall | Stop
-FromDraft = (
-    Hello | Loading | Opened | PrefillProgress | PrefillDone | DraftWindow | Closed | Failed | Dying | Recalled | Pong
+FromEither = (
+    Hello | Loading | Opened | PrefillProgress | PrefillDone | Began | Closed | Failed | Dying | Recalled | Pong
 )
-FromTarget = (
-    Hello
-    | Loading
-    | Opened
-    | PrefillProgress
-    | PruneMask
-    | PrefillDone
-    | Verdict
-    | Closed
-    | Failed
-    | Dying
-    | Recalled
-    | Pong
-)
+FromDraft = FromEither | DraftWindow
+FromTarget = FromEither | PruneMask | Verdict
 ToActor = ToDraft | ToTarget
 FromActor = FromDraft | FromTarget

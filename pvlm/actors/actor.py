@@ -7,13 +7,16 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import structlog
-
-from pvlm.actors.mark import NOBODY, Mark
+from pvlm.actors.mark import Mark
+from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
+from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
-from pvlm_protocols.backend import Backend, ModelInfo, Prompt, Role, Session
+from pvlm_protocols.backend import Backend, ModelInfo, Role, SharedPasses
 from pvlm_protocols.codec import PROTOCOL_VERSION
 from pvlm_protocols.limits import MAX_ERROR_CHARACTERS, MAX_NAME_CHARACTERS, MAX_TRACEBACK_CHARACTERS
 from pvlm_protocols.messages import (
@@ -21,10 +24,8 @@ from pvlm_protocols.messages import (
     Closed,
     Dying,
     Failed,
-    FromActor,
     Hello,
     Open,
-    Opened,
     Ping,
     Pong,
     PrefillProgress,
@@ -36,6 +37,9 @@ from pvlm_protocols.messages import (
     ToActor,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 PROGRESS_EVERY_S = 0.25
 PATIENCE_MAX_S = 60.0
 """The longest wait for a message in one go: then it is looked whether there is something to do."""
@@ -43,91 +47,14 @@ PATIENCE_MAX_S = 60.0
 HOLD_S = 60.0
 """How long the sessions of a lost connection are kept for `Resume`."""
 
-log = structlog.get_logger()
 
+@dataclass(frozen=True)
+class _Wanted:
+    """Tokens that a session's round wants in a pass."""
 
-class SessionClosed(Exception):
-    """The session that is being worked for has been closed."""
-
-
-class WorkAbandoned(Exception):
-    """A message has come that makes the work in hand worthless."""
-
-
-class ActorSession(ABC):
-    """One session at one actor: its state, what it does with a message, and its next unit of work."""
-
-    def __init__(self, actor: Actor, opening: Open) -> None:
-        self.actor = actor
-        if (settled := len(opening.committed)) >= (most := opening.sampling.max_tokens):
-            raise ValueError(f"an answer of {most} tokens cannot continue after {settled}")
-        self.id = opening.session
-        self.opening = opening
-        self.model: Session | None = None
-
-    @abstractmethod
-    def handle(self, message: SessionMessage) -> None:
-        """Take a message in. Cheap: work is for `work`."""
-
-    @abstractmethod
-    def ready(self) -> bool:
-        """Is there something to do?"""
-
-    @abstractmethod
-    def resumable(self) -> bool:
-        """Whether `resume` can go on from the cache: the prompt is in it."""
-
-    @abstractmethod
-    def resume(self, message: Resume) -> None:
-        """Go on from the committed tokens, with as much of the cache as agrees with them. The connection may have been
-        lost in the middle of `work`.
-        """
-
-    def urgent(self) -> bool:
-        """Ready, and it gains nothing by letting other sessions go first."""
-        return True
-
-    @abstractmethod
-    def work(self) -> None:
-        """Do one unit: open, prefill, a window or a part of it (draft), one pass (target)."""
-
-    def outdates(self, message: SessionMessage) -> bool:
-        """Does a message that has just come make the work in hand worthless?"""
-        return False
-
-    def patience_s(self) -> float | None:
-        """Seconds until `ready` may change without a message (None: it will not)."""
-        return None
-
-    def open_model(self) -> Session:
-        """Build the prompt, run the vision tower, and tell the coordinator."""
-        opening = self.opening
-        video = opening.video
-        prompt = (
-            Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
-        )
-        started = time.monotonic()
-        # One more than the answer: a solo step may run over the last token.
-        self.model = self.actor.backend.open(prompt, opening.sampling.max_tokens + 1)
-        self.post(
-            Opened(
-                session=self.id,
-                role=self.actor.role,
-                prompt_tokens=self.model.prompt_tokens,
-                video_tokens=self.model.video_tokens,
-                open_ms=milliseconds_since(started),
-                ended_s=time.monotonic(),
-            )
-        )
-        return self.model
-
-    def post(self, message: FromActor) -> None:
-        self.actor.mailbox.post(message)
-
-    def close(self) -> None:
-        if self.model is not None:
-            self.model.close()
-            self.model = None
+    session: ActorSession
+    round: Round
+    tokens: Sequence[int]
 
 
 class Actor(ABC):
@@ -201,6 +128,8 @@ class Actor(ABC):
     def turn(self, timeout_s: float | None = None) -> None:
         """One turn of the loop: take in what has arrived, then do one unit of work for the session whose turn it is.
 
+        The unit is a piece of its preparation, or a round of decoding, in which all sessions take part that are ready.
+
         Without work to do it waits for a message, at most ``timeout_s`` (None: as long as no session runs out of
         patience).
         """
@@ -212,46 +141,57 @@ class Actor(ABC):
         self._read(timeout_s)
         while self._inbox:
             self._handle(self._inbox.popleft())
-        if (session := self._next_ready()) is not None:
-            self._turns.remove(session.id)
-            self._turns.append(session.id)
-            self._work(session)
-
-    def _work(self, session: ActorSession) -> None:
-        """One unit of a session, under its mark. The mark stays where the unit ends the actor; a lost connection is no
-        fault of the unit.
-        """
-        self.mark.set(session.id)
+        if (session := self._next_ready()) is None:
+            return
+        together = self._together(session)
+        for each in together:
+            self._turns.remove(each.id)
+            self._turns.append(each.id)
+        self.mark.set(*(each.id for each in together))
         try:
-            self._guarded(session.id, session.work)
-        except ChannelClosed:
-            self.mark.set(NOBODY)
+            if session.prepared:
+                self._rounds(together)
+            else:
+                self._guarded(session.id, session.prepare_on)
+        except ChannelClosed:  # no fault of the unit
+            self.mark.set()
             raise
-        self.mark.set(NOBODY)
+        self.mark.set()  # where the unit ends the actor, the mark stays
 
-    def tick(self, session: ActorSession) -> None:
-        """Called between the layers of a pass. Raises SessionClosed or WorkAbandoned if it is no longer wanted."""
+    def _together(self, session: ActorSession) -> list[ActorSession]:
+        """A session and those that take part in its round: all that are ready, if the backend and they can share."""
+        if not session.prepared or not session.opening.shares or not isinstance(self.backend, SharedPasses):
+            return [session]
+        turns = [self._sessions[number] for number in self._turns]
+        return [other for other in turns if other.prepared and other.opening.shares and other.ready()]
+
+    def tick(self, *sessions: ActorSession) -> None:
+        """Called between the layers of a pass. Raises WorkAbandoned if none of its sessions wants it any longer."""
         self.progress += 1
         if time.monotonic() - self._looked_s >= self.look_every_s:
-            self.look(session)
+            self.look(*sessions)
 
     def undisturbed(self) -> bool:
         """No message is waiting and there is but one session: what it does in small steps need not end yet."""
         return not self._inbox and len(self._sessions) == 1
 
-    def look(self, session: ActorSession) -> None:
-        """Look into the mailbox in the middle of work for ``session``. Raises as `tick`."""
+    def look(self, *sessions: ActorSession) -> None:
+        """Look into the mailbox in the middle of work for ``sessions``. Raises as `tick`."""
         self._looked_s = time.monotonic()
         self._read(0)
+        if self._inbox and all(self._outdated(session) for session in sessions):
+            raise WorkAbandoned
+
+    def _outdated(self, session: ActorSession) -> bool:
+        """Has a message come that makes the session's work worthless?"""
         for message in self._inbox:
             match message:
                 case Stop():
-                    raise SessionClosed
+                    return True
                 case SessionMessage() if message.session == session.id:
-                    if isinstance(message, Close):
-                        raise SessionClosed
-                    if session.outdates(message):
-                        raise WorkAbandoned
+                    if isinstance(message, Close) or session.outdates(message):
+                        return True
+        return False
 
     def tick_prefill(self, session: ActorSession, fraction: float) -> None:
         """Called between the layers of a prefill, and tells how far it has come. Raises as `tick`."""
@@ -261,6 +201,59 @@ class Actor(ABC):
         if now - self._told_progress_s >= PROGRESS_EVERY_S:
             self._told_progress_s = now
             self.mailbox.post(PrefillProgress(session=session.id, role=self.role, fraction=min(1.0, fraction)))
+
+    def _rounds(self, sessions: Sequence[ActorSession]) -> None:
+        """A round of each session. The passes that they want at the same time are one."""
+        wanted = [want for session in sessions if (want := self._step(session, session.round())) is not None]
+        while wanted:
+            wanted = [
+                want
+                for asked, done in self._passed(wanted)
+                if (want := self._step(asked.session, asked.round, done)) is not None
+            ]
+
+    def _step(self, session: ActorSession, round: Round, done: Pass | Exception | None = None) -> _Wanted | None:
+        """Let a round go on to its next pass, after the last one has ended or failed; None where it ends."""
+        wanted: _Wanted | None = None
+
+        def step() -> None:
+            nonlocal wanted
+            with suppress(StopIteration):
+                if done is None:
+                    tokens = next(round)
+                elif isinstance(done, Pass):
+                    tokens = round.send(done)
+                else:
+                    tokens = round.throw(done)
+                wanted = _Wanted(session, round, tokens)
+
+        self._guarded(session.id, step)
+        return wanted
+
+    def _passed(self, wanted: Sequence[_Wanted]) -> list[tuple[_Wanted, Pass | Exception]]:
+        """One pass over all tokens that are wanted. Where a shared one fails, each session has its own."""
+        sessions = [want.session for want in wanted]
+        started = time.monotonic()
+        try:
+            logits = self._extend(wanted, lambda: self.tick(*sessions))
+        except WorkAbandoned as abandoned:
+            return [(want, abandoned) for want in wanted]
+        except ChannelClosed:
+            raise
+        except Exception as error:
+            if len(wanted) > 1:
+                return [result for want in wanted for result in self._passed([want])]
+            return [(wanted[0], error)]
+        ms, tokens = milliseconds_since(started), sum(len(want.tokens) for want in wanted)
+        return [(want, Pass(rows, ms, tokens)) for want, rows in zip(wanted, logits, strict=True)]
+
+    def _extend(self, wanted: Sequence[_Wanted], on_progress: Callable[[], None]) -> list[torch.Tensor]:
+        parts = [(want.session.model, want.tokens) for want in wanted if want.session.model is not None]
+        if len(parts) == 1:
+            ((model, tokens),) = parts
+            return [model.extend(tokens, on_progress=on_progress)]
+        assert isinstance(self.backend, SharedPasses)  # or else one session has a turn
+        return self.backend.extend_together(parts, on_progress=on_progress)
 
     def _next_ready(self) -> ActorSession | None:
         """The session whose turn it is: of those that have something urgent to do the one that had its last turn
@@ -317,11 +310,11 @@ class Actor(ABC):
         self._turns.append(opening.session)
 
     def _recall(self, engine: int) -> None:
-        if engine != self._engine:
+        if not (known := engine == self._engine):
             self._release_held()
             self._engine = engine
         self._held_until_s = time.monotonic() + HOLD_S
-        self.mailbox.post(Recalled(role=self.role, sessions=tuple(self._held)))
+        self.mailbox.post(Recalled(role=self.role, known=known, sessions=tuple(self._held)))
 
     def _resume(self, message: Resume) -> None:
         if (session := self._held.get(message.session)) is None:
@@ -355,8 +348,6 @@ class Actor(ABC):
             action()
         except WorkAbandoned:
             pass
-        except SessionClosed:
-            self._close(session_id)
         except ChannelClosed:
             raise
         except Exception as error:
@@ -393,8 +384,3 @@ def _told(error: BaseException) -> dict[str, str]:
         "message": message[:MAX_ERROR_CHARACTERS],
         "traceback": trace[-MAX_TRACEBACK_CHARACTERS:],
     }
-
-
-def milliseconds_since(started: float) -> float:
-    """Milliseconds since ``started``, a reading of ``time.monotonic``."""
-    return (time.monotonic() - started) * 1000

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pvlm.actors.actor import Actor, ActorSession, WorkAbandoned, milliseconds_since
+from pvlm.actors.actor import Actor
+from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, in_pieces, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -44,7 +45,7 @@ class DraftSession(ActorSession):
     of a window costs nothing if it is rejected.
     """
 
-    def __init__(self, actor: Actor, opening: Open) -> None:
+    def __init__(self, actor: Employer, opening: Open) -> None:
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.tokens = list(opening.committed)
@@ -116,10 +117,8 @@ class DraftSession(ActorSession):
     # ---- work -----------------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        if self.model is None:
-            return True
-        if self._prefill_logits is None:
-            return self._mask is not None
+        if not self.prepared:
+            return self.model is None or self._mask is not None
         # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict.
         lead = self.window.gamma if self.window.ahead and self.opening.schedule.mode != "turns" else 0
         return self._window_begun <= self.committed + lead and not self._ended()
@@ -133,17 +132,15 @@ class DraftSession(ActorSession):
         """A session is urgent whose windows have all been verified; one that writes further ahead can wait."""
         return self._prefill_logits is None or self._window_begun <= self.committed
 
-    def work(self) -> None:
-        if self.model is None:
+    def prepare(self) -> Iterator[None]:
+        if (model := self.model) is None:
             model = self.open_model()
             if isinstance(self.coupling, GreedyCoupling) and isinstance(model, GreedyDrafting):
                 self._greedy_drafting = model
-        elif self._prefill_logits is None:
-            self._prefill(self.model)
-        else:
-            self._draft(self.model)
+            yield  # the mask may come later
+        yield from self._prefill(model)
 
-    def _prefill(self, model: Session) -> None:
+    def _prefill(self, model: Session) -> Iterator[None]:
         mask = self._mask
         assert mask is not None
         keep = None
@@ -156,7 +153,7 @@ class DraftSession(ActorSession):
             keep = torch.from_numpy(unpack_mask(mask.bits, mask.video_tokens))
             if (kept := int(keep.sum())) != mask.kept:
                 raise ValueError(f"the prune mask keeps {kept} video tokens, and says that it keeps {mask.kept}")
-        started = time.monotonic()
+        watch = Stopwatch()
         layers = self.actor.backend.info.layers
         done = 0
 
@@ -165,29 +162,44 @@ class DraftSession(ActorSession):
             done += 1
             self.actor.tick_prefill(self, done / layers)
 
-        self._prefill_logits = model.prefill(
-            keep, compact_positions=self.opening.pruning.compact_positions, on_progress=on_progress
-        ).clone()
+        compact = self.opening.pruning.compact_positions
+        for logits in in_pieces(model, keep, compact_positions=compact, on_progress=on_progress):
+            if logits is None:
+                yield from watch.pause()
+            else:
+                self._prefill_logits = logits.clone()
         dropped = 0 if keep is None else mask.video_tokens - mask.kept
         self.post(
             PrefillDone(
                 session=self.id,
                 role="draft",
                 prompt_tokens=model.prompt_tokens - dropped,
-                prefill_ms=milliseconds_since(started),
+                prefill_ms=watch.ms,
                 ended_s=time.monotonic(),
             )
         )
 
-    def _draft(self, model: Session) -> None:
+    def round(self) -> Round:
         """Write tokens until a window is complete, a message has come, or other sessions wait for a turn."""
+        model, logits = self.model, self._prefill_logits
+        assert model is not None  # it is prepared
+        assert logits is not None
+        # A target whose vocabulary is padded further may commit an id that the draft does not have. That is rare, and
+        # any other id can replace it: only the guesses after it suffer.
+        last = self.actor.backend.info.vocab_size - 1
         started = time.monotonic()
         if not self._drafted:
             self._began_s = started
         try:
-            for drafted in self._drafts(model):
-                complete = self._take(drafted, started)
-                if complete or not self.actor.undisturbed():
+            while True:
+                unfed = [min(token, last) for token in self.tokens[model.length :]]
+                if unfed and self._greedy_drafting is not None and self.actor.undisturbed():
+                    self._draft_greedily(self._greedy_drafting, unfed, started)
+                    return
+                if unfed:
+                    logits = (yield unfed).logits[-1]
+                drafted = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
+                if self._take(drafted, started) or not self.actor.undisturbed():
                     return
                 started = time.monotonic()
                 self.actor.look(self)
@@ -195,27 +207,15 @@ class DraftSession(ActorSession):
             self._draft_ms += milliseconds_since(started)
             raise
 
-    def _drafts(self, model: Session) -> Iterator[Drafted]:
-        """The next tokens of the answer. Each is appended to the answer before the next one is asked for."""
+    def _draft_greedily(self, model: GreedyDrafting, unfed: list[int], started: float) -> None:
+        """The rest of the window, by a model that feeds its own tokens. Work on the first one began at ``started``."""
         sampling = self.opening.sampling
-        # A target whose vocabulary is padded further may commit an id that the draft does not have. That is rare, and
-        # any other id can replace it: only the guesses after it suffer.
-        last = self.actor.backend.info.vocab_size - 1
-        logits = self._prefill_logits
-        while True:
-            unfed = [min(token, last) for token in self.tokens[model.length :]]
-            if unfed and self._greedy_drafting is not None:
-                left = min(self._window_size + self._window_begun, sampling.max_tokens) - len(self.tokens)
-                count = left if self.actor.undisturbed() else 1
-                for token in self._greedy_drafting.draft(
-                    unfed, count, vocab_limit=sampling.vocab_limit, on_progress=self._tick
-                ):
-                    yield Drafted(token, None)
-                continue
-            if unfed:
-                logits = model.extend(unfed, on_progress=self._tick)[-1]
-            assert logits is not None
-            yield self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
+        left = min(self._window_size + self._window_begun, sampling.max_tokens) - len(self.tokens)
+        for token in model.draft(unfed, left, vocab_limit=sampling.vocab_limit, on_progress=self._tick):
+            if self._take(Drafted(token, None), started) or not self.actor.undisturbed():
+                return
+            started = time.monotonic()
+            self.actor.look(self)
 
     def _tick(self) -> None:
         self.actor.tick(self)

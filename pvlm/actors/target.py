@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 
 import torch
 
-from pvlm.actors.actor import Actor, ActorSession, milliseconds_since
+from pvlm.actors.actor import Actor
+from pvlm.actors.session import ActorSession, Employer, Pass, Round, Stopwatch, in_pieces
 from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import kept_count, pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
-from pvlm.speculation.pruning import default_early_layer, load_pruner
+from pvlm.speculation.pruning import default_early_layer, load_pruner, select_tokens
 from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import EarlyStates, Session
 from pvlm_protocols.messages import (
@@ -50,7 +52,7 @@ class TargetSession(ActorSession):
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
     """
 
-    def __init__(self, actor: Actor, opening: Open) -> None:
+    def __init__(self, actor: Employer, opening: Open) -> None:
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.committed = list(opening.committed)
@@ -58,8 +60,6 @@ class TargetSession(ActorSession):
         self.window = opening.window
         self.finished = False
         self._prompt_cached = False
-        self._prefilled = False
-        """The prompt and all committed tokens but the pending one are in the cache."""
         self._logits: torch.Tensor | None = None
         self._queue: deque[Drafted] = deque()
         self.mode = opening.schedule.mode
@@ -107,7 +107,7 @@ class TargetSession(ActorSession):
         self.epoch = message.epoch
         self.window = message.window
         self.mode = self.opening.schedule.mode
-        self.finished = self._prefilled = self._rejected = False
+        self.finished = self.prepared = self._rejected = False
         self._logits = None
         self._queue.clear()
 
@@ -118,7 +118,7 @@ class TargetSession(ActorSession):
     # ---- work -----------------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        if self.model is None or not self._prefilled:
+        if not self.prepared:
             return True
         if self.finished:
             return False
@@ -132,10 +132,10 @@ class TargetSession(ActorSession):
         """A pass over the pending token alone, while the draft writes, settles one token. A pass over another session's
         window settles more, and this session's window may have arrived by then.
         """
-        return self.mode != "together" or bool(self._queue) or not self._prefilled
+        return self.mode != "together" or bool(self._queue) or not self.prepared
 
     def patience_s(self) -> float | None:
-        if self.finished or not self._prefilled or self._logits is not None or not self._rejected:
+        if self.finished or not self.prepared or self._logits is not None or not self._rejected:
             return None
         if self.mode == "turns":
             return None
@@ -146,16 +146,14 @@ class TargetSession(ActorSession):
         patience = self.patience_s()
         return self.mode == "turns" or (patience is not None and patience > 0)
 
-    def work(self) -> None:
-        if self.model is None:
+    def prepare(self) -> Iterator[None]:
+        if (model := self.model) is None:
             model = self.open_model()
             pruning = self.opening.pruning
             if not self._prunes(model) or not load_pruner(pruning.method).needs_states:
                 self._publish_mask(model, None)
-        elif not self._prefilled:
-            self._prefill(self.model)
-        else:
-            self._decode(self.model)
+            yield
+        yield from self._prefill(model)
 
     def _prunes(self, model: Session) -> bool:
         pruning = self.opening.pruning
@@ -172,7 +170,7 @@ class TargetSession(ActorSession):
         bits = b""
         if self._prunes(model):
             kept = kept_count(videos, pruning.ratio)
-            bits = pack_mask(load_pruner(pruning.method).select(videos, kept, states, pruning.seed).numpy())
+            bits = pack_mask(select_tokens(load_pruner(pruning.method), videos, kept, states, pruning.seed).numpy())
         self.post(
             PruneMask(
                 session=self.id,
@@ -184,7 +182,7 @@ class TargetSession(ActorSession):
             )
         )
 
-    def _prefill(self, model: Session) -> None:
+    def _prefill(self, model: Session) -> Iterator[None]:
         """Bring the prompt and the committed tokens into the cache, as far as they are not there."""
         pruning = self.opening.pruning
         layers = self.actor.backend.info.layers
@@ -197,31 +195,34 @@ class TargetSession(ActorSession):
 
         pruner = load_pruner(pruning.method)
         wants_states = self._prunes(model) and pruner.needs_states
-        started = time.monotonic()
+        watch = Stopwatch()
         if not self._prompt_cached:
-            self._logits = model.prefill(
+            for logits in in_pieces(
+                model,
                 early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
                 on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
                 early_attention=wants_states and pruner.needs_attention,
                 on_progress=on_progress,
-            )
+            ):
+                if logits is None:
+                    yield from watch.pause()
+                self._logits = logits
             self._prompt_cached = True
         if missing := self.committed[model.length :]:
             self._logits = model.extend(missing, on_progress=lambda: self.actor.tick(self))[-1]
-        self._prefilled = True
         self._idle_since = time.monotonic()
         self.post(
             PrefillDone(
                 session=self.id,
                 role="target",
                 prompt_tokens=model.prompt_tokens,
-                prefill_ms=milliseconds_since(started),
+                prefill_ms=watch.ms,
                 ended_s=self._idle_since,
             )
         )
 
-    def _decode(self, model: Session) -> None:
-        """One round: verify the drafted tokens with at most one pass, commit, and report the verdict."""
+    def round(self) -> Round:
+        """Verify the drafted tokens with at most one pass, commit, and report the verdict."""
         start, accepted, rejected = len(self.committed), 0, False
         window = len(self._queue)
         pass_tokens, pass_ms = 0, 0.0
@@ -231,11 +232,14 @@ class TargetSession(ActorSession):
         # correction, or a token that the target drew, is reported first.
         drawn_alone = len(self.committed) > start and not accepted
         if self._logits is None and not (rejected or drawn_alone or self.finished):
-            started = time.monotonic()
-            pass_tokens = 1 + len(self._queue)
-            accepted_in_pass, rejected = self._settle_by_pass(model)
+            model = self.model
+            assert model is not None  # it is prepared
+            drafted = list(self._queue)
+            done = yield [*self.committed[model.length :], *(d.token for d in drafted)]
+            self._queue.clear()
+            accepted_in_pass, rejected = self._settle_pass(model, drafted, done)
             accepted += accepted_in_pass
-            pass_ms = milliseconds_since(started)
+            pass_tokens, pass_ms = done.tokens, done.ms
         self._rejected = rejected and self.window.wait > 0
         self._idle_since = time.monotonic()
         self.post(
@@ -272,12 +276,9 @@ class TargetSession(ActorSession):
             self._queue.clear()
         return int(accepted), not accepted
 
-    def _settle_by_pass(self, model: Session) -> tuple[int, bool]:
-        """Pending: one pass over the pending token and all drafted ones. Returns as `_settle_held`."""
-        drafted = list(self._queue)
-        self._queue.clear()
-        tokens = [*self.committed[model.length :], *(d.token for d in drafted)]
-        rows = model.extend(tokens, on_progress=lambda: self.actor.tick(self))
+    def _settle_pass(self, model: Session, drafted: list[Drafted], done: Pass) -> tuple[int, bool]:
+        """Pending: settle by a pass over the pending token and all drafted ones. Returns as `_settle_held`."""
+        rows = done.logits
         accepted, correction = self.coupling.judge_window(
             rows,
             [d.token for d in drafted],

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 
 from pvlm.config import EngineConfig
-from pvlm.errors import EngineBusy, EngineStateError
+from pvlm.errors import EngineBusy
 from pvlm.telemetry.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.telemetry.reporter import Reporter
 
@@ -20,13 +20,12 @@ class Admission:
         self._config = config
         self._reporter = reporter
         self._places = anyio.Semaphore(config.max_sessions)
-        self._closed = False
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait for a place, and hold it.
 
-        Raises EngineBusy at once if too many wait, EngineStateError if the engine is closed during the wait.
+        Raises EngineBusy at once if too many wait.
         """
         config = self._config
         waiting = self._places.statistics().tasks_waiting
@@ -38,13 +37,5 @@ class Admission:
         async with AsyncExitStack() as holding:
             with self._reporter.during(REQUESTS_WAITING):
                 await holding.enter_async_context(self._places)
-            if self._closed:
-                raise EngineStateError("this engine was closed while the answer waited for its turn")
             with self._reporter.during(REQUESTS_RUNNING):
                 yield
-
-    def close(self) -> None:
-        """Wake all that wait; each of them raises EngineStateError."""
-        self._closed = True
-        for _ in range(self._places.statistics().tasks_waiting):
-            self._places.release()

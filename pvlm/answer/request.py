@@ -58,6 +58,8 @@ class Request:
     draft: Open | None
     policy: WindowPolicy
     backends: Mapping[Role, str]
+    ignored_options: tuple[str, ...]
+    """See `AnswerStats.ignored_options`."""
 
 
 def resolve_method(config: EngineConfig, options: AnswerOptions) -> Method:
@@ -113,7 +115,7 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
             target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
         backends["draft"] = draft_info.backend
-    return Request(method, target, draft, policy, backends)
+    return Request(method, target, draft, policy, backends, pair.target_processor.ignored_generation_options)
 
 
 def resolve_coupling(
@@ -156,7 +158,7 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
     prune = options.prune or config.prune
     if prune == "auto":
         prune = "uv" if method == "parallel" else "none"
-    if prune not in (known := plugin_names("pvlm.pruners")):
+    if ":" not in prune and prune not in (known := plugin_names("pvlm.pruners")):
         raise OptionError(f"there is no pruner '{prune}': use one of {', '.join(known)}")
     ratio = config.prune_ratio if options.prune_ratio is None else options.prune_ratio
     return Pruning(

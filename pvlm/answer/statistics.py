@@ -61,7 +61,8 @@ def answer_stats(
         "target_backend": request.backends["target"],
         "draft_backend": request.backends.get("draft"),
         "total_s": timeline.between_s("asked", "finished"),
-        "waiting_s": timeline.between_s("queued", "admitted"),
+        "startup_s": timeline.between_s("asked", "queued"),
+        "waiting_s": timeline.between_s("queued", "reading"),
         "video_s": timeline.between_s("reading", "opened"),
         "prefill_s": timeline.between_s("opened", "prefilled"),
         "decode_s": decode_s,
@@ -81,5 +82,6 @@ def answer_stats(
         "source_fps": None if video is None else video.source_fps,
         "seed": seed,
         "coupling": request.target.sampling.coupling,
+        "ignored_options": request.ignored_options,
     }
     return msgspec.convert(figures, AnswerStats)

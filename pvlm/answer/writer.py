@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import time
+from collections import deque
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from pvlm.answer.detokenizer import TextStream
 from pvlm.answer.statistics import Timeline
 from pvlm.coordination.events import Command, Emit, Fail, Finish, PrefillFinished, Progress
-from pvlm.errors import ModelError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.errors import EngineStateError, ModelError, PromptError, PvlmError, RemoteTraceback, TargetLost
+from pvlm.log import log
 from pvlm.results import Answer, AnswerStats, Chunk
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport
 from pvlm_protocols.messages import FinishReason
 
-log = structlog.get_logger()
-
 
 class Writer:
-    """Takes commands, and writes `chunks`. ``outcome``: the answer or its error, None while it is being written."""
+    """Takes commands, and writes chunks. ``outcome``: the answer or its error, None while it is being written."""
 
     def __init__(
         self,
@@ -34,7 +33,7 @@ class Writer:
         recorder: Recorder | None,
     ) -> None:
         """``statistics``: makes the figures of the finished answer."""
-        self.outcome: Answer | PvlmError | None = None
+        self.outcome: Answer | Exception | None = None
         self._session = session
         self._text = text
         self._timeline = timeline
@@ -42,7 +41,11 @@ class Writer:
         self._on_progress = on_progress
         self._report = report
         self._recorder = recorder
-        self._send, self.chunks = anyio.create_memory_object_stream[Chunk](math.inf)
+        self._chunks: deque[Chunk] = deque()
+        self._changed = anyio.Event()
+        self._left = False
+        self._readers = 0
+        self._read_s = time.monotonic()
 
     def take(self, command: Command) -> bool:
         """Carry out a command of the coordinator. Return whether a stop string has ended the answer."""
@@ -61,14 +64,46 @@ class Writer:
                     self._give(text, ())
                 self._complete(reason)
             case Fail():
-                self.outcome = _error(command)
-                self._send.close()
+                self.fail(_error(command))
         return False
+
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error, unless it is complete. Its reader gets what was written first."""
+        if self.outcome is None:
+            self.outcome = error
+            self._changed.set()
 
     def close(self) -> None:
         """Drop what nobody has read."""
-        self._send.close()
-        self.chunks.close()
+        self._left = True
+        self._chunks.clear()
+        self._changed.set()
+
+    async def read(self) -> Chunk:
+        """Return the next chunk. Raises the answer's error after the last one, and StopAsyncIteration if it has none.
+
+        Raises EngineStateError after `close`.
+        """
+        self._readers += 1
+        try:
+            while not self._chunks:
+                if self._left:
+                    raise EngineStateError("this stream was left: read it inside its `async with`")
+                if isinstance(self.outcome, Exception):
+                    raise self.outcome from self.outcome.__cause__
+                if self.outcome is not None:
+                    raise StopAsyncIteration
+                if self._changed.is_set():
+                    self._changed = anyio.Event()
+                await self._changed.wait()
+            return self._chunks.popleft()
+        finally:
+            self._readers -= 1
+            self._read_s = time.monotonic()
+
+    def unread_s(self) -> float:
+        """For how long nobody has read, in seconds; 0 while a reader waits."""
+        return 0.0 if self._readers else time.monotonic() - self._read_s
 
     def _emit(self, emitted: Emit) -> bool:
         text, count = "", 0
@@ -82,7 +117,9 @@ class Writer:
         return self._text.stopped
 
     def _give(self, text: str, tokens: tuple[int, ...]) -> None:
-        self._send.send_nowait(Chunk(text, tokens))
+        if not self._left:
+            self._chunks.append(Chunk(text, tokens))
+            self._changed.set()
         if self._report is not None and tokens:
             self._report.tokens(len(tokens))
 
@@ -97,7 +134,7 @@ class Writer:
         if self._recorder is not None:
             self._recorder.ended(self.outcome)
         self._log(self.outcome.stats, reason)
-        self._send.close()
+        self._changed.set()
 
     def _log(self, stats: AnswerStats, reason: FinishReason) -> None:
         log.info(

@@ -17,7 +17,7 @@ from pvlm.bench.memory import peak_mb, reset_peak
 from pvlm.bench.peers import Loop, PeerModels, PeerProcess, check_transformers
 from pvlm.bench.pruned import PrunedAnswer, PrunedProcess, PrunedView
 from pvlm.bench.rows import same_named
-from pvlm.config import EngineConfig
+from pvlm.config import EngineConfig, Method
 from pvlm.engine import Engine
 from pvlm.errors import ConfigError, ModelError, OptionError
 from pvlm.results import Answer
@@ -221,7 +221,7 @@ class OpenContenders:
         try:
             self._check_draft()
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.in_engine):
-                method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
+                method: Method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
                 engine = Engine.create(self._config, method=method)
                 self._engines[cores] = await self._stack.enter_async_context(engine)
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.loop):

@@ -14,7 +14,7 @@ import msgspec
 
 from pvlm.bench.rows import measured, pooled_acceptance
 from pvlm.config import EngineConfig
-from pvlm.engine import Engine, OnProgress
+from pvlm.engine import Engine
 from pvlm.errors import ModelError, OptionError
 from pvlm.results import AnswerStats
 from pvlm.speculation.estimates import PassTimeEstimate
@@ -26,6 +26,7 @@ from pvlm.speculation.theory import (
     parallel_speedup,
     vanilla_loop_speedup,
 )
+from pvlm.telemetry.observers import OnProgress
 from pvlm_protocols.limits import MAX_WINDOW
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -231,5 +231,25 @@ class _PrunedSession:
                 pass
         return masks[0]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    # Only what every session has: by anything more an actor could go round the choice.
+
+    @property
+    def video_tokens(self) -> int:
+        return self._session.video_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._session.prompt_tokens
+
+    @property
+    def length(self) -> int:
+        return self._session.length
+
+    def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
+        return self._session.extend(tokens, on_progress=on_progress)
+
+    def truncate(self, length: int) -> None:
+        self._session.truncate(length)
+
+    def close(self) -> None:
+        self._session.close()

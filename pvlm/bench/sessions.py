@@ -19,6 +19,8 @@ from pvlm.errors import OptionError
 from pvlm.results import Answer
 from pvlm.speculation.theory import acceptance_from_length
 
+NAMES = (*PAIRS, BUNDLED)
+"""The pairs that may be measured."""
 SESSIONS = (1, 2, 4, 8)
 NOT_BELOW = 1.0
 """Required throughput of several answers at once, as a ratio to that of one after the other."""

@@ -2,64 +2,130 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
-import anyio
-import msgspec
-from rich.console import Console
+import typer
 
-from pvlm.cli.console import ProgressDisplay, figures_table, quiet_logs, tell_of_remote_workers
-from pvlm.cli.options import add_answer_options, add_engine_options, answer_settings, engine_settings
-from pvlm.engine import Engine
-from pvlm.results import Answer
-from pvlm.trace import Trace, make_directory
+from pvlm.cli.commands import ASKING, command, option
+from pvlm.cli.interruption import run_async
+from pvlm.cli.options import (
+    Decoding,
+    DraftView,
+    Models,
+    Output,
+    Places,
+    Pruning,
+    Reading,
+    Sampling,
+    VideoPart,
+    settings,
+)
+from pvlm.errors import OptionError
 
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("answer", help="answer a question about a video")
-    parser.add_argument("video", metavar="VIDEO", help="path of a video")
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
-    parser.add_argument("--json", action="store_true", help="print one object: text, tokens, finish_reason, stats")
-    parser.add_argument(
-        "--trace", metavar="DIR",
-        help="write pictures of the answer to DIR: timeline.html, timeline.json (for Perfetto) and frames.png",
-    )  # fmt: skip
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the log, and the traceback of an error")
-    add_engine_options(parser)
-    add_answer_options(parser)
-    parser.set_defaults(run=run)
+if TYPE_CHECKING:
+    from pvlm.results import Answer
+    from pvlm.telemetry.recorder import Recorder
+    from pvlm.trace import Trace
 
 
-def run(options: argparse.Namespace) -> int:
-    quiet_logs(options.verbose)
-    trace = None
-    if options.trace is not None:
-        make_directory(options.trace)  # fails before any model is loaded
-        trace = Trace()
+def register(group: typer.Typer) -> None:
+    command(group, "answer", ASKING)(answer)
+
+
+def answer(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="path of a video")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="the question, in quotes; -: standard input")],
+    *,
+    as_json: Annotated[bool, option("--json", help="print one object: text, tokens, finish_reason, stats")] = False,
+    trace: Annotated[
+        str | None,
+        option("--trace", metavar="DIR", help="write pictures of the answer: timeline.html, timeline.json, frames.png"),
+    ] = None,
+    output: Output,
+    models: Models,
+    places: Places,
+    decoding: Decoding,
+    pruning: Pruning,
+    view: DraftView,
+    reading: Reading,
+    part: VideoPart,
+    sampling: Sampling,
+) -> int:
+    """Answer a question about a video.
+
+    The text is streamed to standard output, and figures follow on standard error. The bundled pair, which knows drawn
+    shapes only, answers unless --target names a model.
+    """
+    from pvlm.cli.console import configure_logs, figures_table, note, notes
+    from pvlm.trace import Trace, make_directory
+
+    configure_logs(output.verbose)
+    question = _question(question)
+    recorder = None
+    if trace is not None:
+        make_directory(trace)  # fails before any model is loaded
+        recorder = Trace()
     try:
-        answer = anyio.run(_answer, options, trace)
+        engine = settings(models, places, decoding, pruning, view, reading)
+        stream = _stream(video, question, engine, settings(part, sampling), recorder, output, show_text=not as_json)
+        found = run_async(lambda: stream)
     finally:  # the trace of a failed answer is the most useful one
-        if trace is not None and trace.recorded:
-            print(f"trace: {', '.join(map(str, trace.write(options.trace)))}", file=sys.stderr)
-    if options.json:
-        fields = {name: getattr(answer, name) for name in ("text", "tokens", "finish_reason", "stats")}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(fields).decode(), indent=2) + "\n")
-    else:
-        Console(stderr=True, highlight=False).print(figures_table(answer.stats))
+        if trace is not None and recorder is not None and recorder.recorded:
+            note(f"trace: {', '.join(map(str, recorder.write(trace)))}")
+    if as_json:
+        _write_json(found)
+    elif not output.quiet:
+        notes().print(figures_table(found.stats))
     return 0
 
 
-async def _answer(options: argparse.Namespace, trace: Trace | None) -> Answer:
-    with ProgressDisplay() as progress:
-        engine = Engine.create(on_progress=progress.update, **engine_settings(options))
-        settings = answer_settings(options)
-        tell_of_remote_workers(engine.config)
-        async with engine.stream(options.video, options.question, trace=trace, **settings) as chunks:
+def _question(given: str) -> str:
+    """The question, read from standard input for ``-``. Raises OptionError if it is not UTF-8."""
+    if given != "-":
+        return given
+    try:
+        return sys.stdin.buffer.read().decode().strip()
+    except UnicodeDecodeError as error:
+        raise OptionError(f"the question on standard input is not UTF-8: {error}") from None
+
+
+async def _stream(
+    video: str,
+    question: str,
+    engine: dict[str, Any],
+    options: dict[str, Any],
+    trace: Trace | None,
+    output: Output,
+    *,
+    show_text: bool,
+) -> Answer:
+    from pvlm.cli.bundled import LimitNote
+    from pvlm.cli.console import note_remote_workers
+    from pvlm.cli.progress import ProgressDisplay
+    from pvlm.cli.streams import write
+    from pvlm.config import BUNDLED
+    from pvlm.engine import Engine
+
+    with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+        opened = Engine.create(on_progress=progress.update, **engine)
+        note_remote_workers(opened.config)
+        recorder: Recorder | None = trace
+        if opened.config.target == BUNDLED and not output.quiet:
+            recorder = LimitNote(progress.note, question, trace)
+        async with opened.stream(video, question, trace=recorder, **options) as chunks:
             async for chunk in chunks:
-                if not options.json:
-                    sys.stdout.write(chunk.text)
-                    sys.stdout.flush()
-    if not options.json:
-        sys.stdout.write("\n")
+                if show_text:
+                    progress.pause()
+                    write(chunk.text)
+    if show_text:
+        write("\n")
     return chunks.answer
+
+
+def _write_json(found: Answer) -> None:
+    """Write the answer as one object, in ASCII where the output shows nothing else."""
+    from pvlm.cli.streams import shows_unicode, write
+
+    write(json.dumps(found.to_dict(), indent=2, ensure_ascii=not shows_unicode()) + "\n")

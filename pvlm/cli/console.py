@@ -1,78 +1,68 @@
-"""Output of the commands on a terminal: progress, and the table of an answer's figures."""
+"""Output of the commands: the result on standard output; progress, notes and figures on standard error."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
-import structlog
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
-from pvlm.config import EngineConfig
+from pvlm.cli.streams import failed
 from pvlm.errors import OptionError
-from pvlm.results import AnswerStats
-from pvlm.telemetry.figures import figures
-from pvlm.workers.port import worker_command
-from pvlm_protocols.backend import Role
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pvlm.config import EngineConfig
+    from pvlm.results import AnswerStats
+    from pvlm_protocols.backend import Role
 
 ROLES: tuple[Role, ...] = ("target", "draft")
 
 
-def quiet_logs(verbose: bool) -> None:
-    """Show the library's log on standard error: errors, or everything with ``verbose``."""
-    level = logging.DEBUG if verbose else logging.ERROR
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
-class ProgressDisplay:
-    """Progress bars of loading and long prefills, on standard error if it is a terminal."""
+class ResultConsole(Console):
+    """A console on standard output. A failed write raises OutputError."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        super().__init__(highlight=False)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print objects as rich does."""
+        try:
+            super().print(*objects, **how)
+        except OSError as error:
+            raise failed(error) from None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, what: str, fraction: float) -> None:
-        """As `pvlm.engine.OnProgress`."""
-        if fraction >= 1:
-            if what in self._tasks:
-                self._progress.remove_task(self._tasks.pop(what))
-            return
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=1.0)
-        self._progress.update(self._tasks[what], completed=fraction)
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise OutputError: the reader has left."""
+        raise failed(BrokenPipeError())
 
 
-def tell_of_remote_workers(config: EngineConfig) -> None:
-    """Print on standard error which workers the engine waits for, and the command that starts each."""
+def note(text: str) -> None:
+    """Write a line to standard error."""
+    print(text, file=sys.stderr)
+
+
+def notes() -> Console:
+    """A console on standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def configure_logs(verbose: bool) -> None:
+    """Show the library's log on standard error: errors, or everything with ``verbose``."""
+    from pvlm.log import configure_logging
+
+    configure_logging("debug" if verbose else "error")
+
+
+def note_remote_workers(config: EngineConfig) -> None:
+    """Say which workers the engine waits for, and the command that starts each."""
+    from pvlm.workers.port import worker_command
+
     for role in ROLES:
         if config.listen(role) is not None:
-            print(f"waiting for the {role}; run on its host: {worker_command(role, config)}", file=sys.stderr)
+            note(f"waiting for the {role}; run on its host: {worker_command(role, config)}")
 
 
 def write_file(path: str, content: bytes) -> None:
@@ -85,13 +75,20 @@ def write_file(path: str, content: bytes) -> None:
 
 def write_json(path: str, value: Any) -> None:
     """Write indented JSON that ends with a newline. Raises OptionError if that fails."""
+    import msgspec
+
     write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def figures_table(stats: AnswerStats) -> Table:
     """The figures of one answer."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pvlm.telemetry.figures import figures
+
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, figure in figures(stats):
         table.add_row(name, escape(figure))

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
-from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
 
-import anyio
-import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from pvlm.cli.console import ProgressDisplay, figures_table, quiet_logs
-from pvlm.cli.options import add_engine_options, engine_settings
-from pvlm.engine import Engine
-from pvlm.results import Answer, median_or_none
+from pvlm.cli.commands import ASKING, command, option
+from pvlm.cli.interruption import run_async
+from pvlm.cli.options import Decoding, DraftView, Models, Output, Places, Pruning, Reading, settings
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-class BundledClip(msgspec.Struct, frozen=True):
-    """A bundled clip: its file beside ``clips.json``, a question, and the true answer."""
+    from rich.table import Table
+    from rich.text import Text
 
-    file: str
-    question: str
-    answer: str
+    from pvlm.cli.bundled import BundledClip
+    from pvlm.results import Answer
+
+DRAFTED, OWN = "■▲"
+DRAFTED_ASCII, OWN_ASCII = "#^"
+A_ROW = 60
+"""Tokens in a row of the picture."""
 
 
 @dataclass(frozen=True)
@@ -42,74 +41,98 @@ class Measured:
         return median(answer.stats.decode_s for answer in self.answers)
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("demo", help="answer a question about a bundled clip, and measure the speed")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measure each method N times (default: 5)")
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
+def register(group: typer.Typer) -> None:
+    command(group, "demo", ASKING)(demo)
 
 
-def bundled_clips() -> list[BundledClip]:
-    """The bundled clips; the demo uses the first."""
-    return msgspec.json.decode(
-        (files("pvlm") / "bundled" / "clips" / "clips.json").read_bytes(), type=list[BundledClip]
-    )
+def demo(
+    *,
+    rounds: Annotated[int, option("--rounds", metavar="N", help="measure each method N times", show_default=True)] = 5,
+    output: Output,
+    models: Models,
+    places: Places,
+    decoding: Decoding,
+    pruning: Pruning,
+    view: DraftView,
+    reading: Reading,
+) -> int:
+    """Answer a question about a bundled clip, and measure the speed.
 
+    The answer is compared with the true one, and parallel decoding with plain decoding.
+    """
+    from pvlm.cli.bundled import bundled_clips, clips_folder
+    from pvlm.cli.console import configure_logs
 
-def run(options: argparse.Namespace) -> int:
-    quiet_logs(False)
+    configure_logs(output.verbose)
     clip = bundled_clips()[0]
-    with as_file(files("pvlm") / "bundled" / "clips" / clip.file) as path:
-        anyio.run(_demonstrate, options, clip, path)
+    engine = settings(models, places, decoding, pruning, view, reading)
+    with clips_folder() as folder:
+        run_async(lambda: _demonstrate(clip, folder / clip.file, engine, max(1, rounds), output))
     return 0
 
 
-async def _demonstrate(options: argparse.Namespace, clip: BundledClip, path: Path) -> None:
-    console = Console(highlight=False)
-    settings = engine_settings(options)
-    console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}\n[bold]answer[/]    ", end="")
-    with ProgressDisplay() as progress:
-        async with Engine.create(on_progress=progress.update, **settings) as engine:
-            async with engine.stream(path, clip.question) as chunks:
+async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], rounds: int, output: Output) -> None:
+    from pvlm.cli.console import ResultConsole, figures_table
+    from pvlm.cli.progress import ProgressDisplay
+    from pvlm.cli.streams import write
+    from pvlm.engine import Engine
+
+    console = ResultConsole()
+    console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}", soft_wrap=True)
+    with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+        async with Engine.create(on_progress=progress.update, **engine) as opened:
+            async with opened.stream(path, clip.question) as chunks:
+                label = "[bold]answer[/]    "
                 async for chunk in chunks:
-                    sys.stdout.write(chunk.text)
-                    sys.stdout.flush()
-            sys.stdout.write("\n\n")
-            ours = Measured(engine.config.resolved_method(), [])
+                    progress.pause()
+                    console.print(label, end="")
+                    write(chunk.text)
+                    label = ""
+            write("\n\n")
+            answer = chunks.answer
+            true = answer.text == clip.answer
+            console.print("This is the true answer.\n" if true else f"The true answer is: {clip.answer}\n")
+            progress.resume()
+            ours = Measured(opened.config.resolved_method(), [])
             plain = Measured("plain decoding, the same target on the same cores", [])
-            for _ in range(max(1, options.rounds)):
-                ours.answers.append(await engine.answer(path, clip.question))
-                plain.answers.append(await engine.answer(path, clip.question, method="ar"))
-        async with Engine.create(**{**settings, "method": "ar"}) as engine:
+            for turn in range(rounds):
+                progress.update("measure", turn / (2 * rounds))
+                ours.answers.append(await opened.answer(path, clip.question))
+                plain.answers.append(await opened.answer(path, clip.question, method="ar"))
+        async with Engine.create(on_progress=progress.update, **{**engine, "method": "ar"}) as opened:
             alone = Measured("plain decoding, the target alone on all cores", [])
-            for _ in range(max(1, options.rounds)):
-                alone.answers.append(await engine.answer(path, clip.question))
-    answer = chunks.answer
-    true = answer.text == clip.answer
-    console.print(("This is the true answer." if true else f"The true answer is: {clip.answer}") + "\n")
+            for turn in range(rounds):
+                progress.update("measure", (rounds + turn) / (2 * rounds))
+                alone.answers.append(await opened.answer(path, clip.question))
     if "d" in answer.stats.origins:
-        console.print(
-            Text("Who wrote it: ") + Text("drafted and accepted", "green") + ", " + Text("the target's own", "bold red")
-        )
-        console.print(_who_wrote(answer))
+        console.print("Who wrote it: [green]drafted and accepted[/], [bold red]the target's own[/]")
+        console.print(_who_wrote(answer, console.encoding))
         console.print()
-    console.print(figures_table(answer.stats))
-    console.print()
+    if not output.quiet:
+        console.print(figures_table(answer.stats))
+        console.print()
     console.print(_speeds([ours, plain, alone]))
 
 
-def _who_wrote(answer: Answer) -> Text:
-    """One cell for each token, 60 in a row: accepted tokens of the draft, and the target's own."""
+def _who_wrote(answer: Answer, encoding: str) -> Text:
+    """One cell for each token: accepted tokens of the draft, and the target's own."""
+    from rich.text import Text
+
+    drafted, own = (DRAFTED, OWN) if encoding.startswith("utf") else (DRAFTED_ASCII, OWN_ASCII)
     text = Text()
     for index, origin in enumerate(answer.stats.origins):
-        text.append("■" if origin == "d" else "▲", "green" if origin == "d" else "bold red")
-        if index % 60 == 59:
+        if index and index % A_ROW == 0:
             text.append("\n")
+        text.append(drafted if origin == "d" else own, "green" if origin == "d" else "bold red")
     return text
 
 
-def _speeds(measured: list[Measured]) -> Table:
+def _speeds(measured: Sequence[Measured]) -> Table:
     """Medians side by side; ratios compare with the first row."""
+    from rich.table import Table
+
+    from pvlm.results import median_or_none
+
     table = Table(
         title=f"Measured in this run (medians of {len(measured[0].answers)})",
         title_justify="left",

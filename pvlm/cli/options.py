@@ -1,136 +1,344 @@
-"""Options that commands share, and their settings."""
+"""Options that commands share. Their fields have the names of `EngineConfig` and `AnswerOptions`."""
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from pvlm.config import AnswerOptions, EngineConfig
+import typer
+
+from pvlm.cli.commands import Options, option
+from pvlm.cli.names import check, completing
 
 DESCRIBE = "Describe the video in detail."
 """The question of measurements, if none is given."""
 
+MODELS, PLACES, DECODING, DRAFT_VIEW, VIDEO, TEXT = (
+    "Models",
+    "Devices and workers",
+    "Decoding",
+    "What the draft sees",
+    "Video",
+    "Text of the answer",
+)
+"""Panels of the help."""
 
-def window(text: str) -> int | str:
-    """Parse ``auto`` or a number."""
-    return text if text == "auto" else int(text)
+
+def _window(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is neither a number nor auto") from None
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of an `EngineConfig`. An omitted option keeps the library's default."""
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--target", help="checkpoint of the target: a directory or a hub name (default: the bundled one)"
-    )
-    models.add_argument(
-        "--draft", help="checkpoint of the draft, or 'none' (default: the bundled one beside the bundled target)"
-    )
-    models.add_argument(
-        "--backend",
-        help="plug-in that runs the models: torch, native, hf, ... (default: auto, native where it can run them, else "
-        "torch)",
-    )
-    models.add_argument("--draft-backend", help="plug-in of the draft (default: as --backend)")
-    models.add_argument(
-        "--device", help="device of the target, for instance cuda:0; cuda:0,cuda:1 split its layers (default: cpu)"
-    )
-    models.add_argument("--draft-device", help="device of the draft (default: as --device)")
-    models.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default)")
-    models.add_argument("--draft-dtype", help="dtype of the draft (default: as --dtype)")
-    models.add_argument("--threads", type=int, help="CPU threads of the target")
-    models.add_argument("--draft-threads", type=int, help="CPU threads of the draft")
-    models.add_argument(
-        "--trust-remote-code", action="store_true", default=None, help="run code that comes with a checkpoint"
-    )
-    models.add_argument(
-        "--allow-pickle", action="store_true", default=None, help="load weights that are not safetensors"
-    )
-    how = parser.add_argument_group("decoding")
-    how.add_argument(
-        "--method",
-        choices=["parallel", "sd", "ar"],
-        help="parallel; sd: draft and target in turns; ar: the target alone (default: parallel with a draft, else ar)",
-    )
-    how.add_argument(
-        "--transport",
-        choices=["ipc", "tcp", "inproc"],
-        help="ipc, tcp: worker processes; inproc: threads (default: ipc)",
-    )
-    how.add_argument(
-        "--draft-listen", metavar="ENDPOINT",
-        help="wait at tcp://HOST:PORT of this host for a draft on another host (`pvlm worker`)",
-    )  # fmt: skip
-    how.add_argument("--target-listen", metavar="ENDPOINT", help="as --draft-listen, for the target")
-    how.add_argument("--keys", metavar="DIR", help="keys for workers on other hosts (`pvlm keys new DIR`)")
-    how.add_argument(
-        "--prune",
-        help="choice of the draft's video tokens: uv, attention, specvlm, novelty, uniform, random, none "
-        "(default: uv; with sd: none)",
-    )
-    how.add_argument(
+def _inverted(given: bool | None) -> bool | None:
+    return None if given is None else not given
+
+
+# ---- types that several sets use ----------------------------------------------------------------------------------
+
+Threads = Annotated[int | None, option("--threads", metavar="N", help="CPU threads of the target", panel=PLACES)]
+Transport = Literal["ipc", "tcp", "inproc"]
+Question = Annotated[str, option("--question", metavar="TEXT", help=f"default: {DESCRIBE}")]
+JsonFile = Annotated[str | None, option("--json", metavar="FILE", help="write the figures to a file")]
+PlotFile = Annotated[str | None, option("--plot", metavar="FILE.png", help="draw the figures (needs pvlm\\[plot])")]
+Window = Annotated[
+    str | None,
+    option(
+        "--window", metavar="auto|N", help="drafted tokens a window (default: auto)", panel=DECODING, parser=_window
+    ),
+]
+PruneRatio = Annotated[
+    float | None,
+    option(
         "--prune-ratio",
-        type=float,
         metavar="R",
         help="share of the video tokens that are hidden from the draft (default: 0.5)",
-    )
-    how.add_argument(
-        "--early-layer",
-        type=int,
-        metavar="L",
-        help="target layer for uv, attention and specvlm (default: by depth)",
-    )
-    how.add_argument(
-        "--compact-positions", action="store_true", default=None, help="renumber the kept tokens in the draft"
-    )
-    how.add_argument(
-        "--no-parallel-prefill", dest="parallel_prefill", action="store_false", default=None,
-        help="start the draft's prefill after the target's",
-    )  # fmt: skip
-    how.add_argument(
-        "--no-parallel-decode", dest="parallel_decode", action="store_false", default=None,
-        help="let draft and target take turns in decoding",
-    )  # fmt: skip
-    how.add_argument("--window", type=window, metavar="{auto,N}", help="drafted tokens a window (default: auto)")
+        panel=DRAFT_VIEW,
+    ),
+]
 
 
-def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `AnswerOptions`."""
-    text = parser.add_argument_group("answer")
-    text.add_argument(
-        "--frames", dest="num_frames", type=int, metavar="N", help="number of frames to use, at equal distances"
-    )
-    text.add_argument("--fps", type=float, help="frames a second to use")
-    text.add_argument("--start", type=float, metavar="S", help="start of the part to use, in seconds")
-    text.add_argument("--end", type=float, metavar="S", help="end of the part to use, in seconds")
-    text.add_argument(
-        "--max-tokens", type=int, metavar="N", help="largest number of tokens in the answer (default: 256)"
-    )
-    text.add_argument("--temperature", type=float, metavar="T", help="sampling temperature; 0 (default) is greedy")
-    text.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set with this probability")
-    text.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
-    text.add_argument("--min-p", type=float, metavar="P", help="drop tokens below P times the largest probability")
-    text.add_argument("--seed", type=int, help="make the text a function of prompt and seed")
-    text.add_argument(
-        "--coupling", choices=["auto", "speculative", "gumbel"], help="how draft and target share randomness"
-    )
-    text.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end the answer before this text (may be repeated)"
-    )
+# ---- sets of options ----------------------------------------------------------------------------------------------
 
 
-ANSWER_OPTIONS = tuple(name for name in AnswerOptions.__struct_fields__ if name not in EngineConfig.__struct_fields__)
-"""The others set the engine, and are its defaults for an answer."""
+@dataclass(frozen=True, kw_only=True)
+class Output(Options):
+    """What a command prints beside its result."""
+
+    quiet: Annotated[bool, option("--quiet", "-q", help="print the result alone: no progress, no figures")] = False
+    verbose: Annotated[bool, option("--verbose", "-v", help="show the log, and the traceback of an error")] = False
 
 
-def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The engine's settings that the command line has."""
-    given = {name: getattr(options, name, None) for name in EngineConfig.__struct_fields__}
-    settings = {name: value for name, value in given.items() if value is not None}
-    if settings.get("draft") == "none":
-        settings["draft"] = None
-    return settings
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints(Options):
+    """Which models, and what runs them."""
+
+    target: Annotated[
+        str | None,
+        option(
+            "--target", metavar="MODEL", help="directory or hub name of the target (default: the bundled)", panel=MODELS
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        option(
+            "--draft", metavar="MODEL", help="the draft, or none (default: the bundled for the bundled)", panel=MODELS
+        ),
+    ] = None
+    backend: Annotated[
+        str | None,
+        option(
+            "--backend",
+            metavar="NAME",
+            help="what runs the models: {backends} (default: auto, native where it can run them, else torch)",
+            panel=MODELS,
+            callback=check("backends"),
+            autocompletion=completing("backends"),
+        ),
+    ] = None
+    draft_backend: Annotated[
+        str | None,
+        option(
+            "--draft-backend",
+            metavar="NAME",
+            help="what runs the draft (default: as --backend)",
+            panel=MODELS,
+            callback=check("backends"),
+            autocompletion=completing("backends"),
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 or auto (default)", panel=MODELS),
+    ] = None
+    draft_dtype: Annotated[
+        str | None, option("--draft-dtype", metavar="TYPE", help="of the draft (default: as --dtype)", panel=MODELS)
+    ] = None
 
 
-def answer_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The answer's options that the command line has."""
-    return {name: value for name in ANSWER_OPTIONS if (value := getattr(options, name, None)) is not None}
+@dataclass(frozen=True, kw_only=True)
+class Models(Checkpoints):
+    """Which models, and how far they are trusted."""
+
+    trust_remote_code: Annotated[
+        bool | None, option("--trust-remote-code", help="run code that comes with a checkpoint", panel=MODELS)
+    ] = None
+    allow_pickle: Annotated[
+        bool | None, option("--allow-pickle", help="load weights that are not safetensors", panel=MODELS)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places(Options):
+    """Where the models run."""
+
+    device: Annotated[
+        str | None,
+        option(
+            "--device",
+            metavar="DEVICE",
+            help="of the target: cpu (default), cuda:0, or cuda:0,cuda:1 to split its layers",
+            panel=PLACES,
+        ),
+    ] = None
+    draft_device: Annotated[
+        str | None, option("--draft-device", metavar="DEVICE", help="of the draft (default: as --device)", panel=PLACES)
+    ] = None
+    threads: Threads = None
+    draft_threads: Annotated[
+        int | None, option("--draft-threads", metavar="N", help="CPU threads of the draft", panel=PLACES)
+    ] = None
+    transport: Annotated[
+        Transport | None,
+        option(
+            "--transport", metavar="NAME", help="worker processes (ipc, tcp) or threads (default: ipc)", panel=PLACES
+        ),
+    ] = None
+    draft_listen: Annotated[
+        str | None,
+        option(
+            "--draft-listen",
+            metavar="ENDPOINT",
+            help="wait at tcp://HOST:PORT of this host for a `pvlm worker` with the draft",
+            panel=PLACES,
+        ),
+    ] = None
+    target_listen: Annotated[
+        str | None,
+        option("--target-listen", metavar="ENDPOINT", help="as --draft-listen, for the target", panel=PLACES),
+    ] = None
+    keys: Annotated[
+        str | None,
+        option("--keys", metavar="DIR", help="keys for workers on other hosts (`pvlm keys new DIR`)", panel=PLACES),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding(Options):
+    """How draft and target share the work."""
+
+    method: Annotated[
+        Literal["parallel", "sd", "ar"] | None,
+        option(
+            "--method",
+            metavar="METHOD",
+            help="parallel (default with a draft); sd: draft and target in turns; ar: the target alone",
+            panel=DECODING,
+        ),
+    ] = None
+    window: Window = None
+    parallel_prefill: Annotated[
+        bool | None,
+        option(
+            "--no-parallel-prefill",
+            help="start the draft's prefill after the target's",
+            panel=DECODING,
+            callback=_inverted,
+        ),
+    ] = None
+    parallel_decode: Annotated[
+        bool | None,
+        option(
+            "--no-parallel-decode",
+            help="let draft and target take turns in decoding",
+            panel=DECODING,
+            callback=_inverted,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(Options):
+    """Which video tokens the draft sees."""
+
+    prune: Annotated[
+        str | None,
+        option(
+            "--prune",
+            metavar="NAME",
+            help="choice of the draft's video tokens: {pruners} (default: uv; with sd: none)",
+            panel=DRAFT_VIEW,
+            callback=check("pruners"),
+            autocompletion=completing("pruners"),
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Pruner):
+    """Which and how many video tokens the draft sees."""
+
+    prune_ratio: PruneRatio = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftView(Options):
+    """How the draft's video tokens are scored and placed."""
+
+    early_layer: Annotated[
+        int | None,
+        option(
+            "--early-layer",
+            metavar="L",
+            help="target layer for uv, attention and specvlm (default: by depth)",
+            panel=DRAFT_VIEW,
+        ),
+    ] = None
+    compact_positions: Annotated[
+        bool | None,
+        option("--compact-positions", help="renumber the kept tokens in the draft", panel=DRAFT_VIEW),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Options):
+    """What reads a video."""
+
+    video_reader: Annotated[
+        str | None,
+        option(
+            "--video-reader",
+            metavar="NAME",
+            help="what reads the video: {readers} (default: decord)",
+            panel=VIDEO,
+            callback=check("readers"),
+            autocompletion=completing("readers"),
+        ),
+    ] = None
+    decode_timeout_s: Annotated[
+        float | None,
+        option(
+            "--decode-timeout", metavar="S", help="limit for reading a video, in seconds (default: 120)", panel=VIDEO
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPart(Options):
+    """Which frames are used."""
+
+    num_frames: Annotated[
+        int | None,
+        option("--frames", metavar="N", help="number of frames to use, at equal distances", panel=VIDEO),
+    ] = None
+    fps: Annotated[float | None, option("--fps", metavar="F", help="frames a second to use", panel=VIDEO)] = None
+    start: Annotated[
+        float | None, option("--start", metavar="S", help="start of the part to use, in seconds", panel=VIDEO)
+    ] = None
+    end: Annotated[
+        float | None, option("--end", metavar="S", help="end of the part to use, in seconds", panel=VIDEO)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Options):
+    """How tokens are chosen, and where the answer ends."""
+
+    max_tokens: Annotated[
+        int | None,
+        option("--max-tokens", metavar="N", help="largest number of tokens (default: 256)", panel=TEXT),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        option("--temperature", metavar="T", help="sampling temperature; 0 (default) is greedy", panel=TEXT),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        option("--top-p", metavar="P", help="sample from the smallest set with this probability", panel=TEXT),
+    ] = None
+    top_k: Annotated[
+        int | None, option("--top-k", metavar="K", help="sample from the K most probable tokens", panel=TEXT)
+    ] = None
+    min_p: Annotated[
+        float | None,
+        option("--min-p", metavar="P", help="drop tokens below P times the largest probability", panel=TEXT),
+    ] = None
+    seed: Annotated[
+        int | None, option("--seed", metavar="N", help="make the text a function of prompt and seed", panel=TEXT)
+    ] = None
+    coupling: Annotated[
+        Literal["auto", "speculative", "gumbel"] | None,
+        option(
+            "--coupling",
+            metavar="NAME",
+            help="how draft and target share randomness: auto, speculative or gumbel",
+            panel=TEXT,
+        ),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        option("--stop", metavar="TEXT", help="end the answer before this text (may be repeated)", panel=TEXT),
+    ] = None
+
+
+def settings(*sets: Options) -> dict[str, Any]:
+    """The settings that the command line has. An omitted option keeps the library's default."""
+    given = {one.name: getattr(options, one.name) for options in sets for one in fields(options)}
+    return {
+        name: None if (name, value) == ("draft", "none") else value
+        for name, value in given.items()
+        if value is not None and value != []
+    }

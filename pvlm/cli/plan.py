@@ -2,128 +2,189 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from importlib.resources import as_file, files
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import anyio
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from pvlm.bench.planning import PairFigures, RatioPlan, measure, plan
-from pvlm.cli.console import ProgressDisplay, quiet_logs, write_json
-from pvlm.cli.demo import bundled_clips
-from pvlm.cli.options import DESCRIBE, add_answer_options, add_engine_options, answer_settings, engine_settings
+from pvlm.cli.commands import MEASURING, Options, command, option
+from pvlm.cli.interruption import run_async
+from pvlm.cli.options import (
+    DESCRIBE,
+    DraftView,
+    JsonFile,
+    Models,
+    Output,
+    Places,
+    PlotFile,
+    Pruner,
+    Reading,
+    Sampling,
+    VideoPart,
+    settings,
+)
 from pvlm.cli.plotting import (
     INK,
     PARALLEL,
     VANILLA,
-    add_plot_option,
+    add_caption,
     check_plot,
     new_figure,
+    pair_and_machine,
     plain_panel,
     save_plot,
 )
-from pvlm.config import engine_config
 from pvlm.errors import OptionError
-from pvlm.speculation.theory import acceptance_from_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from pvlm.bench.planning import PairFigures, RatioPlan
 
 RATIOS = (0.0, 0.5, 0.9)
-BY_HAND = {
-    "target_ms": "--target-ms",
-    "draft_ms": "--draft-ms",
-    "acceptance": "--acceptance",
-    "accepted_length": "--accepted-length",
-}
+BY_HAND, MEASURED = "Figures by hand", "Measured figures"
+"""Panels of the help."""
 PANELS_A_ROW = 3
+SYMBOLS = (
+    "c = T_p / T_q: the target's time for a pass over the draft's time for a token. β: accepted of the drafted tokens "
+    "that are tested. γ*: the best window. k: drafted tokens that the target waits for after a rejection. Dotted line: "
+    "plain decoding."
+)
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="predict the speed-up for every window, from times and acceptance",
-        description="Predict the speed-up over plain decoding for every window. The figures are given (--target-ms, "
-        "--draft-ms, and --acceptance or --accepted-length) or measured (--measure).",
-    )
-    given = parser.add_argument_group("figures by hand")
-    given.add_argument("--target-ms", nargs="+", metavar="MS", help="T_p in ms, or T_p(n) as 1=420 10=431")
-    given.add_argument("--draft-ms", nargs="+", metavar="MS", help="T_q in ms, or by prune ratio as 0=78.3 0.9=46.6")
-    given.add_argument(
-        "--acceptance", nargs="+", metavar="B", help="acceptance rate (beta) of tested tokens, or by prune ratio"
-    )
-    given.add_argument(
-        "--accepted-length",
-        nargs="+",
-        metavar="M",
-        help="instead of --acceptance: accepted tokens a rejection, M = beta/(1-beta)",
-    )
-    measured = parser.add_argument_group("measured figures")
-    measured.add_argument(
-        "--measure", nargs="*", metavar=("VIDEO", "QUESTION"),
-        help="measure the pair on a video (default: a bundled clip); ignores --method, --window and --prune-ratio",
-    )  # fmt: skip
-    measured.add_argument(
-        "--ratios", nargs="+", type=float, metavar="R", help="prune ratios to measure (default: 0 0.5 0.9)"
-    )
-    measured.add_argument(
-        "--rounds", type=int, default=1, metavar="N", help="repeat the measurement N times (default: 1)"
-    )
-    parser.add_argument("--gamma-max", type=int, default=16, metavar="N", help="largest window (default: 16)")
-    parser.add_argument("--json", metavar="FILE", help="write figures and predictions to a file")
-    add_plot_option(parser, "the speed-up over the window")
-    add_engine_options(parser)
-    add_answer_options(parser)
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, kw_only=True)
+class Given(Options):
+    """Figures by hand: words as in `_pairs`."""
+
+    target_ms: Annotated[
+        list[str] | None,
+        option("--target-ms", metavar="MS...", help="T_p in ms, or T_p(n) as 1=420 10=431", panel=BY_HAND),
+    ] = None
+    draft_ms: Annotated[
+        list[str] | None,
+        option("--draft-ms", metavar="MS...", help="T_q in ms, or by prune ratio as 0=78.3 0.9=46.6", panel=BY_HAND),
+    ] = None
+    acceptance: Annotated[
+        list[str] | None,
+        option(
+            "--acceptance",
+            metavar="B...",
+            help="acceptance rate (beta) of tested tokens, or by prune ratio",
+            panel=BY_HAND,
+        ),
+    ] = None
+    accepted_length: Annotated[
+        list[str] | None,
+        option(
+            "--accepted-length",
+            metavar="M...",
+            help="instead of --acceptance: accepted tokens a rejection, M = beta/(1-beta)",
+            panel=BY_HAND,
+        ),
+    ] = None
 
 
-def run(options: argparse.Namespace) -> int:
-    quiet_logs(False)
-    check_plot(options.plot)
-    console = Console(highlight=False)
-    by_hand = [flag for name, flag in BY_HAND.items() if getattr(options, name)]
-    if options.measure is None:
-        figures, source = _given_figures(options), "given"
+def register(group: typer.Typer) -> None:
+    command(group, "plan", MEASURING)(plan)
+
+
+def plan(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="VIDEO [QUESTION]", help="with --measure (default: a bundled clip)", show_default=False),
+    ] = None,
+    *,
+    given: Given,
+    measure: Annotated[bool, option("--measure", help="measure the pair on a video", panel=MEASURED)] = False,
+    ratios: Annotated[
+        list[float] | None,
+        option("--ratios", metavar="R...", help="prune ratios to measure (default: 0 0.5 0.9)", panel=MEASURED),
+    ] = None,
+    rounds: Annotated[
+        int, option("--rounds", metavar="N", help="repeat the measurement", panel=MEASURED, show_default=True)
+    ] = 1,
+    gamma_max: Annotated[int, option("--gamma-max", metavar="N", help="largest window", show_default=True)] = 16,
+    json: JsonFile = None,
+    plot: PlotFile = None,
+    output: Output,
+    models: Models,
+    places: Places,
+    pruner: Pruner,
+    view: DraftView,
+    reading: Reading,
+    part: VideoPart,
+    sampling: Sampling,
+) -> int:
+    """Predict the speed-up over plain decoding for every window.
+
+    The figures are given (--target-ms, --draft-ms, and --acceptance or --accepted-length) or measured (--measure).
+    Models, devices and the other options count with --measure.
+    """
+    from pvlm.bench.planning import plan as predict
+    from pvlm.cli.console import ResultConsole, configure_logs, write_json
+    from pvlm.config import engine_config
+
+    configure_logs(output.verbose)
+    check_plot(plot)
+    engine = settings(models, places, pruner, view, reading)
+    console = ResultConsole()
+    by_hand = [flag for flag, words_given in _flags(given).items() if words_given]
+    if not measure:
+        if words:
+            raise OptionError(f"'{words[0]}' is a video to measure: add --measure")
+        figures, source = _given_figures(given), "given"
     elif by_hand:
         raise OptionError(f"--measure and {by_hand[0]} exclude each other: use one of them")
     else:
-        figures, source = anyio.run(_measured_figures, options), "measured"
-    plans = plan(figures, options.gamma_max)
+        asked = settings(part, sampling)
+        figures = run_async(lambda: _measured_figures(words or [], ratios or RATIOS, rounds, engine, asked, output))
+        source = "measured"
+    plans = predict(figures, gamma_max)
     for line in _report(figures, plans, source):
         console.print(line)
-    if len(plans) > 1 and source == "given" and len(options.acceptance or options.accepted_length) == 1:
+    if len(plans) > 1 and source == "given" and len(given.acceptance or given.accepted_length or []) == 1:
         console.print("The one given acceptance rate counts for every prune ratio.")
-    if options.json:
-        written = {"source": source, "target_ms": figures.target_ms, "ratios": plans}
-        write_json(options.json, written)
-    if options.plot:
-        save_plot(options.plot, draw(plans))
+    if json:
+        write_json(json, {"source": source, "target_ms": figures.target_ms, "ratios": plans})
+    if plot:
+        figure = draw(plans)
+        origin = [pair_and_machine(engine_config(engine)), f"n = {rounds} rounds."] if measure else ["Times by hand."]
+        add_caption(figure, [SYMBOLS, " ".join(origin)])
+        save_plot(plot, figure)
     return 0
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def _given_figures(options: argparse.Namespace) -> PairFigures:
-    for name in ("target_ms", "draft_ms"):
-        if not getattr(options, name):
-            raise OptionError(f"{BY_HAND[name]} is missing: give the pair's figures, or use --measure")
-    if bool(options.acceptance) == bool(options.accepted_length):
+def _flags(given: Given) -> dict[str, list[str]]:
+    """The words of each option."""
+    return {f"--{one.name.replace('_', '-')}": getattr(given, one.name) or [] for one in fields(given)}
+
+
+def _given_figures(given: Given) -> PairFigures:
+    from pvlm.bench.planning import PairFigures
+    from pvlm.speculation.theory import acceptance_from_length
+
+    flags = _flags(given)
+    for flag in ("--target-ms", "--draft-ms"):
+        if not flags[flag]:
+            raise OptionError(f"{flag} is missing: give the pair's figures, or use --measure")
+    if bool(given.acceptance) == bool(given.accepted_length):
         raise OptionError("give one of --acceptance and --accepted-length")
-    curve = _pairs(options.target_ms, "--target-ms", "1")
+    curve = _pairs(flags["--target-ms"], "--target-ms", "1")
     if odd := [n for n in curve if n != int(n)]:
         raise OptionError(f"--target-ms: a pass over {odd[0]:g} tokens: it must be a whole number")
-    draft_ms = _pairs(options.draft_ms, "--draft-ms", "0")
-    name = "acceptance" if options.acceptance else "accepted_length"
-    texts: list[str] = getattr(options, name)
+    draft_ms = _pairs(flags["--draft-ms"], "--draft-ms", "0")
+    flag = "--acceptance" if given.acceptance else "--accepted-length"
+    texts = flags[flag]
     if len(texts) == 1 and "=" not in texts[0]:
         texts = [f"{ratio}={texts[0]}" for ratio in draft_ms]
-    acceptance = _pairs(texts, BY_HAND[name], "0")
-    if options.accepted_length:
+    acceptance = _pairs(texts, flag, "0")
+    if given.accepted_length:
         if wrong := [m for m in acceptance.values() if m < 0]:
             raise OptionError(f"the accepted length is {wrong[0]:g}: it must be at least 0")
         acceptance = {ratio: acceptance_from_length(m) for ratio, m in acceptance.items()}
@@ -147,21 +208,33 @@ def _pairs(texts: Sequence[str], flag: str, default: str) -> dict[float, float]:
     return pairs
 
 
-async def _measured_figures(options: argparse.Namespace) -> PairFigures:
-    if len(options.measure) > 2:
+async def _measured_figures(
+    words: Sequence[str],
+    ratios: Sequence[float],
+    rounds: int,
+    engine: dict[str, Any],
+    options: dict[str, Any],
+    output: Output,
+) -> PairFigures:
+    from pvlm.bench.planning import measure
+    from pvlm.cli.bundled import bundled_clips, clips_folder
+    from pvlm.cli.progress import ProgressDisplay
+    from pvlm.config import engine_config
+
+    if len(words) > 2:
         raise OptionError("--measure takes a video and a question: quote a question of several words")
     clip = bundled_clips()[0]
-    with as_file(files("pvlm") / "bundled" / "clips" / clip.file) as path, ProgressDisplay() as progress:
-        video, question = str(path), clip.question
-        if options.measure:
-            video, question = options.measure[0], (options.measure[1:] or [DESCRIBE])[0]
+    with clips_folder() as folder, ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+        video, question = str(folder / clip.file), clip.question
+        if words:
+            video, question = words[0], words[1] if len(words) > 1 else DESCRIBE
         return await measure(
-            engine_config(engine_settings(options)),
+            engine_config(engine),
             video,
             question,
-            ratios=options.ratios or RATIOS,
-            rounds=options.rounds,
-            options=answer_settings(options),
+            ratios=ratios,
+            rounds=rounds,
+            options=options,
             on_progress=progress.update,
         )
 
@@ -196,6 +269,8 @@ def _report(figures: PairFigures, plans: Sequence[RatioPlan], source: str) -> li
 
 
 def _table(ratio_plan: RatioPlan) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in ("γ", "vanilla SD", "parallel SD", "k", "theorem 7", ""):
         table.add_column(column, justify="right" if column else "left")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pvlm_protocols.messages import (
+    Began,
     Closed,
     DraftWindow,
     Dying,
@@ -31,7 +32,9 @@ class DraftGone:
 
 @dataclass(frozen=True)
 class DraftBack:
-    """A draft actor runs again."""
+    """A draft actor runs again. ``shares``: this session may share passes with others."""
+
+    shares: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class TargetGone:
 
 @dataclass(frozen=True)
 class TargetBack:
-    """A target actor runs again."""
+    """A target actor runs again. ``shares``: as in `DraftBack`."""
+
+    shares: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ DROPPED: dict[type[Event], str] = {
     Hello: "the supervisor takes it when the actor starts",
     Loading: "the supervisor takes it while the actor starts",
     Pong: "the supervisor takes it",
+    Began: "the supervisor takes it, to know whom to blame for the death of a remote worker",
     Recalled: "the supervisor takes it when a remote worker is back",
     Dying: "the supervisor takes it; the loss of the actor is an event of its own",
     Closed: "the session at work takes it, and frees the actor",

@@ -31,21 +31,22 @@ class Openings:
         """The mode in which draft and target work together in this session."""
         return Mode.TURNS if self.target.schedule.mode == "turns" else Mode.TOGETHER
 
-    def at_target(self, text: Text, window: Window, mode: Mode) -> list[Command]:
+    def at_target(self, text: Text, window: Window, mode: Mode, shares: bool = True) -> list[Command]:
         """Open the session at a target, to continue from the committed text in a mode."""
-        opening = _continued(self.target, text, window)
+        opening = _continued(self.target, text, window, shares)
         commands: list[Command] = [ToTargetActor(opening)]
         if mode.of_target != opening.schedule.mode:
             commands.append(ToTargetActor(SetMode(session=opening.session, mode=mode.of_target)))
         return commands
 
-    def at_draft(self, opening: Open, text: Text, window: Window) -> list[Command]:
+    def at_draft(self, opening: Open, text: Text, window: Window, shares: bool = True) -> list[Command]:
         """Open the session at a draft, to continue from the committed text; with the mask, if it may have that."""
-        commands: list[Command] = [ToDraftActor(_continued(opening, text, window))]
+        commands: list[Command] = [ToDraftActor(_continued(opening, text, window, shares))]
         if self.mask is not None and (self.prefilled or self.target.schedule.overlap_prefill):
             commands.append(ToDraftActor(self.mask))
         return commands
 
 
-def _continued(opening: Open, text: Text, window: Window) -> Open:
-    return msgspec.structs.replace(opening, committed=tuple(text.committed), epoch=text.epoch, window=window)
+def _continued(opening: Open, text: Text, window: Window, shares: bool) -> Open:
+    committed = tuple(text.committed)
+    return msgspec.structs.replace(opening, committed=committed, epoch=text.epoch, window=window, shares=shares)

@@ -19,7 +19,7 @@ def on_target_gone(ledger: Ledger, _: TargetGone) -> Transition:
     return ledger.mode, []
 
 
-def on_target_back(ledger: Ledger, _: TargetBack) -> Transition:
+def on_target_back(ledger: Ledger, back: TargetBack) -> Transition:
     """Continue from the committed tokens."""
     if ledger.state is not State.RECOVERING:
         return ledger.mode, []
@@ -30,7 +30,8 @@ def on_target_back(ledger: Ledger, _: TargetBack) -> Transition:
     ledger.rest.reset()
     ledger.mode = ledger.first_mode()
     ledger.state = State.PREFILLING
-    return ledger.mode, [*ledger.openings.at_target(ledger.text, ledger.target_window, ledger.mode), *rollback]
+    openings = ledger.openings.at_target(ledger.text, ledger.target_window, ledger.mode, back.shares)
+    return ledger.mode, [*openings, *rollback]
 
 
 def on_target_given_up(ledger: Ledger, event: TargetGivenUp) -> Transition:
@@ -51,11 +52,11 @@ def on_draft_gone(ledger: Ledger, gone: DraftGone) -> Transition:
     return ledger.lose_draft(gone.reason)
 
 
-def on_draft_back(ledger: Ledger, _: DraftBack) -> Transition:
+def on_draft_back(ledger: Ledger, back: DraftBack) -> Transition:
     """Let it join after the committed text; the target continues alone until the draft's first window arrives."""
     if ledger.drafting or (opening := ledger.openings.draft) is None:
         return ledger.mode, []
     ledger.drafting = True
     ledger.counts.draft_rejoins += 1
     ledger.text.restart()
-    return Mode.PROBING, ledger.openings.at_draft(opening, ledger.text, ledger.measurements.probe())
+    return Mode.PROBING, ledger.openings.at_draft(opening, ledger.text, ledger.measurements.probe(), back.shares)

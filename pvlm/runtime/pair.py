@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
-from itertools import count, zip_longest
+from collections.abc import Callable, Coroutine, Set
+from itertools import count
 from types import TracebackType
+from typing import Any
 
 import anyio
-import structlog
 
+from pvlm.children import reached_limit
 from pvlm.config import EngineConfig
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import (
@@ -20,6 +21,7 @@ from pvlm.coordination.events import (
     TargetGivenUp,
     TargetGone,
 )
+from pvlm.coordination.modes import State
 from pvlm.errors import (
     ConfigError,
     EngineStateError,
@@ -28,20 +30,21 @@ from pvlm.errors import (
     RemoteTraceback,
     TargetLost,
 )
+from pvlm.log import log
+from pvlm.plugins import Group, check_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.revival import Revival
 from pvlm.runtime.session import LiveSession
 from pvlm.runtime.starter import Starter
 from pvlm.runtime.supervisor import ActorHealth, Supervisor
+from pvlm.runtime.tokenizers import TokenizerComparison
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.messages import Failed, FromActor, SessionMessage
-
-log = structlog.get_logger()
 
 OnLoading = Callable[[Role, float], None]
 
@@ -64,6 +67,8 @@ class Pair:
         self._roles: tuple[Role, ...] = ("target",) if config.resolved_method() == "ar" else ("target", "draft")
         self._actors = {role: self._supervisor(role, on_loading) for role in self._roles}
         self._sessions: dict[int, LiveSession] = {}
+        self._suspects: dict[Role, LiveSession] = {}
+        """In whose work an actor that is away was lost, if that was for the first time."""
         self._revivals = {"target": Revival("target", TargetBack), "draft": Revival("draft", DraftBack)}
         self._closed = False
         self._numbers = count(1)
@@ -71,9 +76,10 @@ class Pair:
     async def __aenter__(self) -> Pair:
         await self._tasks.__aenter__()
         try:
+            await self._check_plugins()
             self.target_processor = await self._processor("target")
             self.draft_processor = await self._processor("draft") if "draft" in self._roles else None
-            self._check_tokenizers()
+            await anyio.to_thread.run_sync(self._check_tokenizers)
             async with anyio.create_task_group() as launching:
                 for actor in self._actors.values():
                     launching.start_soon(actor.open)
@@ -163,18 +169,16 @@ class Pair:
         return session
 
     async def close(self, session: LiveSession) -> None:
-        """Wait until both actors have freed the session. Replaces an actor that exceeds `close_timeout_s`."""
-        timeout_s = self.config.close_timeout_s
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(timeout_s):
-                await session.freed()
-            while session.holders:
-                role = next(iter(session.holders))
-                self._reporter.fault("session_not_freed", role=role, session=session.id, within_s=timeout_s)
-                await self._actors[role].replace(f"it did not free a session within {timeout_s:g} s (close_timeout_s)")
-                session.freed_by(role)
-        self._sessions.pop(session.id, None)
-        self._tell_shared()
+        """Wait until both actors have freed the session: as long as it takes, for the work in hand may be long."""
+        try:
+            await session.freed()
+        finally:
+            self._sessions.pop(session.id, None)
+            self._tell_shared()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run work of an answer in the task group. ``work`` must not raise, for it would end the engine."""
+        self._tasks.start_soon(work)
 
     def _tell_shared(self) -> None:
         for session in self._sessions.values():
@@ -198,6 +202,16 @@ class Pair:
         assert model is not None
         return model
 
+    async def _check_plugins(self) -> None:
+        """Raise ConfigError or ModelError for a video reader or a pruner that answers could not use."""
+        named: list[tuple[Group, str]] = [
+            ("pvlm.video_readers", self.config.video_reader),
+            ("pvlm.pruners", self.config.prune),
+        ]
+        for group, name in named:
+            if name != "auto":
+                await anyio.to_thread.run_sync(check_plugin, group, name)
+
     async def _processor(self, role: Role) -> Processor:
         try:
             backend = find_backend(self.config.backend_of(role))
@@ -207,23 +221,21 @@ class Pair:
         except ConfigError:
             raise
         except Exception as error:
-            raise ModelError(f"cannot load the {role} '{self._model(role)}': {error}") from error
+            raise ModelError(f"cannot load the {role} '{self._model(role)}': {reached_limit(error)}") from error
 
     def _check_tokenizers(self) -> None:
         """Raise ModelMismatch if an id stands for different text in target and draft."""
         target, draft = self.target_processor, self.draft_processor
         if draft is None:
             return
-        differing = _differing_tokens(target.tokens_as_text(), draft.tokens_as_text())
-        shown = "; ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        if target.tokenizer_fingerprint != draft.tokenizer_fingerprint:
+        compared = TokenizerComparison(target, draft)
+        if compared.difference:
             raise ModelMismatch(
                 f"the tokenizers of target '{self._model('target')}' and draft '{self._model('draft')}' differ "
-                + (f"(id: target / draft): {shown}." if shown else "in their rules for splitting text.")
-                + " A draft must share the target's tokenizer."
+                f"{compared.difference}. A draft must share the target's tokenizer."
             )
-        if differing:
-            log.info("added_tokens_differ", tokens=shown)
+        if compared.tokens:
+            log.info("added_tokens_differ", tokens=compared.tokens)
 
     def _supervisor(self, role: Role, on_loading: OnLoading) -> Supervisor:
         here = [other for other in self._roles if self.config.listen(other) is None]
@@ -260,50 +272,55 @@ class Pair:
             if self._revivals[role].waiting:
                 self._revivals[role].proceed()
 
-    def lost(self, role: Role, reason: str, suspect: int) -> bool:
+    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
         self._revivals[role].end()
-        found = False
+        self._suspects.pop(role, None)
+        found = 0
         for session in list(self._sessions.values()):
             interrupted = role in session.holders and not session.coordinator.done
             if interrupted:
                 self._reporter.fault("session_interrupted", role=role, session=session.id, reason=reason)
-            session.losses[role] += interrupted and session.id == suspect
             session.freed_by(role)
-            if interrupted and session.losses[role] >= LOSSES:
-                found = True
-                what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
-                session.receive(
-                    role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback="")
-                )
+            if interrupted and session.id in suspects and (losses := self._blame(session, role, reason, suspects)):
+                found = losses
             else:
                 session.handle(DraftGone(reason) if role == "draft" else TargetGone())
         return found
 
-    def freeing(self, role: Role) -> bool:
-        return any(role in session.holders and session.coordinator.done for session in self._sessions.values())
+    def blame(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        sessions = [session for session in self._sessions.values() if session.id in suspects]
+        return max((self._blame(session, role, reason, suspects) for session in sessions), default=0)
+
+    def _blame(self, session: LiveSession, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """Of several in one pass any may be the cause: from then on they have passes of their own."""
+        if session.coordinator.done:
+            return 0
+        if len(suspects) > 1:
+            session.suspected.add(role)
+            return 0
+        session.losses[role] += 1
+        if session.losses[role] < LOSSES:
+            self._suspects[role] = session
+            return 0
+        what = f"the {role} was lost {LOSSES} times in the work for this answer: {reason}"
+        session.receive(role, Failed(session=session.id, role=role, error="WorkerLost", message=what, traceback=""))
+        return LOSSES + (role in session.suspected)
 
     def back(self, role: Role, kept: Set[int]) -> None:
+        suspect = self._suspects.pop(role, None)
+        if suspect is not None and suspect.coordinator.state is State.FAILED:  # its caller has left
+            self._actors[role].restarts.refund()
         self._revivals[role].begin(self._sessions.values(), kept)
 
-    def unheard(self, role: Role) -> None:
-        """Count every session as freed by an actor whose messages are no longer read.
-
-        This happens when the scope that opened the engine is cancelled. The workers end with it, and their memory too.
-        """
-        for session in list(self._sessions.values()):
-            session.freed_by(role)
+    def freeing(self, role: Role) -> bool:
+        return any(role in session.holders and session.done.is_set() for session in self._sessions.values())
 
     def given_up(self, role: Role) -> None:
+        self._suspects.pop(role, None)
         if role == "target":
             target = self._actors["target"]
             for session in list(self._sessions.values()):
                 session.handle(TargetGivenUp(target.loss.reason, target.loss.traceback))
-
-
-def _differing_tokens(target: Sequence[str], draft: Sequence[str]) -> list[str]:
-    """``id: target / draft`` for every id whose token differs; a missing token is empty."""
-    pairs = enumerate(zip_longest(target, draft, fillvalue=""))
-    return [f"{index}: {ours!r} / {theirs!r}" for index, (ours, theirs) in pairs if ours != theirs]
 
 
 def _first(error: BaseException) -> BaseException:

@@ -52,9 +52,9 @@ class Restarts:
         """The actor is about to be started again."""
         self._recent.append(self._clock())
 
-    def refund(self) -> None:
-        """The cause of the last losses has gone: they do not count."""
-        if self._recent:
+    def refund(self, losses: int = 1) -> None:
+        """The cause of these last losses has gone: they do not count."""
+        for _ in range(min(losses, len(self._recent))):
             self._recent.pop()
 
     async def rest(self) -> None:

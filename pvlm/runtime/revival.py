@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Set
 
-import structlog
-
 from pvlm.coordination.events import Event
+from pvlm.log import log
 from pvlm.runtime.session import LiveSession
 from pvlm_protocols.backend import Role
-
-log = structlog.get_logger()
 
 
 class Revival:
@@ -20,8 +17,8 @@ class Revival:
     So the memory of one prefill is enough, and a session that the actor does not survive interrupts nobody who waits.
     """
 
-    def __init__(self, role: Role, back: Callable[[], Event]) -> None:
-        """``back``: makes the event at which a coordinator opens its session again."""
+    def __init__(self, role: Role, back: Callable[[bool], Event]) -> None:
+        """``back``: makes the event that opens a session again, from whether it may share passes."""
         self.waiting: deque[LiveSession] = deque()
         self._role = role
         self._back = back
@@ -30,7 +27,7 @@ class Revival:
     def begin(self, sessions: Iterable[LiveSession], kept: Set[int]) -> None:
         """The actor is back; its cache still has the ``kept`` sessions, which need no prefill."""
         self.end()
-        for session in sorted(sessions, key=lambda session: session.losses[self._role]):
+        for session in sorted(sessions, key=self._suspicion):
             if session.id in kept:
                 self._open(session)
             else:
@@ -43,12 +40,15 @@ class Revival:
             self._opening = self.waiting.popleft()
             self._open(self._opening)
 
+    def _suspicion(self, session: LiveSession) -> tuple[int, bool]:
+        return session.losses[self._role], self._role in session.suspected
+
     def end(self) -> None:
         """The actor is lost again."""
         self.waiting.clear()
         self._opening = None
 
     def _open(self, session: LiveSession) -> None:
-        session.handle(self._back())
+        session.handle(self._back(self._role not in session.suspected))
         if self._role in session.holders:
             log.info("session_resumed", role=self._role, session=session.id)

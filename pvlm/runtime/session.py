@@ -18,7 +18,9 @@ from pvlm_protocols.messages import Closed, Failed, FromActor, Open, PrefillDone
 
 class LiveSession:
     """One coordinator at work. ``holders``: the actors that hold a cache for its session; ``prefilling``: those that
-    have not filled it yet. ``losses``: how often an actor was lost in its work for this session.
+    have not filled it yet. ``losses``: how often an actor was lost in its work for this session alone; ``suspected``:
+    those that were lost in a pass that it shared. They are to give it passes of its own, until it is known who did it.
+    ``done``: set once the answer is complete, has failed, or was left; after that only `freed` remains.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class LiveSession:
         self.holders: set[Role] = set()
         self.prefilling: set[Role] = set()
         self.losses: Counter[Role] = Counter()
+        self.suspected: set[Role] = set()
+        self.done = anyio.Event()
         self._actors = actors
         self._on_command = on_command
         self._recorder = recorder
@@ -76,6 +80,10 @@ class LiveSession:
         self.coordinator.reconsider()
         if self._report is not None:
             self._report.handled(commands)
+        if self.coordinator.done and not self.done.is_set():
+            self.done.set()
+            if self._report is not None:
+                self._report.tell()
 
     def execute(self, commands: list[Command]) -> None:
         for command in commands:

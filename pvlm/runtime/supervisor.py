@@ -2,8 +2,10 @@
 
 An actor is taken to be gone when its process or thread ends, when it says so (`Dying`), when it does not read its
 mailbox, and when it has not been heard of for `EngineConfig.hang_timeout_s`. It is asked by `Ping`, and answers between
-two units of work and between two layers: so a prefill of a minute is no hang, and a vision tower or a layer that takes
-longer than the timeout is. One on another host is not started: it is waited for, and left where this one kills.
+two units of work, two layers, and two groups of frames in the vision tower. So a prefill of a minute is no hang, and a
+layer that takes longer than the timeout is. One that hangs while it has an answer to free that has ended is replaced
+without spending a restart: leaving is normal. One on another host is not started: it is waited for, and left where this
+one kills.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from typing import Literal, Protocol
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
-from pvlm.actors.mark import NOBODY
 from pvlm.coordination.validation import misplaced
 from pvlm.errors import RemoteTraceback
+from pvlm.log import log
 from pvlm.runtime.contact import Contact
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.starter import Starter
@@ -31,13 +32,11 @@ from pvlm.workers.backoff import Backoff
 from pvlm.workers.launch import RunningActor, WorkerLost
 from pvlm.workers.silence import silence
 from pvlm_protocols.backend import ModelInfo, Role
-from pvlm_protocols.messages import Close, Dying, Failed, FromActor, Pong, SessionMessage, ToActor
+from pvlm_protocols.messages import Began, Close, Dying, Failed, FromActor, Pong, SessionMessage, ToActor
 
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
 RESTART_PAUSE_MAX_S = 30.0
-
-log = structlog.get_logger()
 
 
 class ActorHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,15 +67,15 @@ class Listener(Protocol):
         """The actor that is running has said something."""
         ...
 
-    def lost(self, role: Role, reason: str, suspect: int) -> bool:
-        """The actor is gone; `back` or `given_up` follows. ``suspect``: the session in whose unit of work it was lost.
-
-        Returns whether that session is the cause, and will not be opened again.
-        """
+    def lost(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """The actor is gone; `back` or `given_up` follows. ``suspects``: as for `blame`, and what that returns."""
         ...
 
-    def freeing(self, role: Role) -> bool:
-        """Whether the actor has not yet freed an answer that has ended: its work in hand is for nobody."""
+    def blame(self, role: Role, reason: str, suspects: tuple[int, ...]) -> int:
+        """The actor has died in a unit of work for the sessions ``suspects``.
+
+        Returns how many losses, this one too, have a session as their cause that will not be opened again; 0: none.
+        """
         ...
 
     def back(self, role: Role, kept: Set[int]) -> None:
@@ -87,8 +86,8 @@ class Listener(Protocol):
         """The actor rests before it is started again."""
         ...
 
-    def unheard(self, role: Role) -> None:
-        """The tasks of the engine are being cancelled: nobody listens to the actor any more."""
+    def freeing(self, role: Role) -> bool:
+        """Whether the actor has not yet freed an answer that has ended: its work in hand is for nobody."""
         ...
 
 
@@ -119,7 +118,6 @@ class Supervisor:
         self._reporter = reporter
         self._contact: Contact | None = None
         self._changed = anyio.Event()
-        self._dead = anyio.Event()
 
     @property
     def running(self) -> bool:
@@ -143,7 +141,10 @@ class Supervisor:
         pauses = Backoff(RESTART_PAUSE_S, RESTART_PAUSE_MAX_S)
         while True:
             try:
-                return await self._start()
+                await self._start()
+                if self.restarts.total:
+                    self._reporter.add(WORKER_RESTARTS, role=self.role)
+                return
             except WorkerLost as error:
                 if self.role == "target":
                     raise
@@ -171,15 +172,7 @@ class Supervisor:
         except ChannelClosed:
             pass
         except ChannelFull:
-            self._lose(self._actor, Loss("it does not read its mailbox"), self._actor.mark.read())
-
-    async def replace(self, reason: str, *, crash: bool = True) -> None:
-        """Give the actor up; returns when it is dead. Another is started meanwhile. ``crash``: it counts among the
-        restarts.
-        """
-        if self._actor is not None:
-            self._lose(self._actor, Loss(reason, crash=crash))
-        await self._dead.wait()
+            self._lose(self._actor, Loss("it does not read its mailbox"), self._suspects(self._actor))
 
     async def health(self, timeout_s: float) -> ActorHealth:
         """Ask the actor; at most ``timeout_s``."""
@@ -204,7 +197,6 @@ class Supervisor:
         """End the actor; call it when the tasks have ended."""
         self.restarts.given_up = True
         self._changed.set()
-        self._dead.set()
         actor, self._contact = self._actor, None
         if actor is not None:
             self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
@@ -244,22 +236,23 @@ class Supervisor:
         match message := contact.here(message):
             case Pong():
                 contact.answered(message)
+            case Began():
+                contact.actor.mark.set(*message.sessions)
             case Dying():
                 loss = Loss(f"{message.error}: {message.message}", message.traceback)
-                self._lose(contact.actor, loss, contact.actor.mark.read())
+                self._lose(contact.actor, loss, self._suspects(contact.actor))
             case _:
                 self._listener.heard(self.role, message)
 
     async def _watch(self, contact: Contact) -> None:
         actor = contact.actor
         try:
-            reason = await actor.host.wait()
+            reason = await actor.worker.wait()
             if contact is self._contact:
-                self._lose(actor, Loss(reason), NOBODY if actor.channel.damage else actor.mark.read())
+                self._lose(actor, Loss(reason), self._suspects(actor))
         finally:
             if contact is self._contact:  # cancelled, with all tasks of the engine
                 actor.channel.hand_on(_ignore)
-                self._listener.unheard(self.role)
 
     async def _listen(self, contact: Contact) -> None:
         """Ask again and again. A hang is no crash while an answer that has ended is being freed."""
@@ -275,31 +268,36 @@ class Supervisor:
             return
         crash = not self._listener.freeing(self.role)
         reason = f"it hangs: nothing was heard of it for {timeout_s:g} s (hang_timeout_s)"
-        self._lose(contact.actor, Loss(reason, crash=crash), contact.actor.mark.read() if crash else NOBODY)
+        self._lose(contact.actor, Loss(reason, crash=crash), self._suspects(contact.actor) if crash else ())
+
+    def _suspects(self, actor: RunningActor) -> tuple[int, ...]:
+        """The sessions in whose work an actor is lost. A lost connection is nobody's fault, and of another host nothing
+        more is known yet.
+        """
+        return () if self._starter.remote or actor.channel.damage else actor.mark.read()
 
     # ---- losing and starting again --------------------------------------------------------------------------------
 
-    def _lose(self, actor: RunningActor, loss: Loss, suspect: int = NOBODY) -> None:
-        """``suspect``: the session in whose unit of work the actor was lost."""
+    def _lose(self, actor: RunningActor, loss: Loss, suspects: tuple[int, ...] = ()) -> None:
+        """``suspects``: the sessions in whose unit of work the actor was lost."""
         if (contact := self._contact) is None or actor is not contact.actor:
             return
         self._contact = None
         self.loss = loss
         self._changed.set()  # who has waited since an earlier loss looks again, and goes on waiting
-        self._changed, self._dead = anyio.Event(), anyio.Event()
+        self._changed = anyio.Event()
         contact.end()
         self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
         self._reporter.fault("worker_lost", role=self.role, pid=actor.pid, reason=loss.reason)
-        if self._listener.lost(self.role, loss.reason, suspect):
-            self.restarts.refund()
+        if losses := self._listener.lost(self.role, loss.reason, suspects):
+            self.restarts.refund(losses - 1)
             self.loss = msgspec.structs.replace(loss, crash=False)
-        self._tasks.start_soon(self._replace, actor, self._dead)
+        self._tasks.start_soon(self._replace, actor)
 
-    async def _replace(self, lost: RunningActor, dead: anyio.Event) -> None:
+    async def _replace(self, lost: RunningActor) -> None:
         with anyio.CancelScope(shield=True):
             await lost.kill(self.loss.reason)  # first, for two models may be more than the memory holds
-        dead.set()
-        await (self._await_another() if self._starter.remote else self._restart())
+        await (self._await_another(lost) if self._starter.remote else self._restart())
 
     async def _restart(self) -> None:
         pauses = Backoff(RESTART_PAUSE_S, RESTART_PAUSE_MAX_S)
@@ -333,8 +331,11 @@ class Supervisor:
         traceback = cause.traceback if isinstance(cause, RemoteTraceback) else lost.traceback
         self.loss = Loss(f"{lost.reason}; {what}{error}", traceback)
 
-    async def _await_another(self) -> None:
-        """For as long as the engine is open. Those who wait for an answer wait no longer than `start_timeout_s`."""
+    async def _await_another(self, before: RunningActor) -> None:
+        """For as long as the engine is open. Those who wait for an answer wait no longer than `start_timeout_s`.
+
+        If the next one comes from the same address and does not know this engine, the one before has died.
+        """
         lost, since_s = self.loss, time.monotonic()
         while True:
             try:
@@ -348,6 +349,8 @@ class Supervisor:
                 self.restarts.total += 1
                 kept = 0 if self._actor is None else len(self._actor.held)
                 log.info("worker_back", role=self.role, away_s=round(time.monotonic() - since_s, 3), kept=kept)
+                if (actor := self._actor) is not None and not actor.known and actor.address == before.address:
+                    self._listener.blame(self.role, lost.reason, before.mark.read())
                 self._is_back()
                 return
 

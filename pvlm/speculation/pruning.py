@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pvlm.errors import ModelError
 from pvlm.plugins import load_plugin
 from pvlm.speculation.randomness import hashed_words
 from pvlm_protocols.backend import EarlyStates
@@ -24,11 +25,12 @@ __all__ = [
     "UniformPruner",
     "default_early_layer",
     "load_pruner",
+    "select_tokens",
     "temporal_novelty",
     "visual_text_gain",
 ]
 
-ENTRY_POINT_GROUP = "pvlm.pruners"
+ENTRY_POINT_GROUP: Final = "pvlm.pruners"
 
 
 class Pruner(Protocol):
@@ -219,9 +221,23 @@ class NonePruner:
 
 
 def load_pruner(name: str) -> Pruner:
-    """The pruner registered as ``name``. Raises ConfigError for an unknown name; the error lists the known ones."""
+    """The pruner registered as ``name``. Raises ConfigError for an unknown name; the error lists the known ones.
+
+    Raises ModelError for one that cannot be loaded.
+    """
     pruner: Pruner = load_plugin(ENTRY_POINT_GROUP, name)()
     return pruner
+
+
+def select_tokens(pruner: Pruner, m: int, keep: int, states: EarlyStates | None, seed: int) -> Tensor:
+    """The mask of a pruner. Raises ModelError for one that is not bool ``(m,)`` with ``keep`` tokens set."""
+    mask: object = pruner.select(m, keep, states, seed)
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (m,) and int(mask.sum()) == keep:
+        return mask.cpu()
+    given = type(mask).__name__
+    if isinstance(mask, Tensor):
+        given = f"{mask.dtype} {tuple(mask.shape)} with {int(mask.count_nonzero())} set"
+    raise ModelError(f"pruner '{pruner.name}' gave {given}: a mask must be bool ({m},) with {keep} set")
 
 
 def default_early_layer(layers: int) -> int:

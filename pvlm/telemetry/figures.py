@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pvlm.results import AnswerStats
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pvlm.results import AnswerStats
+
+
+BEFORE_DECODING = {"start-up": "startup_s", "waiting": "waiting_s", "video": "video_s", "prefill": "prefill_s"}
+"""The parts of an answer's time before its first token, in order: names, and fields of `AnswerStats`."""
+SHOWN_S = 0.0005
+"""Shorter parts are left out."""
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
@@ -14,12 +23,13 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
     """Name and value of the figures of one answer."""
     sees = ""
     window = sum(stats.windows) / len(stats.windows) if stats.windows else None
+    before = {name: getattr(stats, field) for name, field in BEFORE_DECODING.items()}
     rows = [
         ("method", stats.method),
         ("backend", " / ".join(dict.fromkeys(filter(None, (stats.target_backend, stats.draft_backend))))),
         ("new tokens", f"{stats.new_tokens} ({number(stats.tokens_per_second, 1)} a second)"),
-        ("prefill / decode", f"{stats.prefill_s:.3f} s / {stats.decode_s:.3f} s"),
-        ("first token after", f"{stats.time_to_first_token_s:.3f} s (reading the video: {stats.video_s:.3f} s)"),
+        ("time", _sum({**before, "decoding": stats.decode_s})),
+        ("first token after", _sum({**before, "first pass": stats.time_to_first_token_s - sum(before.values())})),
         ("target passes", f"{stats.target_passes} of {number(stats.target_pass_ms, 2, ' ms')}"),
     ]
     if stats.method != "ar":
@@ -32,6 +42,15 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
         ]
         sees = f", the draft sees {stats.kept_video_tokens} ({stats.prune})"
     rows.append(("video tokens", f"{stats.video_tokens}{sees}"))
+    if stats.ignored_options:
+        rows.append(("warning", f"not applied: the checkpoint's own {', '.join(stats.ignored_options)}"))
     if stats.draft_lost:
         rows.append(("without the draft", stats.draft_lost))
     return rows
+
+
+def _sum(parts: dict[str, float]) -> str:
+    """A time as the sum of its parts, in seconds. The whole is the sum of the parts as they are shown."""
+    shown = {name: round(seconds, 3) for name, seconds in parts.items() if seconds >= SHOWN_S}
+    listed = " + ".join(f"{name} {seconds:.3f}" for name, seconds in shown.items())
+    return f"{sum(shown.values()):.3f} s" + (f" = {listed}" if len(shown) > 1 else "")

@@ -26,8 +26,9 @@ class Metric:
 class Metrics(Protocol):
     """Receives what an engine counts and times, as it happens: ``Engine.create(..., metrics=...)``.
 
-    Called on the engine's event loop; must return at once and raise nothing. ``labels`` has a value for each of
-    ``metric.labels``. One object may be given to many engines, for gauges are told by how much they change.
+    Called on the engine's event loop; must return at once. An error is counted and logged once, and does no harm.
+    ``labels`` has a value for each of ``metric.labels``. One object may be given to many engines, for gauges are told
+    by how much they change.
     """
 
     def add(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import structlog
-
 from pvlm.coordination.events import Command, Judged, WindowTaken
+from pvlm.log import log
 from pvlm.telemetry.metrics import (
     ACCEPTED_TOKENS,
     ACCEPTED_TOKENS_PER_POSITION,
@@ -33,24 +32,23 @@ Fault = Literal[
     "connection_refused",
     "session_interrupted",
     "session_failed",
-    "session_not_freed",
     "message_dropped",
     "video_refused",
     "engine_busy",
     "answer_failed",
+    "observer_failed",
 ]
 """Names of events of level warning and above, and the kinds of `pvlm.telemetry.metrics.FAULTS`.
 
 See docs/reference/operations.md.
 """
 
-log = structlog.get_logger()
-
 
 class Reporter:
     """Reports for one engine. Without ``metrics`` it only writes the log."""
 
     def __init__(self, metrics: Metrics | None = None) -> None:
+        """``metrics`` must raise nothing: give those of `pvlm.telemetry.observers`."""
         self.metrics = metrics
 
     def fault(self, kind: Fault, *, role: Role | None = None, count: int | None = None, **details: Any) -> None:

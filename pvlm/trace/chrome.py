@@ -30,7 +30,12 @@ def chrome_trace(recording: Recording, timeline: Timeline) -> bytes:
     for number, arrow in enumerate(timeline.arrows):
         events += _flow(number, arrow, timeline)
     answer = recording.answer
+    around = recording.subject.circumstances
     about = {
+        "video": around.video,
+        "date": recording.date,
+        "settings": around.settings,
+        "before_s": around.before_s,
         "question": recording.subject.opening.question,
         "text": "" if answer is None else answer.text,
         "models": {role: info.name for role, info in recording.subject.models.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pvlm.coordination.events import Command, Event
 from pvlm.results import Answer
@@ -21,9 +22,12 @@ class Handled:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One answer. ``began_s``: when its session was opened; ``answer``: None if it was not completed."""
+    """One answer. ``began_s``: when its session was opened, of the monotonic clock; ``date``: the same in local time;
+    ``answer``: None if it was not completed.
+    """
 
     subject: Recorded
     began_s: float
+    date: datetime
     handled: Sequence[Handled]
     answer: Answer | None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from pvlm.coordination.events import Command, Event
@@ -29,6 +30,7 @@ class Trace:
     def __init__(self) -> None:
         self._subject: Recorded | None = None
         self._began_s = 0.0
+        self._date = datetime.now().astimezone()
         self._handled: list[Handled] = []
         self._answer: Answer | None = None
 
@@ -40,6 +42,7 @@ class Trace:
             raise EngineStateError("this trace holds an answer already: make another Trace() for each answer")
         self._subject = recorded
         self._began_s = time.monotonic()
+        self._date = datetime.now().astimezone()
 
     def handled(self, event: Event, commands: Sequence[Command]) -> None:
         """Keep an event that the coordinator has handled, with its time and the resulting commands."""
@@ -60,10 +63,11 @@ class Trace:
         """The record so far. Raises EngineStateError if it is empty."""
         if self._subject is None:
             raise EngineStateError("this trace is empty: give it to engine.answer(..., trace=trace) first")
-        return Recording(self._subject, self._began_s, tuple(self._handled), self._answer)
+        return Recording(self._subject, self._began_s, self._date, tuple(self._handled), self._answer)
 
     def write(self, directory: str | os.PathLike[str]) -> list[Path]:
-        """Write ``timeline.html``, ``timeline.json`` (Chrome's trace format) and ``frames.png``; return their paths.
+        """Write ``timeline.html``, ``timeline.json`` (Chrome's trace format) and, for a video, ``frames.png``. Return
+        their paths.
 
         Makes the directory if it is missing, and replaces files of these names. Raises OptionError if a file cannot be
         written, and EngineStateError if nothing has been recorded.
@@ -77,18 +81,17 @@ class Trace:
         recording = self.recording()
         folder = make_directory(directory)
         line = timeline(recording)
-        contents: dict[str, Callable[[], bytes]] = {
-            "timeline.html": lambda: page(recording, line),
-            "timeline.json": lambda: chrome_trace(recording, line),
-            "frames.png": lambda: frame_sheet(recording),
-        }
+        sheet = None if recording.subject.opening.video is None else frame_sheet(recording)
+        contents = {"timeline.html": page(recording, line, sheet), "timeline.json": chrome_trace(recording, line)}
+        if sheet is not None:
+            contents["frames.png"] = sheet
         written = []
         for name, content in contents.items():
             path = folder / name
             try:
-                path.write_bytes(content())
+                path.write_bytes(content)
             except OSError as error:
-                raise OptionError(f"cannot write the trace '{path}': {error.strerror}") from None
+                raise OptionError(f"cannot write the trace '{path}': {error.strerror or error}") from None
             written.append(path)
         return written
 
@@ -101,5 +104,5 @@ def make_directory(directory: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OptionError(f"cannot write a trace to the directory '{folder}': {error.strerror}") from None
+        raise OptionError(f"cannot write a trace to the directory '{folder}': {error.strerror or error}") from None
     return folder

@@ -23,6 +23,9 @@ class Arrivals:
         self._listener: Callable[[FromActor], None] | None = None
         self.closed = False
 
+    def __len__(self) -> int:
+        return len(self._messages)
+
     def put(self, message: FromActor) -> None:
         if self.closed:
             return

@@ -46,7 +46,7 @@ def new_keys(directory: Path, name: str) -> Path:
         os.close(os.open(secret, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # nobody else may read it at any time
         zmq.auth.create_certificates(directory, name)
     except OSError as error:
-        raise ConfigError(f"cannot write keys to '{directory}': {error.strerror}") from None
+        raise ConfigError(f"cannot write keys to '{directory}': {error.strerror or error}") from None
     return directory / f"{name}{PUBLIC}"
 
 
@@ -140,8 +140,10 @@ class Authenticator:
 def _read(file: Path) -> tuple[bytes, bytes | None]:
     try:
         public, secret = zmq.auth.load_certificate(file)
-    except (OSError, ValueError):
-        raise ConfigError(f"'{file}' holds no key: make keys by `pvlm keys new DIR`, and copy the file whole") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{file}' holds no key ({error}): make keys by `pvlm keys new DIR`, and copy the file whole"
+        ) from None
     try:
         whole = all(len(z85.decode(key)) == 32 for key in (public, secret or public))
     except (KeyError, struct.error):

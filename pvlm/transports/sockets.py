@@ -1,4 +1,4 @@
-"""The transport that an endpoint names: ``ipc://PATH`` a Unix socket, ``tcp://HOST:PORT`` ZeroMQ."""
+"""The transport that an endpoint names: ``ipc://`` a pair of Unix sockets, ``tcp://HOST:PORT`` ZeroMQ."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SocketChannel = UnixChannel | ZmqChannel
 
 
 def listen(endpoint: str) -> SocketChannel:
-    """The engine's end, for one worker. Call it on the engine's event loop. Raises OSError if it cannot be bound."""
-    return UnixChannel(endpoint) if endpoint.startswith(SCHEME) else ZmqServer(endpoint).channel(only=True)
+    """The engine's end, for one worker. Call it on the engine's event loop. Raises OSError if there can be none."""
+    return UnixChannel() if endpoint == SCHEME else ZmqServer(endpoint).channel(only=True)
 
 
 def connect(endpoint: str, keys: Keys | None = None) -> UnixMailbox | ZmqMailbox:

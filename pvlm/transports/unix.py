@@ -1,4 +1,7 @@
-"""Channel and mailbox over a Unix socket, for an actor in a process of its own on this machine (``ipc://PATH``).
+"""Channel and mailbox over a pair of connected Unix sockets, for an actor in a process of its own on this machine.
+
+The worker inherits its end as a descriptor (``ipc://DESCRIPTOR``). So there is no file to clean up, and nobody else can
+connect.
 
 ZeroMQ would do, but it hands each message through a thread of its own at either end. That costs two more wake-ups of an
 idle core for each hop, and there are two hops between a drafted window and its verification.
@@ -6,11 +9,9 @@ idle core for each hop, and there are two hops between a drafted window and its 
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from pvlm.transports import ChannelClosed
@@ -23,51 +24,36 @@ READ_BYTES = 256 * 1024
 
 
 class UnixChannel(WireChannel):
-    """The engine's end; see `pvlm.transports.Channel`. It listens, and one worker connects."""
+    """The engine's end; see `pvlm.transports.Channel`."""
 
-    def __init__(self, endpoint: str) -> None:
-        """``endpoint``: ``ipc://PATH``. Raises OSError if the socket cannot be made."""
-        super().__init__(endpoint)
+    def __init__(self) -> None:
+        """Raises OSError if there are no descriptors left."""
+        self._socket, self._others_end = socket.socketpair()
+        super().__init__(f"{SCHEME}{self._others_end.fileno()}")
+        self.descriptors = (self._others_end.fileno(),)
         self._reader = FrameReader()
-        self._connection: socket.socket | None = None
-        self._listener: socket.socket | None = socket.socket(socket.AF_UNIX)
-        try:
-            self._listener.setblocking(False)
-            self._listener.bind(endpoint.removeprefix(SCHEME))
-            self._listener.listen(1)
-        except OSError:
-            self._listener.close()
-            raise
-        self._loop.add_reader(self._listener, self._on_connection)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._on_readable)
+
+    def handed_over(self) -> None:
+        """Close the worker's end here, so that its loss is noticed."""
+        super().handed_over()
+        self._others_end.close()
 
     def cut(self, damage: str = "") -> None:
         super().cut(damage)
-        if self._connection is not None:
-            self._loop.remove_reader(self._connection)
-            self._loop.remove_writer(self._connection)
-            self._connection.close()
-            self._connection = None
+        if self._socket.fileno() != -1:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
 
     def _close(self) -> None:
-        self._stop_listening()
+        self.handed_over()
         self.cut()
 
-    def _on_connection(self) -> None:
-        assert self._listener is not None
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        self._stop_listening()
-        connection.setblocking(False)
-        self._connection = connection
-        self._loop.add_reader(connection, self._on_readable)
-        self._send()
-
     def _on_readable(self) -> None:
-        assert self._connection is not None
         try:
-            data = self._connection.recv(READ_BYTES)
+            data = self._socket.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -85,12 +71,10 @@ class UnixChannel(WireChannel):
         return [memoryview(part) for part in framed(frames)]
 
     def _send(self) -> None:
-        if self._connection is None:
-            return
         try:
             while self._outgoing:
                 _, parts = self._outgoing[0]
-                sent = self._connection.sendmsg(parts)
+                sent = self._socket.sendmsg(parts)
                 while parts and sent >= parts[0].nbytes:
                     sent -= parts.pop(0).nbytes
                 if parts:
@@ -98,34 +82,25 @@ class UnixChannel(WireChannel):
                 else:
                     self._sent()
         except BlockingIOError:
-            self._loop.add_writer(self._connection, self._on_writable)
+            self._loop.add_writer(self._socket, self._on_writable)
         except OSError:
             self.cut()
 
     def _on_writable(self) -> None:
-        assert self._connection is not None
-        self._loop.remove_writer(self._connection)
+        self._loop.remove_writer(self._socket)
         self._send()
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
-            with suppress(OSError):
-                os.unlink(self.endpoint.removeprefix(SCHEME))
 
 
 class UnixMailbox(WireMailbox):
     """The actor's end; see `pvlm.transports.Mailbox`."""
 
     def __init__(self, endpoint: str) -> None:
-        """Raises OSError if nobody listens there."""
+        """Take over the descriptor that the endpoint names. Raises OSError if it is no socket."""
         super().__init__(endpoint)
         self._reader = FrameReader()
         self._read: deque[list[bytes]] = deque()
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(endpoint.removeprefix(SCHEME))
+        self._socket = socket.socket(fileno=int(endpoint.removeprefix(SCHEME)))
+        self._socket.set_inheritable(False)  # else a child of the worker would keep the connection
 
     def _waiting(self) -> Iterator[Frames]:
         while self._read:

@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-import structlog
-
+from pvlm.log import log
 from pvlm.transports import MAILBOX_BYTES, MAILBOX_MESSAGES, ChannelClosed, ChannelFull
 from pvlm.transports.arrivals import Arrivals
 from pvlm.transports.link import ConnectionDamaged, Frames, Link
@@ -18,8 +17,6 @@ from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_ac
 from pvlm_protocols.messages import FromActor, Message, Open, ToActor
 
 Incoming = TypeVar("Incoming", bound=Message)
-
-log = structlog.get_logger()
 
 
 class Wire(Generic[Incoming]):
@@ -59,6 +56,8 @@ class WireChannel(ABC):
         """Set when the connection is lost, also to a worker that has ended."""
         self.damage = ""
         """What was wrong with the received bytes, if that is why the connection is lost."""
+        self.descriptors: tuple[int, ...] = ()
+        """What the worker's process must inherit to connect."""
         self._loop = asyncio.get_running_loop()
         self._arrivals = Arrivals(self._loop)
         self._outgoing: deque[tuple[int, list[Any]]] = deque()
@@ -87,6 +86,10 @@ class WireChannel(ABC):
         if not self._arrivals.closed:
             self._arrivals.close()
             self._close()
+
+    def handed_over(self) -> None:
+        """The worker's process has been started, and has inherited `descriptors`."""
+        self.descriptors = ()
 
     def cut(self, damage: str = "") -> None:
         """The connection is lost. Messages to the worker are dropped from now on."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
-import structlog
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from pvlm.log import log
 from pvlm.transports import MAILBOX_MESSAGES
+from pvlm.transports.connections import Connections, require_descriptors
 from pvlm.transports.curve import Authenticator, Keys
 from pvlm.transports.link import ConnectionDamaged, Frames
 from pvlm.transports.wire import WireChannel
@@ -32,6 +35,7 @@ FULL_PAUSE_S = 0.01
 """Before more is sent to a worker that has so much unread that nothing could be sent."""
 MOST_WAITING = 16
 """Workers that may wait at a port, and messages that are kept of each."""
+CONNECTIONS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED
 LOOKS_S = (0.0, 0.05, 0.5)
 """When to check whose connection was lost: ZeroMQ reports a loss before it has cleared the connection."""
 FAILURES = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -40,8 +44,6 @@ REFUSED: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has not this engine's public key",
 }
 HUNG_UP = "it has hung up, or is no worker: does it use keys as this engine does?"
-
-log = structlog.get_logger()
 
 
 class ZmqServer:
@@ -62,7 +64,7 @@ class ZmqServer:
         and nobody else. ``cut_after_s``: a connection to a host that has not been heard of for so long is given up.
         ``on_refused`` is told why a connection was turned away.
 
-        Call it on the engine's event loop. Raises OSError if the endpoint cannot be bound.
+        Call it on the engine's event loop. Raises OSError if the endpoint cannot be bound, or a limit is reached.
         """
         self.refused = 0
         """Connections that were turned away."""
@@ -71,21 +73,26 @@ class ZmqServer:
         self._loop = asyncio.get_running_loop()
         self._authenticator: Authenticator | None = None
         self._channels: dict[bytes, ZmqChannel] = {}
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: deque[ZmqChannel] = deque()
+        """Channels of workers that nobody has asked for yet."""
         self._next: ZmqChannel | None = None
+        require_descriptors()
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        configure(self._socket, endpoint, linger_ms=0, cut_after_s=cut_after_s)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        if keys is not None:
-            keys.protect_engine(self._socket)
-            self._authenticator = Authenticator(self._context, keys)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | FAILURES)
         try:
+            self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+            configure(self._socket, endpoint, linger_ms=0, cut_after_s=cut_after_s)
+            self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            if keys is not None:
+                keys.protect_engine(self._socket)
+                self._authenticator = Authenticator(self._context, keys)
+            self._monitor = self._socket.get_monitor_socket(CONNECTIONS | FAILURES)
             self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
+            self._connections = Connections(next(value for _, value in monitored(self._monitor)))
+        except BaseException as error:
             self._end()
-            raise OSError(error.errno, error.strerror, endpoint) from None
+            if isinstance(error, zmq.ZMQError):
+                raise OSError(error.errno, error.strerror, endpoint) from None
+            raise
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         """Where the worker connects (with the port that ``*`` became)."""
         self._loop.add_reader(self._socket.fileno(), self._on_event)
@@ -97,11 +104,11 @@ class ZmqServer:
 
         ``only``: there will be no other, and the server is closed with this one.
         """
-        channel = self._next = ZmqChannel(self, only)
-        if self._waiting:
-            peer = next(iter(self._waiting))
-            self._assign(peer, self._waiting.pop(peer))
-        return channel
+        while self._waiting:
+            if not (channel := self._waiting.popleft()).gone.is_set():
+                return channel
+        self._next = ZmqChannel(self, only)
+        return self._next
 
     def send(self, peer: bytes, frames: Frames) -> bool:
         """False while the worker has too much unread. What is for a worker that is gone is lost, and all that is sent
@@ -126,12 +133,14 @@ class ZmqServer:
             self._next = None
         if channel.peer is not None:
             self._channels.pop(channel.peer, None)
+            self._forget(channel)
             if reason is not None:
                 self._farewell(channel.peer, reason)
 
     def close(self) -> None:
         """What was sent last is delivered, if that does not take longer than `LAST_WORDS_MS`. May be called twice."""
         if not self._socket.closed:
+            self._connections.close()
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_reader(self._monitor.fileno())
             self._end()
@@ -156,41 +165,33 @@ class ZmqServer:
                 self._from_outside(peer, frames, received[0])
             elif frames != [GREETING]:
                 channel.arrived(frames)
+                if channel in self._waiting and channel.unread > MOST_WAITING:
+                    channel.dismiss(f"it has sent more than {MOST_WAITING} messages before its turn")
         self._look_again()
 
     def _look_again(self) -> None:
         """The descriptor reports an event only once, and any use of the socket may have taken it."""
-        if not self._socket.closed:
-            events = self._socket.getsockopt(zmq.EVENTS)
-            assert isinstance(events, int)
-            if events & zmq.POLLIN:
-                self._loop.call_soon(self._on_event)
+        if _readable(self._socket):
+            self._loop.call_soon(self._on_event)
 
     def _from_outside(self, peer: bytes, frames: list[bytes], first: zmq.Frame) -> None:
         """From a worker that has no channel."""
-        if (waiting := self._waiting.get(peer)) is not None:
-            if len(waiting.messages) < MOST_WAITING:
-                waiting.messages.append(frames)
-            else:
-                del self._waiting[peer]
-                self._farewell(peer, f"it has sent more than {MOST_WAITING} messages before its turn")
-        elif frames != [GREETING]:
+        if frames != [GREETING]:
             self._farewell(peer, "the engine has turned away from this connection")
-        elif len(self._waiting) == MOST_WAITING:
+            return
+        if self._next is None and len(self._waiting) == MOST_WAITING:
             self._farewell(peer, f"{MOST_WAITING} workers wait for their turn already")
-        elif self._next is not None:
-            self._assign(peer, _Waiting(self._name(first)))
-        else:
-            self._waiting[peer] = _Waiting(self._name(first))
-            log.info("worker_waits", endpoint=self.endpoint, worker=self._waiting[peer].name)
-
-    def _assign(self, peer: bytes, worker: _Waiting) -> None:
-        assert self._next is not None
+            return
+        self._on_monitor()  # its connection was accepted before it greeted
+        if not self._connections.greeted(int(first.get(zmq.SRCFD)), peer):
+            self._expect_loss(peer)
         channel, self._next = self._next, None
+        if channel is None:
+            channel = ZmqChannel(self, only=False)
+            self._waiting.append(channel)
+            log.info("worker_waits", endpoint=self.endpoint, worker=self._name(first))
         self._channels[peer] = channel
-        channel.assigned(peer, worker.name)
-        for frames in worker.messages:
-            channel.arrived(frames)
+        channel.assigned(peer, self._name(first))
 
     def _name(self, frame: zmq.Frame) -> str:
         address = str(frame.get("Peer-Address"))
@@ -199,40 +200,51 @@ class ZmqServer:
         return f"{self._authenticator.name(str(frame.get('User-Id')))} ({address})"
 
     def _on_monitor(self) -> None:
-        for event, value in monitored(self._monitor):
-            if event == zmq.EVENT_DISCONNECTED:
-                for seconds in LOOKS_S:
-                    self._loop.call_later(seconds, self._look_for_the_gone)
-                continue
-            self.refused += 1
-            self.last_refusal = REFUSED.get(value, HUNG_UP)
-            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._authenticator is not None:
-                self.last_refusal = self._authenticator.reason()
-            if self._on_refused is not None:
-                self._on_refused(self.last_refusal)
+        if self._socket.closed:
+            return
+        for event, value in islice(monitored(self._monitor), MAILBOX_MESSAGES):  # then let others have the event loop
+            match event:
+                case zmq.EVENT_ACCEPTED:
+                    self._connections.accepted(value)
+                case zmq.EVENT_ACCEPT_FAILED:
+                    self._connections.not_accepted()
+                case zmq.EVENT_DISCONNECTED:
+                    if peer := self._connections.ended(value):
+                        self._expect_loss(peer)
+                case _:
+                    self._count_refusal(event, value)
+        if _readable(self._monitor):
+            self._loop.call_soon(self._on_monitor)
 
-    def _look_for_the_gone(self) -> None:
-        self._on_event()  # their last words
-        for peer in [*self._channels, *self._waiting]:
-            if not self._socket.closed:
-                self.send(peer, [GREETING])
+    def _count_refusal(self, event: int, value: int) -> None:
+        self.refused += 1
+        self.last_refusal = REFUSED.get(value, HUNG_UP)
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._authenticator is not None:
+            self.last_refusal = self._authenticator.reason()
+        if self._on_refused is not None:
+            self._on_refused(self.last_refusal)
+
+    def _expect_loss(self, peer: bytes) -> None:
+        for seconds in LOOKS_S:
+            self._loop.call_later(seconds, self._look_for, peer)
+
+    def _look_for(self, peer: bytes) -> None:
+        self._on_event()  # its last words
+        if peer in self._channels:
+            self.send(peer, [GREETING])
 
     def _gone(self, peer: bytes) -> None:
-        self._waiting.pop(peer, None)
         if (channel := self._channels.pop(peer, None)) is not None:
+            self._forget(channel)
             channel.cut()
+
+    def _forget(self, channel: ZmqChannel) -> None:
+        if channel in self._waiting:
+            self._waiting.remove(channel)
 
     def _farewell(self, peer: bytes, reason: str) -> None:
         if not self._socket.closed and not self.send(peer, [FAREWELL, reason.encode()]):
             self._loop.call_later(1.0, self._farewell, peer, reason)
-
-
-class _Waiting:
-    """A worker that has greeted, and what it has said since."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.messages: list[list[bytes]] = []
 
 
 class ZmqChannel(WireChannel):
@@ -247,6 +259,11 @@ class ZmqChannel(WireChannel):
         self._server = server
         self._only = only
         self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def unread(self) -> int:
+        """Messages that have arrived and were not received."""
+        return len(self._arrivals)
 
     def assigned(self, peer: bytes, worker: str) -> None:
         """Called by the server: a worker has come."""
@@ -282,6 +299,14 @@ class ZmqChannel(WireChannel):
         self._server.release(self)
         if self._only:
             self._server.close()
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    if socket.closed:
+        return False
+    events = socket.getsockopt(zmq.EVENTS)
+    assert isinstance(events, int)
+    return bool(events & zmq.POLLIN)
 
 
 def monitored(monitor: zmq.Socket[bytes]) -> Iterator[tuple[int, int]]:

@@ -6,10 +6,10 @@ import socket
 import time
 from collections.abc import Iterator
 
-import structlog
 import zmq
 
-from pvlm.endpoints import split_endpoint
+from pvlm.log import log
+from pvlm.settings.endpoints import split_endpoint
 from pvlm.transports import ChannelClosed
 from pvlm.transports.curve import Keys
 from pvlm.transports.link import Frames
@@ -26,8 +26,6 @@ NO_HANDSHAKE = (
     "key in authorized/ its own?"
 )
 NOT_AUTHORIZED = "the engine does not know this worker's key: copy its public key file into the engine's authorized/"
-
-log = structlog.get_logger()
 
 
 class ZmqMailbox(WireMailbox):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pvlm.errors import ConfigError, OptionError, VideoError
+from pvlm.errors import ConfigError, ModelError, OptionError, VideoError
 from pvlm.video.arrays import check_sides
 from pvlm.video.containers import check_file
 from pvlm.video.readers import VideoReader, load_reader
@@ -36,7 +36,7 @@ def main(argument: str) -> None:
     request: Request = json.loads(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the terminal's Ctrl-C
     _limit_memory(request["max_bytes"])
-    signal.alarm(min(int(request["timeout_s"]) + _ALARM_MARGIN_S, 1 << 30))
+    signal.alarm(int(min(request["timeout_s"] + _ALARM_MARGIN_S, 1 << 30)))
     threading.Thread(target=_watch_life_line, daemon=True).start()
     reply = answer(request)
     with open(request["reply_fd"], "w", encoding="ascii") as file:
@@ -56,6 +56,8 @@ def answer(request: Request) -> Reply:
     except ModuleNotFoundError as error:
         reason = f"the reader {request['reader']!r} needs the package {error.name!r}, which is not installed"
         return Reply(error="failure", reason=f"{reason} (pip install {error.name})", traceback=traceback.format_exc())
+    except ModelError as error:
+        return Reply(error="failure", reason=str(error), traceback=traceback.format_exc())
     except MemoryError:
         return Reply(error="failure", reason="decoding ran out of memory", traceback=traceback.format_exc())
     except Exception as error:

@@ -10,20 +10,17 @@ import json
 import mmap
 import os
 import signal
-import subprocess
-import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import anyio
-import anyio.abc
 import numpy as np
 
+from pvlm.children import end_child, reached_limit, start_child
 from pvlm.errors import OptionError, RemoteTraceback, VideoError
 from pvlm.video.anonymous import anonymous_file, read_all, write_all
 from pvlm.video.request import Reply, Request
-
-_CLEAN_UP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ async def decode(
     process before it propagates.
     """
     with ExitStack() as files:
+        files.enter_context(_limits_named(name))
         frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
         fds = [frames_fd, reply_fd]
         if not isinstance(source, str):
@@ -81,7 +79,7 @@ async def decode(
         )
         status = await _run(request, fds, log_fd)
         if status is None:
-            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (timeout_s), so it was stopped")
+            raise VideoError(name, f"decoding took longer than {timeout_s:g} s (decode_timeout_s), so it was stopped")
         log = read_all(log_fd).decode(errors="replace").strip()[-4000:]
         text = read_all(reply_fd, 1 << 30)
         if status != 0 or not text:
@@ -99,39 +97,23 @@ async def decode(
         )
 
 
+@contextmanager
+def _limits_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VideoError(name, f"the decoder process cannot be started: {reached_limit(error)}") from error
+
+
 async def _run(request: Request, fds: list[int], log_fd: int) -> int | None:
     """Exit status of the process; None if the time limit ended it."""
-    command = [sys.executable, "-m", "pvlm.video.decoding", json.dumps(request)]
-    with anyio.CancelScope(shield=True):  # takes milliseconds; half a start would leave a process without an owner
-        try:
-            process = await anyio.open_process(
-                command, stdin=subprocess.PIPE, stdout=log_fd, stderr=log_fd, env=_environment(), pass_fds=fds
-            )
-        except OSError as error:
-            raise VideoError(request["name"], f"the decoder process cannot be started: {error}") from error
+    process = await start_child("pvlm.video.decoding", json.dumps(request), stdout=log_fd, stderr=log_fd, pass_fds=fds)
     try:
         with anyio.move_on_after(request["timeout_s"]):
             return await process.wait()
         return None
     finally:
-        await _end(process)
-
-
-async def _end(process: anyio.abc.Process) -> None:
-    with anyio.move_on_after(_CLEAN_UP_S, shield=True):
-        if process.returncode is None:
-            try:
-                process.kill()
-            except ProcessLookupError:
-                pass
-        await process.wait()
-        await process.aclose()
-
-
-def _environment() -> dict[str, str]:
-    """The child imports from the same places as this process, and not from its current directory."""
-    places = [os.path.abspath(place) if place else os.getcwd() for place in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+        await end_child(process)
 
 
 def _map_frames(fd: int, shape: tuple[int, ...], name: str) -> np.ndarray:

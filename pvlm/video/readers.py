@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 
 from pvlm.plugins import load_plugin
 
-ENTRY_POINT_GROUP = "pvlm.video_readers"
+ENTRY_POINT_GROUP: Final = "pvlm.video_readers"
 
 
 class VideoReader(Protocol):
@@ -48,11 +47,5 @@ class VideoReader(Protocol):
 
 
 def load_reader(name: str) -> type[Any]:
-    """The reader class of an entry point's name, or of an import path ``module:Class``.
-
-    Raises ConfigError for an unknown name, and any error of importing the class.
-    """
-    if ":" not in name:
-        return cast("type[Any]", load_plugin(ENTRY_POINT_GROUP, name))
-    module, _, attribute = name.partition(":")
-    return cast("type[Any]", getattr(importlib.import_module(module), attribute))
+    """The reader class of an entry point's name, or of an import path ``module:Class``. Raises as `load_plugin`."""
+    return cast("type[Any]", load_plugin(ENTRY_POINT_GROUP, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     VideoSource: TypeAlias = (
         str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | torch.Tensor | list[Image]
     )
+
+_URL = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
 
 MAX_BYTES = 8 << 30
 """Limit of decoded frames in memory, before they are resized."""
@@ -125,6 +128,8 @@ def _encoded(source: object) -> tuple[str | bytes | bytearray | memoryview, str]
         path = os.fsdecode(source)
         if not path or "\0" in path:
             raise VideoError(path, "the path is empty or has a null character in it")
+        if _URL.match(path) and not os.path.exists(path):
+            raise VideoError(path, "URLs are not read: download the video, and give its path or its bytes")
         return path, path
     raise OptionError(
         f"a video is a path, bytes, a uint8 array (T, H, W, 3) or a list of PIL images, not a {type(source).__name__}"
@@ -142,9 +147,10 @@ def _check_options(
         or not 1 <= num_frames <= MAX_VIDEO_FRAMES
     ):
         raise OptionError(f"num_frames must be a whole number from 1 to {MAX_VIDEO_FRAMES}, not {num_frames!r}")
-    for name, value in (("fps", fps), ("timeout_s", timeout_s)):
-        if value is not None and not (_is_number(value) and value > 0):
-            raise OptionError(f"{name} must be a positive number, not {value!r}")
+    if fps is not None and not (_is_number(fps) and fps > 0):
+        raise OptionError(f"fps must be a positive number, not {fps!r}")
+    if not timeout_s > 0:
+        raise OptionError(f"decode_timeout_s must be a positive number, not {timeout_s!r}")
     for name, value in (("start", start), ("end", end)):
         if value is not None and not (_is_number(value) and value >= 0):
             raise OptionError(f"{name} must be a time in seconds, 0 or later, not {value!r}")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -16,11 +12,12 @@ from typing import Protocol
 
 import anyio
 import msgspec
-import structlog
 
 from pvlm.actors.mark import Mark, SharedMark, shared_memory
+from pvlm.children import end_child, reached_limit, start_child
 from pvlm.config import EngineConfig, Transport
 from pvlm.errors import ModelError, RemoteTraceback
+from pvlm.log import log
 from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.clocks import HostClock
@@ -34,22 +31,20 @@ from pvlm_protocols.messages import Dying, Hello, Loading, Open, Resume, Stop, T
 STOP_TIMEOUT_S = 2.0
 STDERR_LINES = 40
 
-log = structlog.get_logger()
-
 
 class WorkerLost(ModelError):
     """A worker has ended, or hangs, before its model was loaded, and has not said why."""
 
 
-class Host(Protocol):
-    """Where an actor runs."""
+class Worker(Protocol):
+    """What an actor runs in: a process or a thread here, or a process on another host."""
 
     async def wait(self) -> str:
         """Return when the actor is gone, with what is known of the reason."""
         ...
 
     def computed(self) -> int:
-        """The processor time that the actor has taken, in clock ticks."""
+        """A figure that grows while the actor computes: see `pvlm.workers.silence.computed`."""
         ...
 
     async def aclose(self) -> None:
@@ -67,17 +62,19 @@ class RunningActor:
 
     role: Role
     channel: Channel
-    host: Host
+    worker: Worker
     info: ModelInfo
     pid: int
     address: str = ""
     """Of a worker on another host, with the name of its key."""
     clock: HostClock | None = None
-    """Of that host."""
+    """Of its host."""
     held: set[int] = field(default_factory=set)
     """Sessions that it has kept since its last connection, and that were not resumed yet."""
     mark: Mark = field(default_factory=Mark)
-    """Whose unit of work it does."""
+    """Whose unit of work it does. A worker on another host reports whose it did last."""
+    known: bool = False
+    """It is on another host, and has lived since it was last connected."""
 
     def post(self, message: ToActor) -> None:
         """Send without waiting. Raises as `Channel.post`.
@@ -97,13 +94,13 @@ class RunningActor:
             self.channel.post(Stop())
         except (ChannelClosed, ChannelFull):
             pass
-        await self.host.aclose()
+        await self.worker.aclose()
         await self.channel.aclose()
 
     async def kill(self, reason: str) -> None:
         """End it at once: it hangs, or has ended already."""
         await self.channel.aclose()
-        await self.host.kill(reason)
+        await self.worker.kill(reason)
 
 
 async def launch(
@@ -114,10 +111,13 @@ async def launch(
     Raises ModelError if that fails or takes more than ``config.start_timeout_s``, with the worker's traceback as its
     cause; WorkerLost if the worker ends without a word, or neither loads nor computes for ``config.hang_timeout_s``.
     """
-    if config.transport == "inproc":
-        channel, host, mark = await _in_thread(role, spec)
-    else:
-        channel, host, mark = await _in_process(role, config.transport, spec)
+    try:
+        if config.transport == "inproc":
+            channel, worker, mark = await _in_thread(role, spec)
+        else:
+            channel, worker, mark = await _in_process(role, config.transport, spec)
+    except (OSError, RuntimeError) as error:  # a thread that cannot be started is a RuntimeError
+        raise ModelError(f"cannot start the {role} worker: {reached_limit(error)}") from error
     reports = 0
 
     def loading(role: Role, fraction: float) -> None:
@@ -126,16 +126,16 @@ async def launch(
         on_loading(role, fraction)
 
     async def hang() -> str:
-        await silence(config.hang_timeout_s, lambda: (reports, host.computed()))
+        await silence(config.hang_timeout_s, lambda: (reports, worker.computed()))
         return f"it hangs: it has neither loaded nor computed for {config.hang_timeout_s:g} s (hang_timeout_s)"
 
     try:
         with anyio.fail_after(config.start_timeout_s):
-            hello = await greeting(role, spec, channel, loading, host.wait, hang)
+            hello = await greeting(role, spec, channel, loading, worker.wait, hang)
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-            await host.kill("it was not started in time")
+            await worker.kill("it was not started in time")
         if isinstance(error, TimeoutError):
             raise ModelError(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
@@ -146,7 +146,7 @@ async def launch(
         "worker_ready", role=role, model=spec.model, pid=hello.pid, device=info.device, backend=info.backend,
         reason=info.backend_reason,
     )  # fmt: skip
-    return RunningActor(role, channel, host, info, hello.pid, mark=mark)
+    return RunningActor(role, channel, worker, info, hello.pid, mark=mark)
 
 
 async def greeting(
@@ -191,65 +191,36 @@ async def greeting(
 
 # ---- in a process -------------------------------------------------------------------------------------------------
 
+LISTEN: dict[Transport, str] = {"ipc": "ipc://", "tcp": "tcp://127.0.0.1:*"}
 
-async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Host, Mark]:
-    directory = None
-    if transport == "tcp":
-        endpoint = "tcp://127.0.0.1:*"
-    else:
-        directory = tempfile.mkdtemp(prefix="pvlm-")  # private (0700)
-        endpoint = f"ipc://{directory}/{role}"
-        if len(endpoint) - len("ipc://") > MAX_SOCKET_PATH:
-            shutil.rmtree(directory)
-            directory = tempfile.mkdtemp(prefix="pvlm-", dir="/tmp")
-            endpoint = f"ipc://{directory}/{role}"
-    channel = listen(endpoint)
+
+async def _in_process(role: Role, transport: Transport, spec: WorkerSpec) -> tuple[Channel, Worker, Mark]:
+    channel = listen(LISTEN[transport])
     memory = shared_memory()
     mark = SharedMark(memory)
-    spec = msgspec.structs.replace(spec, connect=channel.endpoint, mark=memory)
-    environment = dict(os.environ)
-    if spec.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(spec.threads)
+    arguments = msgspec.structs.replace(spec, connect=channel.endpoint, mark=memory).arguments(role)
+    inherited = (*channel.descriptors, memory)
+    threads = {} if spec.threads is None else {"OMP_NUM_THREADS": str(spec.threads)}
     try:
-        with anyio.CancelScope(shield=True):  # for what is half started could be left behind
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "pvlm",
-                *spec.arguments(role),
-                stdin=subprocess.PIPE,  # the life-line: it ends when this process does, however it ends
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment,
-                pass_fds=(memory,),
-                start_new_session=True,  # Ctrl-C in a terminal is this process's to handle
-            )
-    except BaseException:  # cancelled by other means than a scope, for one: asyncio has ended the process then
+        process = await start_child("pvlm", "worker", *arguments, pass_fds=inherited, environment=threads)
+    except BaseException:
+        mark.close()
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-        mark.close()
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
         raise
     finally:
         os.close(memory)
-    return channel, ProcessHost(process, channel, mark, directory), mark
+    channel.handed_over()
+    return channel, WorkerProcess(process, channel, mark), mark
 
 
-MAX_SOCKET_PATH = 100
-"""Bytes; Linux takes 107."""
+class WorkerProcess:
+    """An actor in a process of its own on this machine."""
 
-
-class ProcessHost:
-    """An actor in a worker process."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, channel: SocketChannel, mark: Mark, directory: str | None = None
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, channel: SocketChannel, mark: Mark) -> None:
         self._process = process
         self._channel = channel
         self._mark = mark
-        self._directory = directory
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._reading = asyncio.create_task(self._read_stderr())
 
@@ -291,25 +262,18 @@ class ProcessHost:
 
     async def kill(self, reason: str) -> None:
         try:
-            if self._process.returncode is None:
-                self._process.kill()
-                with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
-                    await self._process.wait()
+            await end_child(self._process)
         finally:
             self._reading.cancel()
             self._mark.close()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            if self._directory is not None:
-                shutil.rmtree(self._directory, ignore_errors=True)
 
 
 # ---- in a thread --------------------------------------------------------------------------------------------------
 
 
-async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host, Mark]:
+async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Worker, Mark]:
     channel, mailbox = inproc.connect()
-    host, mark = ThreadHost(role), Mark()
+    worker, mark = WorkerThread(role), Mark()
 
     def run() -> None:
         reason = "its thread has ended"
@@ -321,17 +285,17 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Host, Mark]
                 backend.close()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            host.failed(mailbox.post, error)
+            worker.failed(mailbox.post, error)
         finally:
-            host.ended(reason)
+            worker.ended(reason)
 
     thread = threading.Thread(target=run, name=f"pvlm-{role}", daemon=True)
     thread.start()
-    host.thread = thread.native_id
-    return channel, host, mark
+    worker.thread = thread.native_id
+    return channel, worker, mark
 
 
-class ThreadHost:
+class WorkerThread:
     """An actor in a thread of this process. A thread cannot be killed: a model call that never returns keeps it."""
 
     def __init__(self, role: Role) -> None:

@@ -7,11 +7,12 @@ import socket
 from collections.abc import Callable
 
 import anyio
-import structlog
 
+from pvlm.children import LIMITS, reached_limit
 from pvlm.config import EngineConfig
-from pvlm.endpoints import split_endpoint
 from pvlm.errors import ConfigError, ModelError
+from pvlm.log import log
+from pvlm.settings.endpoints import split_endpoint
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
 from pvlm.workers.backends import AUTO
@@ -26,10 +27,8 @@ ANSWER_S = 10.0
 CLOCK_PINGS = 5
 """Round trips before a worker's first session."""
 
-log = structlog.get_logger()
 
-
-class RemoteHost:
+class RemoteWorker:
     """A worker that a person runs on another host. The engine can leave it, not kill it."""
 
     def __init__(self, channel: ZmqChannel) -> None:
@@ -58,7 +57,8 @@ class RemoteHost:
 def open_port(role: Role, config: EngineConfig, on_refused: Callable[[str], None]) -> ZmqServer:
     """Open the port of a role. Call it on the engine's event loop. ``on_refused`` gets why a connection was refused.
 
-    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be bound.
+    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be bound; ModelError where a limit of
+    the system is reached.
     """
     endpoint = config.listen(role)
     assert endpoint is not None
@@ -70,8 +70,9 @@ def open_port(role: Role, config: EngineConfig, on_refused: Callable[[str], None
 
     try:
         return ZmqServer(endpoint, keys, min(CUT_AFTER_S, config.hang_timeout_s / 2), on_refused)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {role}_listen '{endpoint}': {error.strerror}") from None
+    except (OSError, RuntimeError) as error:
+        kind = ConfigError if isinstance(error, OSError) and error.errno not in LIMITS else ModelError
+        raise kind(f"cannot listen on {role}_listen '{endpoint}': {reached_limit(error)}") from None
 
 
 async def join(
@@ -100,29 +101,30 @@ async def _next_worker(
 ) -> RunningActor | None:
     """Return the next worker that comes; None if it is lost again at once."""
     channel = port.channel()
-    host, clock = RemoteHost(channel), HostClock()
+    worker, clock = RemoteWorker(channel), HostClock()
     try:
-        hello = await greeting(role, spec, channel, _ignore, host.wait)
+        hello = await greeting(role, spec, channel, _ignore, worker.wait)
         if hello.role != role:
             raise ModelError(f"a {hello.role} worker has come to the port of the {role}s ({port.endpoint})")
         check(hello.info)
         with anyio.move_on_after(ANSWER_S) as waiting:
             await _compare_clocks(channel, clock)
-            held = await _recall(channel, engine)
+            recalled = await _recall(channel, engine)
         if waiting.cancelled_caught:
             raise ModelError(f"the {role} worker {channel.worker} has greeted, and does not answer")
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
-            await host.kill(str(error) or "the engine does not wait any longer")
-        if isinstance(error, ModelError) and host.gone:
+            await worker.kill(str(error) or "the engine does not wait any longer")
+        if isinstance(error, ModelError) and worker.gone:
             return None
         raise
     log.info(
         "worker_joined", role=role, worker=channel.worker, model=hello.info.name, device=hello.info.device,
         backend=hello.info.backend, reason=hello.info.backend_reason, clock_error_s=round(clock.error_s, 6),
     )  # fmt: skip
-    return RunningActor(role, channel, host, hello.info, hello.pid, channel.worker, clock, held)
+    held = set(recalled.sessions)
+    return RunningActor(role, channel, worker, hello.info, hello.pid, channel.worker, clock, held, known=recalled.known)
 
 
 async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> None:
@@ -134,12 +136,12 @@ async def _compare_clocks(channel: ZmqChannel, clock: HostClock) -> None:
         clock.answered(message)
 
 
-async def _recall(channel: ZmqChannel, engine: int) -> set[int]:
-    """Return the sessions that the worker has kept."""
+async def _recall(channel: ZmqChannel, engine: int) -> Recalled:
+    """Return which sessions the worker has kept."""
     channel.post(Recall(engine=engine))
     while not isinstance(message := await channel.receive(), Recalled):
         pass
-    return set(message.sessions)
+    return message
 
 
 def _ignore(role: Role, fraction: float) -> None:

@@ -5,13 +5,12 @@ and serves until told to stop. `pvlm.workers.remote_worker` has those that peopl
 from __future__ import annotations
 
 import os
-import sys
-import threading
 
 import msgspec
 
 from pvlm.actors.actor import dying
 from pvlm.actors.mark import Mark, SharedMark
+from pvlm.children import leave_with_parent
 from pvlm.transports.sockets import connect
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.scheduling import take_long_slices
@@ -52,7 +51,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def arguments(self, role: Role) -> list[str]:
         """The command line by which an engine starts it. What a person looks for in ``ps`` comes first."""
         arguments = [
-            "worker",
             "--role",
             role,
             "--model",
@@ -80,7 +78,7 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     """Serve until `Stop`. Returns the exit status: 0 after `Stop`, 1 if the model could not be loaded or the actor
     failed.
     """
-    _leave_with_parent()
+    leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
     if spec.device == "cpu":
@@ -109,15 +107,3 @@ def _mark(spec: WorkerSpec) -> Mark:
     mark = SharedMark(spec.mark)
     os.close(spec.mark)
     return mark
-
-
-def _leave_with_parent() -> None:
-    """Exit when the parent dies: then, and only then, does standard input (its life-line pipe) end."""
-    lifeline = os.dup(sys.stdin.fileno())
-
-    def wait() -> None:
-        while os.read(lifeline, 4096):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()

@@ -10,24 +10,22 @@ from __future__ import annotations
 import os
 import time
 
-import structlog
-
 from pvlm.actors.actor import Actor
-from pvlm.endpoints import on_loopback
+from pvlm.actors.mark import ToldMark
 from pvlm.errors import ConfigError, ModelError
+from pvlm.log import log
+from pvlm.settings.endpoints import on_loopback
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq_mailbox import ZmqMailbox
 from pvlm.workers.backoff import Backoff
 from pvlm.workers.factory import load_backend, make_actor
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import FromActor
+from pvlm_protocols.messages import Began, FromActor
 
 FIRST_PAUSE_S = 0.2
 LAST_PAUSE_S = 5.0
 """Before the first and the last further attempts to connect."""
-
-log = structlog.get_logger()
 
 
 def serve(role: Role, spec: WorkerSpec) -> None:
@@ -72,6 +70,7 @@ def _served(actor: Actor, mailbox: ZmqMailbox, briefly_s: float) -> bool:
     """Serve one connection to its end. Return False if the worker was sent away at once."""
     began_s, progress = time.monotonic(), actor.progress
     actor.mailbox = mailbox
+    actor.mark = ToldMark(lambda sessions: mailbox.post(Began(sessions=sessions, role=actor.role)))
     try:
         actor.serve()
     finally:

@@ -25,14 +25,14 @@ async def silence(timeout_s: float, sign: Callable[[], object]) -> None:
 
 
 def computed(pid: int | str, thread: int | None = None) -> int:
-    """The processor time of a process and its children, or of one of its threads, in clock ticks; 0: it has ended.
+    """Clock ticks and page faults of a process and its children, or of one of its threads; 0: it has ended.
 
     A model may load without a report of progress, and a native backend compiles first. Neither is a hang.
     """
     folder = Path(f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}")
     try:
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        ticks = sum(int(field) for field in fields[11:15])  # utime, stime, and of children that have ended
+        ticks = sum(int(field) for field in fields[7:15])  # faults and times, also of children that have ended
         if thread is None:
             children = " ".join(each.read_text() for each in folder.glob("task/*/children")).split()
             ticks += sum(computed(child) for child in children)

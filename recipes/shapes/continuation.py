@@ -147,7 +147,8 @@ class _Recent:
             self.found[f"{scenes:2d} scenes"].append(right)
             self.found[kind].append(right)
         for part in ("scene", "number", "start", "action"):
-            self.found[f"[{part}]"].append(heads[part])
+            if part in heads:
+                self.found[f"[{part}]"].append(heads[part])
 
     def report(self) -> str:
         """The mean loss, and the share of exact answers by scenes and by kind, and of heads' labels."""

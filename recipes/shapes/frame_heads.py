@@ -50,6 +50,7 @@ PART_NAMES = (
 _WEIGHTS = {"scene": 8.0, "number": 3.0, "start": 2.0, "now": 2.0, "action": 2.0}
 _NAME_PARTS = {"number": MAX_SCENES, "start": len(REGION_NAMES), "action": len(ACTIONS), "size": 2}
 _UNKNOWN = -100
+NAME_PARTS = len(_NAME_PARTS)
 _ACTION_FROM_FRAME = 3  # earlier, what a thing does cannot be known
 _COLOR_NAMES, _BACKGROUND_NAMES = tuple(COLORS), tuple(BACKGROUNDS)
 
@@ -94,17 +95,20 @@ class _Head(nn.Module):
         self.read = nn.Linear(width, sum(parts.values()))
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        """The mean loss over the parts, and the share of each part's labels read rightly."""
-        scores = self.read(F.layer_norm(hidden, hidden.shape[-1:])).split(list(self.parts.values()), -1)
+        """The mean loss over the parts, and the share of each part's labels read rightly.
+
+        ``hidden``: (n, width), ``labels``: (n, parts). Where nothing is known, the loss is 0 and there are no shares.
+        """
+        read = self.read(F.layer_norm(hidden, hidden.shape[-1:]))
         losses, shares = [], {}
-        for name, part, truth in zip(self.parts, scores, labels.T, strict=True):
+        for name, part, truth in zip(self.parts, read.split(list(self.parts.values()), -1), labels.T, strict=True):
             known = truth != _UNKNOWN
             if not known.any():
                 continue
             weight = _WEIGHTS.get(name.rstrip("12"), 1.0)
             losses.append(weight * F.cross_entropy(part, truth, ignore_index=_UNKNOWN))
             shares[name] = (part.argmax(-1) == truth)[known].float().mean().item()
-        return torch.stack(losses).mean(), shares
+        return torch.stack(losses).mean() if losses else read.sum() * 0, shares
 
 
 class FrameHead(_Head):

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from .attention import Layout
-from .frame_heads import name_labels
+from .frame_heads import NAME_PARTS, name_labels
 from .pair import FRAME_SIZE, TOKENS_PER_FRAME
 from .rendering import render
 from .tokenizer import END, START, VIDEO
@@ -28,6 +28,8 @@ FILLER_WEIGHT = 0.2
 HARD_KINDS = frozenset({"which_scene", "color", "yes_no"})
 HARD_WEIGHT = 5.0
 _TELL_SCENES = frozenset({"describe", "scene"})
+# Here a name in the answer is a step on the way to the next one; what else is true of the thing is in the way.
+_GO_ON = frozenset({"list", "last"})
 # In training the kinds that are hard are asked more often.
 KIND_WEIGHTS = {
     "which_scene": 4.0,
@@ -35,7 +37,8 @@ KIND_WEIGHTS = {
     "yes_no": 4.0,
     "action": 3.0,
     "scene": 3.0,
-    "list": 3.0,
+    "list": 5.0,
+    "last": 2.0,
     "place": 2.0,
 }
 _IGNORED = -1
@@ -55,7 +58,8 @@ class Batch:
     """Packed clips. ``answers`` lists (row, column) of the tokens that predict answer tokens.
 
     ``names`` lists those that end a thing's name in a question or answer, where the context does not
-    say which scene it is in; ``name_labels`` says what is true of the thing.
+    say which scene it is in and the answer does not go on to other things; ``name_labels`` says what is
+    true of the thing.
     """
 
     clips: list[Clip]
@@ -127,7 +131,8 @@ class Packer:
                 labels += answer
                 hard += [question.kind in HARD_KINDS] * len(answer)
                 piece = [*asking, *answer[:-1]]
-                for end in range(2, len(piece) + 1) if question.kind not in _TELL_SCENES else ():
+                read = len(asking) if question.kind in _GO_ON else len(piece)
+                for end in range(2, read + 1) if question.kind not in _TELL_SCENES else ():
                     if (referent := known.get(tuple(piece[end - 2 : end]))) is not None:
                         names.append((row, len(ids) + end - 1))
                         referents.append(referent)
@@ -151,7 +156,7 @@ class Packer:
             weights=self.weight[label_ids] * torch.where(torch.tensor(hard), HARD_WEIGHT, 1.0),
             asked=found,
             names=torch.tensor(names, dtype=torch.long).reshape(-1, 2),
-            name_labels=torch.tensor(referents),
+            name_labels=torch.tensor(referents, dtype=torch.long).reshape(-1, NAME_PARTS),
         )
 
 

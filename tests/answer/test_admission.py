@@ -87,5 +87,5 @@ async def test_closing_the_engine_ends_those_that_wait() -> None:
         await asyncio.sleep(0.01)
         await engine.aclose()
         for answer in waiting:
-            with pytest.raises(EngineStateError, match="was closed while the answer waited for its turn"):
+            with pytest.raises(EngineStateError, match="was closed before the answer was complete"):
                 await answer

@@ -28,6 +28,7 @@ class AnyPair:
     """The part of a `Pair` that `build_request` reads. The draft has fewer tokens than the target."""
 
     end_token_ids = (0, 2)
+    ignored_generation_options = ("repetition_penalty=1.1",)
 
     def __init__(self) -> None:
         self.target_processor = self

@@ -12,6 +12,7 @@ from pvlm.answer.statistics import Timeline, answer_stats
 from pvlm.config import answer_options
 from pvlm.coordination.events import Emit
 from pvlm.coordination.statistics import Counts
+from pvlm.telemetry.figures import figures
 from tests.answer.test_request import DRAFT_FRAMES, TARGET_FRAMES, AnyPair
 
 MOMENTS = ("asked", "queued", "admitted", "reading", "opened", "prefilled", "first_token", "finished")
@@ -57,7 +58,9 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
         prompt_tokens=20, video_tokens=16, kept_video_tokens=12, prefill_ms={"draft": 7.0}, draft_lost="gone",
     )  # fmt: skip
     stats = answer_stats(timeline, counts, request, None, options.seed)
-    assert (stats.total_s, stats.waiting_s, stats.video_s, stats.prefill_s, stats.decode_s) == (7, 1, 1, 1, 2)
+    parts = (stats.startup_s, stats.waiting_s, stats.video_s, stats.prefill_s, stats.decode_s)
+    assert parts == (1, 2, 1, 1, 2)
+    assert stats.total_s == sum(parts)
     assert stats.time_to_first_token_s == 6
     assert (stats.new_tokens, stats.tokens_per_second, stats.origins) == (3, 1.5, "ddc")
     assert (stats.target_passes, stats.target_pass_ms, stats.target_passes_ms) == (2, 2.0, ((1, 1.0), (4, 3.0)))
@@ -67,4 +70,6 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
     assert (stats.prompt_tokens, stats.video_tokens, stats.kept_video_tokens) == (20, 16, 12)
     assert (stats.target_backend, stats.draft_backend) == ("native", "torch")
     assert (stats.method, stats.prune, stats.seed, stats.coupling) == ("sd", "none", 3, "gumbel")
+    assert stats.ignored_options == ("repetition_penalty=1.1",)
+    assert ("warning", "not applied: the checkpoint's own repetition_penalty=1.1") in figures(stats)
     assert (stats.frame_indices, stats.source_frames, stats.source_fps) == ((), 0, None)

@@ -14,12 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pytest
 import torch
 
-from pvlm_protocols.backend import Backend, BackendError, EarlyStates, GreedyDrafting, Prompt, PromptError, Session
+from pvlm_protocols.backend import (
+    Backend,
+    BackendError,
+    EarlyStates,
+    GreedyDrafting,
+    InterruptibleOpening,
+    Prompt,
+    PromptError,
+    Session,
+    SharedPasses,
+    SteppedPrefill,
+)
 
 CAPACITY = 12
 TOKENS = [11, 7, 29, 3, 17, 5]
@@ -56,6 +67,20 @@ class BackendContract:
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
         assert session.length == 0
+
+    def test_an_opening_in_steps_is_the_same_and_can_be_ended(self, backend: Backend, prompt: Prompt) -> None:
+        if not isinstance(backend, InterruptibleOpening):
+            pytest.skip("it opens in one step")
+        steps: list[None] = []
+        session = backend.open_in_steps(prompt, CAPACITY, lambda: steps.append(None))
+        assert steps
+        close(session.prefill(), backend.open(prompt, CAPACITY).prefill())
+
+        def cancel() -> None:
+            raise _Cancelled
+
+        with pytest.raises(_Cancelled):
+            backend.open_in_steps(prompt, CAPACITY, cancel)
 
     def test_extend_gives_a_row_for_each_token(self, backend: Backend, session: Session) -> None:
         session.prefill()
@@ -203,6 +228,30 @@ class BackendContract:
         close(backend.open(prompt, CAPACITY).prefill(), expected)
         close(session.prefill(), expected)
 
+    def test_a_prefill_in_steps_lets_others_pass(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        stepped, other = _stepped(backend.open(prompt, CAPACITY)), backend.open(prompt, CAPACITY)
+        expected = [session.prefill(), *session.extend(TOKENS[:4])]
+        other.prefill()
+        fed: list[torch.Tensor] = []
+        found: torch.Tensor | None = None
+        for found in stepped.prefill_steps():
+            if found is None and len(fed) < 4:
+                fed.append(other.extend(TOKENS[len(fed) : len(fed) + 1])[0].clone())
+        assert found is not None
+        close(found, expected[0])
+        for one, row in zip(fed, expected[1:], strict=False):
+            close(one, row)
+        close(stepped.extend(TOKENS[:4]), torch.stack(expected[1:]))
+
+    def test_a_prefill_that_was_left_may_be_started_again(
+        self, backend: Backend, prompt: Prompt, session: Session
+    ) -> None:
+        stepped = _stepped(backend.open(prompt, CAPACITY))
+        if next(steps := stepped.prefill_steps()) is not None:
+            pytest.skip("this backend's prefill is one piece")
+        del steps
+        close(stepped.prefill(), session.prefill())
+
     def test_an_abandoned_pass_leaves_everything_as_it_was(
         self, backend: Backend, prompt: Prompt, session: Session
     ) -> None:
@@ -279,6 +328,51 @@ class BackendContract:
             next(drafting.draft([1], 0, vocab_limit=100))
         assert session.length == 0
 
+    def test_a_shared_pass_gives_each_session_its_own_logits(self, backend: Backend, prompt: Prompt) -> None:
+        """Sessions of different prompts and lengths, with different numbers of tokens; then each goes on alone."""
+        shared = _shared(backend)
+        prompts = [prompt, Prompt("Is there a dog?"), dataclasses.replace(prompt, question="Which colour?")]
+        together, alone = ([backend.open(each, CAPACITY) for each in prompts] for _ in range(2))
+        for session in [*together, *alone]:
+            session.prefill()
+        for session in (together[0], alone[0]):
+            session.extend(TOKENS[:3])
+        passes: list[list[list[int]]] = [[TOKENS[3:], [8], [2, 5, 9]], [[4], [6, 7], [1]]]
+        for tokens in passes:
+            found = shared.extend_together(list(zip(together, tokens, strict=True)), on_progress=lambda: None)
+            assert [len(logits) for logits in found] == [len(some) for some in tokens]
+            for logits, session, some in zip(found, alone, tokens, strict=True):
+                self.same(logits, session.extend(some))
+        for left, right in zip(together, alone, strict=True):
+            assert left.length == right.length
+            self.same(left.extend([3]), right.extend([3]))
+
+    same = staticmethod(close)
+    """How nearly a shared pass gives the logits of a pass alone."""
+
+    def test_a_shared_pass_appends_for_all_or_for_none(
+        self, backend: Backend, prompt: Prompt, session: Session
+    ) -> None:
+        shared, full = _shared(backend), backend.open(prompt, CAPACITY)
+        other, unfilled = backend.open(prompt, 2), backend.open(prompt, 2)
+        for each in (session, other, full):
+            each.prefill()
+
+        def cancel() -> None:
+            raise _Cancelled
+
+        with pytest.raises(PromptError, match="2 reserved"):
+            shared.extend_together([(session, [1, 2]), (other, [3, 4, 5])])
+        with pytest.raises(BackendError, match="prefill"):
+            shared.extend_together([(session, [1]), (unfilled, [1])])
+        with pytest.raises(_Cancelled):
+            shared.extend_together([(session, [9, 8]), (other, [7])], on_progress=cancel)
+        assert (session.length, other.length) == (0, 0)
+        first, second = shared.extend_together([(session, TOKENS[:2]), (other, TOKENS[:1])])
+        expected = full.extend(TOKENS[:2])
+        self.same(first, expected)
+        self.same(second, expected[:1])
+
     def test_a_question_about_no_video(self, backend: Backend) -> None:
         session = backend.open(Prompt("What color is the sky?"), CAPACITY)
         assert session.video_tokens == 0
@@ -328,6 +422,22 @@ def _drafting(session: Session) -> GreedyDrafting:
     if not isinstance(session, GreedyDrafting):
         pytest.skip("this backend does not offer it")
     return session
+
+
+class _Stepped(Session, SteppedPrefill, Protocol):
+    """A session that offers both."""
+
+
+def _stepped(session: Session) -> _Stepped:
+    if not isinstance(session, SteppedPrefill):
+        pytest.skip("this backend does not offer it")
+    return cast(_Stepped, session)
+
+
+def _shared(backend: Backend) -> SharedPasses:
+    if not isinstance(backend, SharedPasses):
+        pytest.skip("this backend does not offer it")
+    return backend
 
 
 def logits_of(session: Session, tokens: list[int], length: int) -> torch.Tensor:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import torch
 
-from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Processor, Prompt
+from pvlm_protocols.backend import Backend, BackendError, InterruptibleOpening, LoadOptions, Processor, Prompt
 from tests.backends.conftest import BACKENDS
 from tests.backends.contract import BackendContract
 from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE
@@ -47,6 +48,10 @@ class TestNative(BackendContract):
     def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
         return load_backend("native", checkpoint)
 
+    @staticmethod
+    def same(left: torch.Tensor, right: torch.Tensor) -> None:
+        assert torch.equal(left, right)
+
 
 class TestHuggingFace(BackendContract):
     @pytest.fixture
@@ -64,6 +69,33 @@ class TestQwen(BackendContract):
     @pytest.fixture
     def prompt(self) -> Prompt:
         return Prompt("What happens first in the video?", random_frames(3, 5 * TOKEN_SIDE, 3 * TOKEN_SIDE))
+
+
+@pytest.mark.parametrize(
+    ("family", "bound"), [("llava_onevision", "_FRAMES_AT_ONCE"), ("qwen2_5_vl", "_PATCHES_AT_ONCE")]
+)
+def test_the_vision_tower_can_be_ended_before_each_group_of_frames(
+    family: str,
+    bound: str,
+    load_backend: Callable[[str, str], Backend],
+    qwen: Callable[[str], Backend],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here a group is a frame, or a pair of frames."""
+    monkeypatch.setattr(f"pvlm_backends.families.{family}.tower.{bound}", 1)
+    llava = family == "llava_onevision"
+    backend = load_backend("torch", "tied") if llava else qwen("torch")
+    side = IMAGE_SIZE if llava else 3 * TOKEN_SIDE
+    groups: list[None] = []
+
+    def cancel_in_the_third() -> None:
+        groups.append(None)
+        if len(groups) == 3:
+            raise KeyError("third")
+
+    assert isinstance(backend, InterruptibleOpening)
+    with pytest.raises(KeyError, match="third"):
+        backend.open_in_steps(Prompt("What happens?", random_frames(8, side, side)), 4, cancel_in_the_third)
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pvlm_backends.processing import files
-from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
+from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt, PromptError
 from tests.backends.conftest import ANYWHERE, BACKENDS
 from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE, large_checkpoint, llava_checkpoint
 from tests.support.checkpoints import edit_settings, random_frames
@@ -118,6 +118,98 @@ def test_an_index_that_is_none(backend: type[Backend], sharded: Path, weight_map
     (sharded / files.WEIGHTS_INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match="weight_map"):
         backend.load(LoadOptions(str(sharded)))
+
+
+@pytest.mark.parametrize("name", ["/etc/model.safetensors", "../model.safetensors", "..", "", "a/b", "a\\b", "a\0"])
+def test_an_index_that_leads_out_of_its_folder(sharded: Path, name: str) -> None:
+    index = json.loads((sharded / files.WEIGHTS_INDEX).read_text())["weight_map"]
+    (sharded / files.WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {**index, "lm_head.weight": name}}))
+    with pytest.raises(CheckpointError, match="only plain names") as caught:
+        BACKENDS["torch"].load(LoadOptions(str(sharded)))
+    assert repr(name) in str(caught.value)
+
+
+def test_an_index_of_pickled_weights_that_leads_out_of_its_folder(sharded: Path) -> None:
+    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "../a.bin"}}))
+    for path in sharded.glob("*.safetensors*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"'\.\./a\.bin'; only plain names"):
+        BACKENDS["hf"].load(LoadOptions(str(sharded), allow_pickle=True))
+
+
+def test_links_in_a_folder_are_followed(sharded: Path, tmp_path: Path) -> None:
+    """As in the Hub's cache."""
+    backend = BACKENDS["torch"]
+    expected = backend.load(LoadOptions(str(sharded))).open(PROMPT, 1).prefill()
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in sharded.iterdir():
+        (linked / path.name).symlink_to(path)
+    torch.testing.assert_close(backend.load(LoadOptions(str(linked))).open(PROMPT, 1).prefill(), expected)
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_a_stale_copy_of_a_weight_is_not_read(name: str, sharded: Path) -> None:
+    """The file that the index names holds the weight, also if another one comes later in order."""
+    backend = BACKENDS[name]
+    expected = backend.load(LoadOptions(str(sharded))).open(PROMPT, 1).prefill()
+    index = json.loads((sharded / files.WEIGHTS_INDEX).read_text())["weight_map"]
+    weight, shard = min(index.items(), key=lambda item: item[1])
+    for other in set(index.values()) - {shard}:
+        weights = load_file(sharded / other)
+        save_file({**weights, weight: load_file(sharded / shard)[weight] + 1}, sharded / other, {"format": "pt"})
+    torch.testing.assert_close(backend.load(LoadOptions(str(sharded))).open(PROMPT, 1).prefill(), expected)
+
+
+def test_an_index_beside_a_newer_single_file(sharded: Path) -> None:
+    index, single = sharded / files.WEIGHTS_INDEX, sharded / files.WEIGHTS
+    single.write_bytes(next(sharded.glob("model-*")).read_bytes())
+    os.utime(single, (index.stat().st_mtime - 60,) * 2)
+    BACKENDS["torch"].load(LoadOptions(str(sharded)))
+    os.utime(single, (index.stat().st_mtime + 60,) * 2)
+    with pytest.raises(CheckpointError, match=rf"{single.name} and the older {index.name}"):
+        BACKENDS["torch"].load(LoadOptions(str(sharded)))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_a_git_lfs_pointer_is_called_so(tmp_path: Path, name: str) -> None:
+    folder = llava_checkpoint(tmp_path / "checkpoint")
+    (folder / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+        BACKENDS["torch"].load(LoadOptions(str(folder)))
+
+
+@pytest.mark.parametrize("left", [(), ("config.json",), ("config.json", "tokenizer.json", "tokenizer_config.json")])
+def test_a_lora_folder_is_called_so(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """With as much of its base as people save beside it."""
+    folder = llava_checkpoint(tmp_path / "checkpoint")
+    for path in folder.iterdir():
+        if path.name not in left and (not left or "safetensors" in path.name or "tokenizer" in path.name):
+            path.unlink()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "Qwen/Base"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"adapter \(LoRA\) for 'Qwen/Base', not a model; merge") as caught:
+        BACKENDS["torch"].load(LoadOptions(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+@pytest.mark.parametrize("special", [False, True])
+def test_an_added_token_without_an_embedding(name: str, tmp_path: Path, special: bool) -> None:
+    folder = llava_checkpoint(tmp_path / "checkpoint", vocab_size=614)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    added = {**tokenizer["added_tokens"][0], "id": 614, "content": "<think>", "special": special}
+    path.write_text(json.dumps({**tokenizer, "added_tokens": [*tokenizer["added_tokens"], added]}))
+    if special:
+        template = folder / "chat_template.jinja"
+        template.write_text(template.read_text() + "<think>")
+    loaded = BACKENDS[name].load(LoadOptions(str(folder)))
+    with pytest.raises(PromptError, match=r"'<think>', whose id 614 has no embedding.* end at 613"):
+        loaded.open(Prompt("What happens?" if special else "What <think>?", PROMPT.frames), 1)
 
 
 def test_quantised_weights_are_not_taken_for_plain_ones(tmp_path: Path) -> None:

@@ -187,5 +187,5 @@ def test_what_transformers_cannot_spread(checkpoints: FIND, monkeypatch: pytest.
     monkeypatch.setattr(hf_model, "find_spec", lambda name: None)
     options = LoadOptions(str(checkpoints("tied")), device="cuda:0,cuda:1")
     devices = [torch.device("cuda", index) for index in range(2)]
-    with pytest.raises(BackendError, match=r"'cuda:0,cuda:1'.*pip install accelerate"):
+    with pytest.raises(BackendError, match=r"'cuda:0,cuda:1'.*pip install 'pvlm\[hf\]'"):
         hf_model.load_model(checkpoints("tied"), {}, options, devices, torch.float32, None)

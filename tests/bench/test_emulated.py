@@ -113,5 +113,5 @@ def test_another_token_is_an_exit_status(monkeypatch: pytest.MonkeyPatch) -> Non
     async def measured(*_: object, **__: object) -> list[EmulatedRow]:
         return [msgspec.structs.replace(row_of("ov-7b-72b", 3.6), same_tokens=False, tokens=1, time_scale=1.0)]
 
-    monkeypatch.setattr("pvlm.cli.bench.emulated.measure_emulated", measured)
+    monkeypatch.setattr("pvlm.bench.emulated.measure_emulated", measured)
     assert main(["bench", "emulated"]) == 1

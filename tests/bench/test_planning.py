@@ -93,6 +93,15 @@ def test_a_picture(draft: str, tmp_path: Path) -> None:
     assert len(colors) > 10
 
 
+def test_the_picture_says_what_its_symbols_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    captions: list[str] = []
+    monkeypatch.setattr("pvlm.cli.plan.save_plot", lambda _, figure: captions.append(figure.get_supxlabel()))
+    assert run(f"{PAPER} --plot {tmp_path / 'plan.png'}") == 0
+    for words in ("window γ (tokens)", "c = T_p / T_q", "β: accepted", "k: drafted tokens", "Times by hand."):
+        assert words in captions[0].replace("\n", " ")
+
+
 def test_without_matplotlib_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def test_the_picture_shows_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("videos", "options", "complaint"),
     [
-        (["{clip}"], ["--methods", "uvv"], "no plug-in 'uvv' in group pvlm.pruners"),
+        (["{clip}"], ["--methods", "uvv"], "there is no 'uvv': did you mean 'uv'?"),
         (["{clip}"], ["--ratios", "0.5", "1"], "prune_ratio is 1.0"),
         (["nothing.mp4", "{clip}"], ["--ratios", "0.5"], "cannot read video 'nothing.mp4'"),
     ],

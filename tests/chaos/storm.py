@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +16,7 @@ import anyio
 import msgspec
 import numpy as np
 
-from pvlm import Engine, ModelError, PvlmError
+from pvlm import Engine, ModelError, PvlmError, StreamIdle
 from pvlm_protocols.backend import Role
 
 DEADLINE_S = 120.0
@@ -111,6 +112,48 @@ async def poison_draft(engine: Engine, choose: random.Random, figures: Figures) 
     answer = await engine.answer(FRAMES, "poison draft", max_tokens=20)
     if answer.stats.draft_lost:  # else the draft was not running
         figures.count("faults", "poison for the draft")
+
+
+async def hang_up(engine: Engine, choose: random.Random, figures: Figures) -> None:
+    """Three callers that ask and hang up, in one to three cancellations, a moment after each other."""
+
+    async def one(times: int, after_s: float, pauses_s: list[float]) -> None:
+        asking = asyncio.ensure_future(engine.answer(FRAMES, "What happens?", max_tokens=200))
+        await anyio.sleep(after_s)
+        for pause_s in pauses_s:
+            asking.cancel()
+            await anyio.sleep(pause_s)
+        await asyncio.wait([asking])
+        figures.count("faults", f"cancelled {times} times" if asking.cancelled() else "answered before that")
+
+    async with anyio.create_task_group() as callers:
+        for _ in range(3):
+            times = choose.randint(1, 3)
+            pauses_s = [choose.uniform(0, 0.003) for _ in range(times)]
+            callers.start_soon(one, times, choose.expovariate(1 / 0.1), pauses_s)
+
+
+async def stop_reading(engine: Engine, choose: random.Random, figures: Figures) -> None:
+    """Two readers that stop after a few pieces, and read on later: the answer is whole, or has ended with an error."""
+
+    async def one(pieces: int, pause_s: float) -> None:
+        tokens: list[int] = []
+        try:
+            async with engine.stream(FRAMES, "What happens?", method="ar", max_tokens=200) as chunks:
+                async for chunk in chunks:
+                    tokens += chunk.tokens
+                    if (pieces := pieces - 1) == 0:
+                        await anyio.sleep(pause_s)
+        except StreamIdle:
+            figures.count("faults", "read too late")
+        else:
+            figures.count("faults", "read late")
+            if len(tokens) != 200:
+                figures.wrong.append(f"a late reader got {len(tokens)} of 200 tokens")
+
+    async with anyio.create_task_group() as readers:
+        for _ in range(2):
+            readers.start_soon(one, choose.randint(1, 5), choose.uniform(0.0, 2.0))
 
 
 def _a_worker(engine: Engine, choose: random.Random) -> tuple[Role, int | None]:

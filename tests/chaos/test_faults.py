@@ -16,6 +16,7 @@ from pvlm.transports import sockets
 from pvlm.transports.framing import FrameReader, framed
 from pvlm.transports.link import ConnectionDamaged
 from pvlm.transports.wire import Wire
+from pvlm.workers.launch import LISTEN
 from pvlm_protocols.messages import Ping, Pong
 from tests.chaos.faults import (
     KINDS,
@@ -32,7 +33,6 @@ from tests.support.plugin import ROOT
 from tests.workers.conftest import until
 
 pytestmark = pytest.mark.anyio
-MESSAGES = 100
 
 
 def faults_of(*kinds: str, every_s: float = 0.2) -> Faults:
@@ -92,35 +92,39 @@ def test_a_damaged_stream_is_out_of_step() -> None:
     [(transport, kind) for transport in ("ipc", "tcp") for kind in KINDS if (transport, kind) != ("tcp", "stream")],
 )
 async def test_a_connection_ends_with_the_first_fault(transport: str, kind: str, end: str, tmp_path: Path) -> None:
-    """Of an actor in a process of its own that says back what it hears; it only lasts through a delay."""
-    endpoint = f"ipc://{tmp_path}/draft" if transport == "ipc" else "tcp://127.0.0.1:*"
+    """Of an actor in a process of its own that says back what it hears; it only lasts through a delay.
+
+    It is spoken to until the fault has happened: the loss of a message shows when the next one comes.
+    """
     schedule, calm, log = Schedule(every_s=0.1, kinds=(kind,), delay_s=0.01), Schedule(), tmp_path / "log"
     faults = Faults(schedule if end == "engine" else calm, seed=3)
     chaos = WorkerChaos(schedule=schedule if end == "worker" else calm, seed=3, log=str(log))
+
+    def happened() -> int:
+        return (faults.counts if end == "engine" else told_by_workers(log))[kind]
+
     with faulty_workers(chaos, tmp_path / "site"), faulty_connections(faults):
-        channel = sockets.listen(endpoint)
+        channel = sockets.listen(LISTEN[transport])
         # The last words tell its `sitecustomize` that this is a worker.
         command = [sys.executable, "-m", "tests.transports.echo_actor", channel.endpoint, "worker", "--role", "draft"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
-        heard = 0
+        process = subprocess.Popen(command, cwd=ROOT, pass_fds=channel.descriptors)  # noqa: ASYNC220
+        channel.handed_over()
+        sent, heard = 0, 0
         try:
             with anyio.fail_after(60):
-                channel.post(Ping(nonce=0))
-                for nonce in range(1, MESSAGES):
-                    await anyio.sleep(0.005)
-                    channel.post(Ping(nonce=nonce))
-                while not channel.gone.is_set() and heard < MESSAGES:
-                    with anyio.move_on_after(0.5):
+                while not channel.gone.is_set() and not (kind == "delay" and happened() and heard == sent):
+                    if not (kind == "delay" and happened()):
+                        channel.post(Ping(nonce=sent))
+                        sent += 1
+                    with anyio.move_on_after(0.01):
                         assert await channel.receive() == Pong(nonce=heard, role="draft", progress=process.pid)
                         heard += 1
-                    channel.post(Ping(nonce=MESSAGES))  # else the loss of the last message would not show
         finally:
             process.kill()
             process.wait()
             await channel.aclose()
-    happened = (faults.counts if end == "engine" else told_by_workers(log))[kind]
-    assert happened > 0
-    assert (heard == MESSAGES) == (kind == "delay")
+    assert happened() > 0
+    assert (heard == sent) == (kind == "delay")
 
 
 @pytest.mark.chaos

@@ -185,13 +185,13 @@ async def test_poison(tmp_path: Path) -> None:
         emulated_questions(),
         Schedule(),
         seed=51,
-        answers=110,
+        answers=60,
         strikes=[poison_target, poison_draft],
-        every_s=0.5,
+        every_s=3.0,
     )
     write(figures)
-    settled(figures, 110)
-    assert figures.outcomes == {"exact": 110}
+    settled(figures, 60)
+    assert figures.outcomes == {"exact": 60}
     assert {"poison for the target", "poison for the draft"} <= figures.faults.keys()
 
 

@@ -164,7 +164,7 @@ class Watched:
                 return TargetGivenUp("killed")
             case "Closed":
                 return Closed(session=1, role=role)
-            case "Hello" | "Loading" | "Pong" | "Recalled" | "Dying":
+            case "Hello" | "Loading" | "Pong" | "Began" | "Recalled" | "Dying":
                 return next(message for message in SAMPLES if type(message) is kind)
             case _:
                 return kind()

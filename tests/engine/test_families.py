@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
+from pvlm.cli import main
 from pvlm.cli.console import figures_table
 from pvlm_backends.families import load_processor
 from shapes.clips import read_clip, write_clip
@@ -25,6 +28,7 @@ from tests.backends.families.llava_onevision.checkpoint import llava_checkpoint
 from tests.backends.families.llava_onevision.reference import LlavaReference
 from tests.backends.families.qwen2_5_vl.checkpoint import qwen_checkpoint
 from tests.backends.families.qwen2_5_vl.reference import QwenReference
+from tests.support.checkpoints import edit_settings
 
 pytestmark = pytest.mark.anyio
 QUESTION = "What happens first in the video?"
@@ -212,27 +216,62 @@ async def test_a_draft_of_another_family(
     assert pruned.stats.draft_lost in text.get()
 
 
-async def test_tokenizers_that_differ_in_meaning(find: Callable[[str], str], tmp_path: Path) -> None:
-    target = Path(find("qwen"))
-    draft = tmp_path / "draft"
-    draft.mkdir()
-    for path in target.iterdir():
-        (draft / path.name).write_bytes(path.read_bytes())
-    tokenizer = json.loads((draft / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    names = sorted(vocabulary, key=vocabulary.get)[300:308]
-    vocabulary.update(zip(names, range(307, 299, -1), strict=True))  # eight ids in the opposite order
-    (draft / "tokenizer.json").write_text(json.dumps(tokenizer))
+@pytest.fixture
+def rewritten(find: Callable[[str], str], tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], str]:
+    """A copy of the target whose tokenizer.json is changed by a function."""
+    shutil.copytree(find("qwen"), tmp_path / "draft")
+    original = json.loads((tmp_path / "draft" / "tokenizer.json").read_text())
+
+    def rewrite(change: Callable[[dict[str, Any]], object]) -> str:
+        tokenizer = copy.deepcopy(original)
+        change(tokenizer)
+        (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(tokenizer, sort_keys=True))
+        return str(tmp_path / "draft")
+
+    return rewrite
+
+
+async def test_tokenizers_that_differ_in_meaning(
+    find: Callable[[str], str], rewritten: Callable[[Callable[[dict[str, Any]], object]], str]
+) -> None:
+    target, frames = find("qwen"), np.zeros((2, 56, 56, 3), np.uint8)
+    names: list[str] = []
+
+    def reverse(tokenizer: dict[str, Any]) -> None:
+        vocabulary = tokenizer["model"]["vocab"]
+        names[:] = sorted(vocabulary, key=vocabulary.get)[300:308]
+        vocabulary.update(zip(names, range(307, 299, -1), strict=True))  # eight ids in the opposite order
+
     with pytest.raises(ModelMismatch) as refused:
-        await ask(str(target), str(draft), np.zeros((2, 56, 56, 3), np.uint8))
+        await ask(target, rewritten(reverse), frames)
     shown = [f"{300 + place}: {names[place]!r} / {names[7 - place]!r}" for place in range(5)]
     assert "; ".join(shown) + " and 3 more" in str(refused.value)
 
-    vocabulary.update(zip(names, range(300, 308), strict=True))
-    tokenizer["pre_tokenizer"] = {**tokenizer["pre_tokenizer"], "add_prefix_space": True}
-    (draft / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelMismatch, match="rules for splitting text"):
-        await ask(str(target), str(draft), np.zeros((2, 56, 56, 3), np.uint8))
+    spaced = rewritten(lambda tokenizer: tokenizer["pre_tokenizer"].update(add_prefix_space=True))
+    with pytest.raises(ModelMismatch, match=r"rules for splitting text.*\"What happens first .* from token 0 on"):
+        await ask(target, spaced, frames)
+
+
+async def test_tokenizers_that_are_only_written_differently(
+    find: Callable[[str], str], rewritten: Callable[[Callable[[dict[str, Any]], object]], str]
+) -> None:
+    """As transformers 5 saves one again, and by a rule that the fingerprint does not know to be without effect."""
+
+    def resave(tokenizer: dict[str, Any]) -> None:
+        tokenizer["pre_tokenizer"]["trim_offsets"] = False
+        tokenizer["model"].update(ignore_merges=True, continuing_subword_prefix="")
+
+    def normalize(tokenizer: dict[str, Any]) -> None:
+        tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "\ue123 nowhere"}, "content": ""}
+
+    target = find("qwen")
+    own = load_processor(target).tokenizer_fingerprint
+    for change, same in ((resave, True), (normalize, False)):
+        draft = rewritten(change)
+        assert (load_processor(draft).tokenizer_fingerprint == own) is same
+        answer = await ask(target, draft, np.zeros((2, 56, 56, 3), np.uint8), method="sd", max_tokens=8)
+        assert answer.stats.draft_lost == ""
+        assert answer.stats.accepted_tokens > 0
 
 
 # ---- questions about none, one and several pictures ---------------------------------------------------------------
@@ -286,6 +325,21 @@ async def test_a_video_beyond_the_positions_is_refused_before_the_tower_runs(
 async def test_frames_that_are_too_long_are_refused(find: Callable[[str], str]) -> None:
     with pytest.raises(PromptError, match="1000x4 are more than 200 times"):
         await ask(find("qwen"), None, np.zeros((2, 4, 1000, 3), np.uint8))
+
+
+def test_settings_that_are_not_applied_reach_the_command_line(
+    find: Callable[[str], str], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "target"
+    shutil.copytree(find("llava"), target)
+    edit_settings(target / "generation_config.json", repetition_penalty=1.1, no_repeat_ngram_size=3)
+    arguments = ["answer", str(clip), QUESTION, "--target", str(target), "--method", "ar", "--transport", "inproc"]
+    arguments += ["--frames", "1", "--max-tokens", "2"]
+    ignored = ["no_repeat_ngram_size=3", "repetition_penalty=1.1"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stats"]["ignored_options"] == ignored
+    assert main(arguments) == 0
+    assert f"not applied: the checkpoint's own {', '.join(ignored)}" in " ".join(capsys.readouterr().err.split())
 
 
 def setup_module() -> None:

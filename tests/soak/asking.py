@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +15,12 @@ import anyio
 import msgspec
 import numpy as np
 
-from pvlm import Answer, Engine, VideoError
+from pvlm import Answer, Engine, StreamIdle, VideoError
 
 Source = str | bytes | np.ndarray | None
 MAX_TOKENS = 60
+STREAM_IDLE_S = 2.0
+"""For how long a stream may be unread; some readers stop for twice as long."""
 SEEDS = (1, 2)
 """Of sampled answers whose text is known: a function of prompt and seed, however it is decoded."""
 
@@ -88,7 +91,7 @@ class Asking:
             **(sampling(seed) if kind != "sampled" else {"temperature": 0.8, "top_p": 0.9}),
         }
         reference = None if kind == "sampled" else self.references[case.name, seed]
-        match rng.choice(["whole", "whole", "stream", "left", "deadline"]):
+        match rng.choice(["whole", "whole", "stream", "left", "deadline", "cancelled", "stopped"]):
             case "whole":
                 answer = await self.engine.answer(case.video, case.question, **options)
                 self._compare(f"{kind}, whole", case, options, answer.tokens, answer.text, reference, whole=True)
@@ -100,23 +103,54 @@ class Asking:
                 with anyio.move_on_after(rng.uniform(0.0, 2.0)) as scope:
                     await self.engine.answer(case.video, case.question, **options)
                 self.outcomes["cancelled by a deadline" if scope.cancelled_caught else "within its deadline"] += 1
+            case "cancelled":
+                await self._cancelled(rng, self.engine.answer(case.video, case.question, **options))
+            case "stopped":
+                pause_s = rng.uniform(0.0, 2 * STREAM_IDLE_S)
+                await self._stream(kind, case, options, reference, rng.randint(1, 8), pause_s)
+
+    async def _cancelled(self, rng: random.Random, answering: Coroutine[Any, Any, Answer]) -> None:
+        """By one to three cancellations, shortly after each other."""
+        task = asyncio.ensure_future(answering)
+        await anyio.sleep(rng.uniform(0.0, 2.0))
+        for _ in range(rng.randint(1, 3)):
+            task.cancel()
+            await anyio.sleep(rng.uniform(0.0, 0.003))
+        await asyncio.wait([task])
+        self.outcomes["cancelled again and again" if task.cancelled() else "answered before it was cancelled"] += 1
+        if not task.cancelled():
+            task.result()
 
     async def _stream(
-        self, kind: str, case: Case, options: dict[str, Any], reference: Answer | None, pieces: int | None
+        self,
+        kind: str,
+        case: Case,
+        options: dict[str, Any],
+        reference: Answer | None,
+        pieces: int | None,
+        pause_s: float | None = None,
     ) -> None:
-        """``pieces``: leave behind so many."""
+        """``pieces``: leave after so many, or with ``pause_s`` read on after so many seconds."""
         tokens: list[int] = []
         text = ""
         read = 0
-        async with self.engine.stream(case.video, case.question, **options) as chunks:
-            async for chunk in chunks:
-                tokens += chunk.tokens
-                text += chunk.text
-                read += 1
-                if read == pieces:
-                    break
-        how = "streamed" if pieces is None else "left"
-        self._compare(f"{kind}, {how}", case, options, tokens, text, reference, whole=pieces is None)
+        how = "streamed" if pieces is None else "left" if pause_s is None else "read late"
+        try:
+            async with self.engine.stream(case.video, case.question, **options) as chunks:
+                async for chunk in chunks:
+                    tokens += chunk.tokens
+                    text += chunk.text
+                    read += 1
+                    if read == pieces:
+                        if pause_s is None:
+                            break
+                        await anyio.sleep(pause_s)
+        except StreamIdle:
+            if pause_s is None:
+                raise
+            how = "read too late"
+        whole = how in ("streamed", "read late")
+        self._compare(f"{kind}, {how}", case, options, tokens, text, reference, whole=whole)
 
     async def _refused(self, rng: random.Random) -> None:
         try:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from pvlm import ActorHealth, Engine
 from pvlm.telemetry.prometheus import PrometheusMetrics
 from pvlm_protocols.backend import Role
-from tests.soak.asking import Asking, cases
+from tests.soak.asking import STREAM_IDLE_S, Asking, cases
 from tests.soak.watching import WORKER_WARM_UP_S, Growth, Sample, Watch, growths
 from tests.support.processes import children
 
@@ -26,6 +26,10 @@ CALLERS = 6
 MAX_SESSIONS = 4
 PATIENCE_S = 120.0
 """The longest time for an answer, and for the return of a killed worker; longer is a hang."""
+
+
+FREED_S = 30.0
+"""The longest time after the last answer until both models are free of it."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,14 @@ async def soak(plan: Plan) -> Report:
     registry = CollectorRegistry()
     config = {
         "max_sessions": MAX_SESSIONS,
+        "stream_idle_timeout_s": STREAM_IDLE_S,
         "threads": 1,
         "draft_threads": 1,
         "draft_restarts": 1_000_000,  # they count restarts in a row, and a worker may be killed within seconds
         "target_restarts": 1_000_000,
     }
     async with Engine.create(config, metrics=PrometheusMetrics(registry)) as engine:
-        soaking = _Soaking(engine, plan)
+        soaking = _Soaking(engine, plan, registry)
         await soaking.run()
         restarts = {role: health.restarts for role, health in (await engine.health()).items()}
     soaking.nothing_is_left()
@@ -96,13 +101,14 @@ async def soak(plan: Plan) -> Report:
 
 
 class _Soaking:
-    def __init__(self, engine: Engine, plan: Plan) -> None:
+    def __init__(self, engine: Engine, plan: Plan, registry: CollectorRegistry) -> None:
         self.asking = Asking(engine, cases()[: plan.cases])
         self.watch = Watch()
         self.kills: dict[str, list[float]] = {"target": [], "draft": []}
         self.leaked: list[str] = []
         self._engine = engine
         self._plan = plan
+        self._registry = registry
         self._began_s = time.monotonic()
         self._asked = 0
         self._open = anyio.Event()
@@ -157,11 +163,20 @@ class _Soaking:
                         self.kills[role].append(self.now_s)
 
     async def _rest(self) -> None:
-        """Let every answer come to its end, and look at what is left then."""
+        """Let every answer come to its end, and look at what is left then.
+
+        A caller that was cancelled twice does not wait until its answer is freed, so that is waited for here.
+        """
         self._open = anyio.Event()
         with anyio.fail_after(PATIENCE_S):
             while self._asked or not _all_run(found := await self._engine.health()):
                 await anyio.sleep(0.05)
+        with anyio.move_on_after(FREED_S):
+            while self._places_taken() or any(health.sessions for health in found.values()):
+                await anyio.sleep(0.05)
+                found = await self._engine.health()
+        if taken := self._places_taken():
+            self.leaked.append(f"{taken} places of {MAX_SESSIONS} at {self.now_s:.0f} s")
         for role, health in found.items():
             if health.sessions != 0:
                 self.leaked.append(f"{health.sessions} sessions at the {role} at {self.now_s:.0f} s: {health}")
@@ -171,6 +186,9 @@ class _Soaking:
         if len(running) != 2:
             self.leaked.append(f"{len(running)} processes instead of 2 at {self.now_s:.0f} s: {running}")
         self._open.set()
+
+    def _places_taken(self) -> int:
+        return int(self._registry.get_sample_value("pvlm:num_requests_running") or 0)
 
     def nothing_is_left(self) -> None:
         """Call it when the engine is closed."""

@@ -7,7 +7,6 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from typing import Any
 
@@ -371,20 +370,32 @@ def test_times_that_move_with_every_pass_do_not_void_every_choice(monkeypatch: p
     assert 10 < computed <= 400 / 8 + 5
 
 
-def test_a_choice_is_cheap() -> None:
-    """Ten times the promise, for slow and busy machines."""
+def test_while_times_stay_a_choice_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of the acceptance is computed once, and the times are not looked at again."""
+    computed: list[float] = []
+    timed: list[float] = []
+    best, times = LoopTimes.best, LoopTimes.__init__
+
+    def counting(loop: LoopTimes, beta: float, **how: bool) -> BestWindow:
+        computed.append(beta)
+        return best(loop, beta, **how)
+
+    def counting_times(loop: LoopTimes, *arguments: Any) -> None:
+        timed.append(0)
+        times(loop, *arguments)
+
     policy = AutoWindow(16)
     fed(policy, 0.8, 90.0, 10.0)
-    spent = 0.0
+    monkeypatch.setattr(LoopTimes, "best", counting)
+    monkeypatch.setattr(LoopTimes, "__init__", counting_times)
     generator = random.Random(4)
     for _ in range(400):
-        policy.observe_pass(8, generator.uniform(88, 92))
+        policy.observe_pass(8, generator.uniform(89.5, 90.5))
         policy.observe_draft(generator.uniform(9.9, 10.1))
         policy.observe_tested(4, generator.random() < 0.7)
-        started = time.perf_counter()
         policy.choice()
-        spent += time.perf_counter() - started
-    assert spent / 400 < 500e-6
+    assert timed == []
+    assert 0 < len(computed) == len(set(computed))
 
 
 def test_the_engines_half_does_not_import_torch() -> None:

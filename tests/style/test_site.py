@@ -8,7 +8,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from pvlm.cli import build_parser
 from tests.style.tree import ROOT
 
 SAMPLE = '''
@@ -56,7 +55,7 @@ def test_a_name_without_docstring_or_entry_is_a_warning(tmp_path: Path, caplog: 
 
 def test_every_command_is_in_the_reference() -> None:
     commands = hook("commands")
-    names = [name for name, _ in commands.commands("pvlm", build_parser())]
+    names = list(commands.commands())
     assert {"pvlm", "pvlm answer", "pvlm bench emulated", "pvlm keys new"} <= set(names)
     page = SimpleNamespace(file=SimpleNamespace(src_uri=commands.PAGE))
     text = commands.on_page_markdown(commands.PLACE, page=page)

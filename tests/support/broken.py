@@ -16,14 +16,14 @@ import msgspec
 import torch
 
 from pvlm_protocols.backend import LoadOptions, Prompt, Session
-from tests.support.toy import ToyBackend, ToySession
+from tests.support.toy import SharingToyBackend, ToyBackend, ToySession
 
 
 class Panic(BaseException):
     """As a library raises it that is written in Rust: nobody who handles an `Exception` sees it."""
 
 
-class BrokenBackend(ToyBackend):
+class BrokenBackend(SharingToyBackend):
     """A question may say what goes wrong, at which role, and when: "panic target open", "kill draft extend"."""
 
     role = ""

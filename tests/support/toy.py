@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -106,6 +106,25 @@ class ToyBackend:
         return backend
 
 
+class SharingToyBackend(ToyBackend):
+    """Offers `SharedPasses` and `SteppedPrefill`, whose pieces are layers. ``failing``: shared passes raise."""
+
+    failing = False
+
+    def open(self, prompt: Prompt, capacity: int) -> Session:
+        return SteppingToySession(self, prompt, capacity)
+
+    def extend_together(
+        self, parts: Sequence[tuple[Session, Sequence[int]]], *, on_progress: Callable[[], None] | None = None
+    ) -> list[torch.Tensor]:
+        self.calls.append(f"shared {len(parts)}")
+        if self.failing:
+            raise RuntimeError("no shared pass today")
+        if on_progress is not None:
+            on_progress()
+        return [session.extend(tokens) for session, tokens in parts]
+
+
 class ToySession:
     """Early states are random, and the same for every prompt of a length; half of the attention goes to the video, by
     the softmax of the states' first coordinate."""
@@ -171,6 +190,16 @@ class ToySession:
         if self._open:
             self._open = False
             self._backend.open_sessions -= 1
+
+
+class SteppingToySession(ToySession):
+    """Its prefill has a piece for each layer."""
+
+    def prefill_steps(self, keep: torch.Tensor | None = None, **arguments: Any) -> Iterator[torch.Tensor | None]:
+        for layer in range(1, self._backend.info.layers):
+            self._backend.calls.append(f"piece {layer}")
+            yield None
+        yield self.prefill(keep, **arguments)
 
 
 class DraftingToySession(ToySession):

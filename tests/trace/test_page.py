@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pvlm import Engine
+from pvlm.trace import Trace
 from pvlm.trace.timeline import timeline
-from tests.trace.conftest import traced
+from shapes.clips import write_clip
+from tests.trace.conftest import FRAMES, TOY, traced
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +145,31 @@ async def test_text_behind_a_stop_string_is_struck_out(chromium: Callable[..., s
     pieces = re.findall(r'<span class="piece \w+( cut)?"[^>]*>(.)</span>', dom)
     assert "".join(text for cut, text in pieces if not cut) == answer.text
     assert [text for cut, text in pieces if cut] == [stop]
+
+
+async def test_the_page_names_video_settings_and_date_and_shows_all_times(
+    chromium: Callable[..., str], tmp_path: Path
+) -> None:
+    video = tmp_path / "holiday.mp4"
+    write_clip(video, FRAMES)
+    trace = Trace()
+    engine = Engine.create(**TOY, threads=1)
+    answer = await engine.answer(video, "What?", trace=trace, max_tokens=8, window=4)
+    page, _, sheet = trace.write(tmp_path)
+    dom = chromium(page.as_uri())
+    about = re.search(r'<p id="about">(.*?)</p>', dom)
+    assert about is not None
+    name, date, *settings = about[1].split("  ·  ")
+    assert name == "holiday.mp4"
+    assert datetime.strptime(date, "%Y-%m-%d %H:%M:%S %z") <= datetime.now().astimezone()
+    assert {"backend toy", "transport inproc", "threads 1", "max_tokens 8", "window 4"} == set(settings)
+    assert answer.stats.startup_s > 0
+    assert f"start-up {answer.stats.startup_s:.3f} s" in dom
+    assert b64encode(sheet.read_bytes()).decode() in dom
+
+
+async def test_a_question_about_no_video_has_a_page_without_frames(tmp_path: Path) -> None:
+    trace = Trace()
+    async with Engine.create(**TOY) as engine:
+        await engine.answer(None, "What?", trace=trace, max_tokens=8)
+    assert [path.name for path in trace.write(tmp_path)] == ["timeline.html", "timeline.json"]

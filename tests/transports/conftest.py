@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pvlm.transports import Channel, Mailbox, inproc, sockets
+from pvlm.transports.sockets import SocketChannel
+from pvlm.transports.unix import SCHEME
+from pvlm.workers.launch import LISTEN
 
 Connect = Callable[[], tuple[Channel, Mailbox]]
 
@@ -17,19 +20,28 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["ipc", "tcp"])
-def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"ipc://{tmp_path}/draft" if request.param == "ipc" else "tcp://127.0.0.1:*"
+@pytest.fixture(params=LISTEN)
+def endpoint(request: pytest.FixtureRequest) -> str:
+    return LISTEN[request.param]
+
+
+def connected(channel: SocketChannel) -> Mailbox:
+    """The actor's end in this process."""
+    if not channel.descriptors:
+        return sockets.connect(channel.endpoint)
+    mailbox = sockets.connect(f"{SCHEME}{os.dup(channel.descriptors[0])}")
+    channel.handed_over()
+    return mailbox
 
 
 @pytest.fixture(params=["inproc", "ipc", "tcp"])
-def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Connect:
+def connect(request: pytest.FixtureRequest) -> Connect:
     """Makes the two connected ends; to be called on the event loop."""
 
     def make() -> tuple[Channel, Mailbox]:
         if request.param == "inproc":
             return inproc.connect()
-        channel = sockets.listen(f"ipc://{tmp_path}/draft" if request.param == "ipc" else "tcp://127.0.0.1:*")
-        return channel, sockets.connect(channel.endpoint)
+        channel = sockets.listen(LISTEN[request.param])
+        return channel, connected(channel)
 
     return make

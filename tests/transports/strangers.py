@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import zmq
 
 from pvlm.transports.framing import framed
 from pvlm.transports.link import Link
+from pvlm.transports.unix import SCHEME
 from pvlm.transports.zmq import GREETING
 from pvlm_protocols.codec import Buffer
 
@@ -40,30 +42,25 @@ class Stranger(ABC):
 class UnixStranger(Stranger):
     def __init__(self) -> None:
         super().__init__()
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._connection: socket.socket | None = None
+        self._socket: socket.socket | None = None
 
     def connect(self, endpoint: str) -> None:
-        self._socket.connect(endpoint.removeprefix("ipc://"))
-        self._connection = self._socket
+        self._socket = socket.socket(fileno=os.dup(int(endpoint.removeprefix(SCHEME))))
 
     def bind(self, endpoint: str) -> str:
-        self._socket.bind(endpoint.removeprefix("ipc://"))
-        self._socket.listen()
-        return endpoint
+        self._socket, other = socket.socketpair()
+        return f"{endpoint}{other.detach()}"
 
     def say_bare(self, frames: Sequence[Buffer]) -> None:
         self.say_bytes(b"".join(framed(frames)))
 
     def say_bytes(self, data: bytes) -> None:
-        if self._connection is None:
-            self._connection, _ = self._socket.accept()
-        self._connection.sendall(data)
+        assert self._socket is not None
+        self._socket.sendall(data)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 class ZmqStranger(Stranger):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import zmq
 from anyio.to_thread import run_sync
 
 from pvlm.transports import ChannelClosed
+from pvlm.transports.connections import MOST_CONNECTIONS
 from pvlm.transports.curve import AUTHORIZED, Keys, new_keys
 from pvlm.transports.zmq import FAREWELL, MOST_WAITING, ZmqServer
 from pvlm.transports.zmq_mailbox import ZmqMailbox
 from pvlm_protocols.messages import Loading, Ping, Pong
+from tests.support.processes import descriptors_left
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 20.0
@@ -124,6 +128,16 @@ async def test_no_more_wait_than_there_is_room_for(server: ZmqServer, connect: C
     waiting[0].post(Loading(role="draft", fraction=1))
     assert await received(channel) == Loading(role="draft", fraction=1)
     await channel.aclose()
+
+
+async def test_a_worker_that_says_too_much_before_its_turn_is_turned_away(
+    server: ZmqServer, connect: Callable[..., Any]
+) -> None:
+    (mailbox,) = await in_a_row(server, connect, 1)
+    for _ in range(MOST_WAITING + 1):
+        mailbox.post(Loading(role="draft", fraction=0.1))
+    assert await run_sync(closed, mailbox)
+    assert not server._waiting
 
 
 async def test_who_does_not_greet_is_not_heard(server: ZmqServer) -> None:
@@ -312,3 +326,97 @@ async def test_a_worker_does_not_talk_to_another_engine(tmp_path: Path, connect:
         assert server.last_refusal == "it has not this engine's public key"
     finally:
         server.close()
+
+
+# ---- strangers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strange() -> Iterator[Callable[[ZmqServer], socket.socket]]:
+    """Connects to a port, says nothing, and stays."""
+    made: list[socket.socket] = []
+
+    def connect(server: ZmqServer) -> socket.socket:
+        stranger = socket.socket()
+        made.append(stranger)
+        stranger.settimeout(PATIENCE_S)
+        stranger.connect(("127.0.0.1", int(server.endpoint.rpartition(":")[2])))
+        return stranger
+
+    yield connect
+    for one in made:
+        one.close()
+
+
+def hung_up(stranger: socket.socket) -> bool:
+    """Wait until the other side has closed the connection. (ZeroMQ's greeting may come before.)"""
+    with suppress(ConnectionError):
+        while stranger.recv(4096):
+            pass
+    return True
+
+
+async def test_strangers_are_bounded_and_workers_are_not_among_them(
+    server: ZmqServer, connect: Callable[..., Any], strange: Callable[[ZmqServer], socket.socket]
+) -> None:
+    """The oldest are hung up on. A worker that was there stays, and another can come."""
+    channel, mailbox = server.channel(), await connect()
+    mailbox.post(Loading(role="draft", fraction=0.1))
+    await received(channel)
+    strangers = []
+    for _ in range(MOST_CONNECTIONS + 20):
+        strangers.append(await run_sync(strange, server))
+    for stranger in strangers[:20]:
+        assert await run_sync(hung_up, stranger)
+    second = await connect()
+    second.post(Loading(role="draft", fraction=0.2))
+    mailbox.post(Loading(role="draft", fraction=0.3))
+    assert await received(channel) == Loading(role="draft", fraction=0.3)
+    await channel.aclose()
+    other = server.channel()
+    assert await received(other) == Loading(role="draft", fraction=0.2)
+    await other.aclose()
+
+
+async def test_without_descriptors_strangers_are_hung_up_on(server: ZmqServer, connect: Callable[..., Any]) -> None:
+    """ZeroMQ does not go on trying. The worker that was there is heard; another comes when there are some again."""
+    channel, mailbox = server.channel(), await connect()
+    mailbox.post(Loading(role="draft", fraction=0.1))
+    await received(channel)
+    waiting = [socket.socket() for _ in range(3)]  # while there are descriptors
+    try:
+        with descriptors_left(0):
+            for stranger in waiting:
+                stranger.settimeout(PATIENCE_S)
+                stranger.connect(("127.0.0.1", int(server.endpoint.rpartition(":")[2])))
+                assert await run_sync(hung_up, stranger)
+            mailbox.post(Loading(role="draft", fraction=0.3))
+            assert await received(channel) == Loading(role="draft", fraction=0.3)
+    finally:
+        for stranger in waiting:
+            stranger.close()
+    mailbox.close()
+    await channel.aclose()
+    other, second = server.channel(), await connect()
+    second.post(Loading(role="draft", fraction=0.2))
+    assert await received(other) == Loading(role="draft", fraction=0.2)
+    await other.aclose()
+
+
+async def test_a_worker_that_greets_and_goes_at_once_is_missed(
+    server: ZmqServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the end of its connection is seen before its greeting."""
+    channel = server.channel()
+    seen: list[int] = []
+    ended = server._connections.ended
+    monkeypatch.setattr(server._connections, "ended", lambda number: (seen.append(number), ended(number))[1])
+    ZmqMailbox(server.endpoint).close()  # on the event loop, which sees nothing meanwhile
+    until_s = time.monotonic() + PATIENCE_S
+    while not seen:
+        assert time.monotonic() < until_s
+        server._on_monitor()
+    server._on_event()
+    with anyio.fail_after(PATIENCE_S):
+        await channel.gone.wait()
+    await channel.aclose()

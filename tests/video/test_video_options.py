@@ -35,7 +35,7 @@ ARRAY = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) * np.ones((1, 4, 6, 3
         ({"start": "1"}, "start .* not '1'"),
         ({"start": 2.0, "end": 2.0}, "end=2.0 must be later than start=2.0"),
         ({"end": 0}, "end=0 must be later than start=0"),
-        ({"timeout_s": 0}, "timeout_s must be a positive number, not 0"),
+        ({"timeout_s": 0}, "decode_timeout_s must be a positive number, not 0"),
     ],
 )
 async def test_options_that_cannot_be(read: Read, options: dict[str, Any], says: str) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pvlm import Engine, ModelError, RemoteTraceback
+from pvlm import Engine, ModelError, RemoteTraceback, VideoError
 from pvlm.config import bundled
-from tests.support.processes import children
+from pvlm.video import read_video
+from pvlm_protocols.backend import FrameDefaults
+from tests.support.processes import children, descriptors_left
 from tests.workers.conftest import pending_tasks
+from tests.workers.remote_workers import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
 
@@ -70,6 +73,25 @@ async def test_weights_that_are_missing(tmp_path: Path) -> None:
 async def test_a_device_that_is_not_there() -> None:
     error = await failed(target=bundled("draft"), device="cuda:77", transport="inproc")
     assert "cuda" in str(error)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"transport": "ipc"}, {"transport": "tcp"}, {"target_listen": "tcp://127.0.0.1:"}]
+)
+@pytest.mark.parametrize("left", [1, 6])
+async def test_a_limit_of_the_system_is_named(settings: dict[str, str], left: int) -> None:
+    if "target_listen" in settings:
+        settings = {"target_listen": f"{settings['target_listen']}{free_port()}"}
+    engine = Engine.create(backend="emulated", target='{"pass_ms": 1}', method="ar", **settings)
+    with descriptors_left(left) as limit, pytest.raises(ModelError, match=rf"\(ulimit -n\) is reached; it is {limit}"):
+        await engine.__aenter__()
+    assert children() == []
+
+
+async def test_a_video_for_which_no_descriptor_is_left() -> None:
+    clip = Path(bundled("draft")).parent / "clips" / "one-scene.mp4"
+    with descriptors_left(2) as limit, pytest.raises(VideoError, match=rf"ulimit -n.* it is {limit}"):
+        await read_video(str(clip), num_frames=1, fps=None, start=None, end=None, defaults=FrameDefaults())
 
 
 @pytest.mark.parametrize(

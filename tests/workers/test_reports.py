@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from pvlm import Engine
 from pvlm.telemetry.prometheus import PrometheusMetrics
 from tests.support.toy import ToyBackend
-from tests.workers.conftest import FRAMES, LONG, TOY, until, workers
+from tests.workers.conftest import FRAMES, LONG, TOY, workers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left", "_toys")]
 
@@ -46,20 +46,6 @@ async def test_a_killed_worker_is_in_the_log_and_in_the_metrics() -> None:
         "pvlm:generation_tokens_total 400.0",
     ):
         assert line in text.splitlines()
-
-
-async def test_a_worker_that_does_not_free_an_answer_is_named() -> None:
-    async with Engine.create(TOY, close_timeout_s=0.5) as engine:
-        with capture_logs() as logs:
-            async with engine.stream(FRAMES, "?", **LONG) as chunks:
-                await chunks.__anext__()
-                workers()["draft"].suspend()
-            await until(lambda: "draft" in engine.models)
-    told = [line for line in logs if line["log_level"] != "debug"]
-    names = ["answer_left", "session_not_freed", "worker_lost", "worker_restarted"]
-    assert [line["event"] for line in told] == names
-    assert [line.get("session") for line in told] == [1, 1, None, None]
-    assert [line.get("role") for line in told] == [None] + ["draft"] * 3
 
 
 async def test_messages_that_a_worker_has_dropped_are_reported() -> None:

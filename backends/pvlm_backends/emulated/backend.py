@@ -17,6 +17,7 @@ from pvlm_protocols.backend import (
     ModelInfo,
     Processor,
     Prompt,
+    Session,
 )
 
 from .model import EmulatedModel, read_model
@@ -83,8 +84,8 @@ class EmulatedBackend:
         prepared = PreparedPrompt(
             ids=np.zeros(tokens, np.int64),
             pixels=None,
-            placeholders=(start, stop),
-            video=(start, stop),
+            placeholders=np.arange(start, stop),
+            video=np.arange(start, stop),
             question=(stop, tokens),
             positions=np.arange(tokens)[None],
         )
@@ -92,6 +93,21 @@ class EmulatedBackend:
         if video:
             wait_until(started + self._model.open_s())
         return EmulatedSession(self._model, self._text, self._guesses, prepared, capacity, self._device)
+
+    def extend_together(
+        self,
+        parts: Sequence[tuple[Session, Sequence[int]]],
+        *,
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """See `pvlm_protocols.backend.SharedPasses`. It takes the time of one pass over all tokens."""
+        from ..session import progress
+        from .session import EmulatedSession, extend_together
+
+        ours = [(session, tokens) for session, tokens in parts if isinstance(session, EmulatedSession)]
+        if len(ours) < len(parts):
+            raise ValueError("a pass is shared by sessions of one backend")
+        return extend_together(ours, progress(on_progress))
 
     def close(self) -> None:
         """Nothing to free."""

@@ -38,6 +38,10 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
     pruned_pass_ms: dict[Share, Ms] | None = None
     """T_q by the pruned share of the video tokens, constant in n. Linear between these shares, constant outside."""
+    further_token: Ms = 0.0
+    """What each further token of a pass costs, as a share of the pass over one. In a draft's pass each session has one
+    token, so it is what each further session costs.
+    """
     prefill_ms: Ms = 0.0
     """Time of the whole prompt; a pruned prompt takes its share."""
     open_ms: Ms = 0.0
@@ -90,7 +94,7 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 ms += max(0.0, slope) * (tokens - largest)
         else:
             ms = self.pass_ms or 0.0
-        return ms * self.time_scale / 1000
+        return ms * (1 + self.further_token * (tokens - 1)) * self.time_scale / 1000
 
     def prefill_s(self, share: float) -> float:
         """Seconds for ``share`` of the prompt's tokens."""

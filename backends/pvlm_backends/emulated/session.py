@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -52,8 +52,8 @@ class EmulatedSession(CachedSession):
 
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
-        started = time.perf_counter()
+    ) -> Iterator[torch.Tensor | None]:
+        """A piece is a layer. Its time counts from its own begin, for others may have had a pass before it."""
         prompt = self._prompt
         dropped = 0 if kept is None else len(prompt) - len(kept)
         self._pruned = dropped / prompt.video_tokens if prompt.video_tokens else 0.0
@@ -63,9 +63,9 @@ class EmulatedSession(CachedSession):
         logits = self._logits([0])[0]
         after_layer(0, hidden)
         for layer in range(1, self._layers + 1):
-            wait_until(started + seconds * layer / self._layers)
+            wait_until(time.perf_counter() + seconds / self._layers)
             after_layer(layer, hidden.roll(layer, 0))
-        return logits
+            yield logits if layer == self._layers else None
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
@@ -74,16 +74,24 @@ class EmulatedSession(CachedSession):
         return hidden[None], self._hidden.roll(layer - 1, 0)[None]
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
+        return self._passed([(self, tokens)], after_layer)[0]
+
+    def _passed(
+        self, parts: Sequence[tuple[EmulatedSession, Sequence[int]]], after_layer: AfterLayer | None
+    ) -> list[torch.Tensor]:
+        """Take the time of a pass over the tokens of one or more sessions; return the logits of each."""
         started = time.perf_counter()
-        count = len(tokens)
-        seconds = self._model.pass_s(count, self._pruned)
-        logits = self._logits(range(self._length + 1, self._length + count + 1))
+        pruned = max(session._pruned for session, _ in parts)
+        seconds = self._model.pass_s(sum(len(tokens) for _, tokens in parts), pruned)
+        logits = [
+            session._logits(range(session._length + 1, session._length + len(tokens) + 1)) for session, tokens in parts
+        ]
         if after_layer is not None:
             for layer in range(1, self._layers):
                 left_s = started + seconds * layer / self._layers - time.perf_counter()
                 if left_s > SPIN_S:  # short layers share a sleep: only the end of the pass must be exact
                     time.sleep(left_s)
-                after_layer(layer, logits)
+                after_layer(layer, logits[0])
         wait_until(started + seconds)
         return logits
 
@@ -102,6 +110,18 @@ class EmulatedSession(CachedSession):
 
     def _close(self) -> None:
         self._hidden = torch.empty(0)
+
+
+def extend_together(
+    parts: Sequence[tuple[EmulatedSession, Sequence[int]]], after_layer: AfterLayer | None
+) -> list[torch.Tensor]:
+    """Append tokens to several sessions of a model in one pass; return the logits of each."""
+    for session, tokens in parts:
+        session._check_extension(tokens)
+    logits = parts[0][0]._passed(parts, after_layer)
+    for session, tokens in parts:
+        session._length += len(tokens)
+    return logits
 
 
 def wait_until(deadline_s: float) -> None:

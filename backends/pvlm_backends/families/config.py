@@ -17,7 +17,7 @@ _Vision = TypeVar("_Vision")
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The dimensions of a Qwen2 decoder."""
+    """The dimensions of a decoder of the Qwen2 kind."""
 
     hidden_size: int
     intermediate_size: int
@@ -32,6 +32,10 @@ class DecoderConfig:
     rope_axes: tuple[int, ...]
     """For each of the ``head_dim / 2`` rotary frequencies, the axis of a position that turns it."""
     tied_head: bool
+    qkv_bias: bool = True
+    """The projections of queries, keys and values have biases."""
+    qk_norm: bool = False
+    """The heads of queries and keys are normalised before they are rotated."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def read_decoder(
     rope: Mapping[str, Any],
     head_dim: int,
     rope_axes: tuple[int, ...],
+    *,
+    qkv_bias: bool = True,
+    qk_norm: bool = False,
 ) -> DecoderConfig:
     """Read the decoder's dimensions.
 
@@ -73,7 +80,7 @@ def read_decoder(
         text: its part about the decoder, with the family's defaults for absent keys.
         rope: from `read_rotary`.
         head_dim: width of a head.
-        rope_axes: see `DecoderConfig`.
+        rope_axes, qkv_bias, qk_norm: see `DecoderConfig`.
     """
     heads = text["num_attention_heads"]
     return DecoderConfig(
@@ -89,6 +96,8 @@ def read_decoder(
         rope_theta=rope.get("rope_theta") or text["rope_theta"],
         rope_axes=rope_axes,
         tied_head=bool(settings.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)),
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
     )
 
 

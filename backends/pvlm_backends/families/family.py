@@ -22,8 +22,13 @@ Vision = TypeVar("Vision")
 class VideoTower(Protocol):
     """A vision tower with its projector."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Turn a prompt's pixels, as the family's processor returns them, into ``(placeholders, hidden_size)``."""
+    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+        """Turn a prompt's pixels, as the family's processor returns them, into ``(1 + n, placeholders, hidden_size)``.
+
+        The first features replace the placeholders in the decoder's input. The others are added to the placeholders'
+        rows in the output of the first n decoder layers (DeepStack); most families have none.
+        ``on_progress`` is called before each group of frames; its exceptions propagate.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,7 @@ class HuggingFaceBackend:
 
         if self._model is None:
             raise BackendError("this backend is closed")
-        prepared = self._processor.prepare(prompt)
-        prepared.check_positions(capacity, self._info.max_positions)
+        prepared = self._processor.prepare_for(self._info, prompt, capacity)
         return HuggingFaceSession(self._model, prepared, self._video(prepared), capacity)
 
     def generate(
@@ -113,11 +113,14 @@ class HuggingFaceBackend:
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> HuggingFaceBackend:
-        """Load a checkpoint. Raises CheckpointError, and BackendError for an unknown option."""
+        """Load a checkpoint. Raises CheckpointError, and BackendError without transformers or for an unknown option."""
         from ..families import find_family
         from ..families.config import stored_dtype
         from ..options import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
         from ..processing.files import locate_checkpoint, read_settings
+
+        if find_spec("transformers") is None:
+            raise BackendError("the backend 'hf' needs the package transformers: pip install 'pvlm[hf]'")
         from .model import load_model, random_model
 
         check_extra_options(options, (_ATTENTION, RANDOM_WEIGHTS))

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions
 
 from ..placement import place_layers
+from ..processing.files import check_weight_files
 from ..weights import WeightFiles
 
 _LOADING = Lock()
@@ -51,7 +52,11 @@ def load_model(
     """
     pickled = options.allow_pickle and not any(folder.glob("*.safetensors"))
     by_transformers = pickled or options.trust_remote_code or "quantization_config" in settings
-    files = None if by_transformers else WeightFiles(folder, on_progress)
+    files = None
+    if by_transformers:
+        check_weight_files(folder)
+    else:
+        files = WeightFiles(folder, on_progress)
     spread = _to_be_spread(options, devices)
     with _LOADING, warnings.catch_warnings():
         # image_newline is a parameter and no module, but the map names its device too.
@@ -110,7 +115,7 @@ def _to_be_spread(options: LoadOptions, devices: Sequence[torch.device]) -> bool
     if find_spec("accelerate") is None:
         raise BackendError(
             "the backend 'hf' needs the package accelerate to spread a model over several devices, here "
-            f"{options.device!r}: install it (pip install accelerate), or name one device"
+            f"{options.device!r}: pip install 'pvlm[hf]', or name one device"
         )
     return True
 

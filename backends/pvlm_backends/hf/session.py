@@ -40,17 +40,20 @@ class HuggingFaceSession(CachedSession):
 
     @torch.no_grad()
     def _embed(self, prompt: PreparedPrompt, video: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """``(1, P, hidden_size)``: the decoder's input."""
+        """``(1, P, hidden_size)``: the decoder's input. Keeps the features for its first layers."""
         embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
         if video:
-            start, stop = prompt.placeholders
-            embeddings[start:stop] = self._model.get_video_features(**video).pooler_output[0]
+            rows = torch.from_numpy(prompt.placeholders).to(self._device)
+            features = self._model.get_video_features(**video)
+            embeddings[rows] = features.pooler_output[0]
+            if deep := getattr(features, "deepstack_features", None):
+                self._layer_features = torch.stack([layer[0] for layer in deep])
         return embeddings[None]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
+    ) -> Iterator[torch.Tensor | None]:
         assert self._embeddings is not None  # dropped only when the prefill is done
         embeddings = self._embeddings
         if kept is not None:
@@ -59,7 +62,7 @@ class HuggingFaceSession(CachedSession):
         with _after_each_layer(self._model.get_decoder().layers, after_layer):
             logits = self._run(torch.from_numpy(positions).to(self._device), inputs_embeds=embeddings, logits_to_keep=1)
         self._embeddings = None
-        return logits[0]
+        yield logits[0]
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
@@ -68,7 +71,10 @@ class HuggingFaceSession(CachedSession):
         decoder = self._model.get_decoder()
         block = decoder.layers[layer - 1]
         query = block.self_attn.q_proj(block.input_layernorm(hidden[None]))
-        query = query.unflatten(-1, (-1, block.self_attn.head_dim)).transpose(1, 2)
+        query = query.unflatten(-1, (-1, block.self_attn.head_dim))
+        if hasattr(block.self_attn, "q_norm"):
+            query = block.self_attn.q_norm(query)
+        query = query.transpose(1, 2)
         cosine, sine = decoder.rotary_emb(query, _position_ids(torch.from_numpy(positions).to(query.device)))
         query, _ = apply_rotary_pos_emb(query, query, cosine, sine)
         filled: Any = self._cache.layers[layer - 1]

@@ -13,10 +13,10 @@ from pvlm_protocols.backend import BackendError
 
 from ..checkpoint import WeightSource
 from ..families.config import DecoderConfig
-from ..raw.cache import KeyValueCache
+from ..raw.cache import Part
 from ..raw.decoder import KEPT_WORKSPACES, Decoder
 from .blocks import Blocks
-from .library import CacheStructure, DecoderStructure, Layer, Matrix, kernels
+from .library import DecoderStructure, Layer, Matrix, PartStructure, PassStructure, Segment, kernels
 from .linear import PanelLinear
 
 _LANES = 8
@@ -31,6 +31,10 @@ def check_support(config: DecoderConfig, dtype: torch.dtype, devices: Sequence[t
         placed = ",".join(map(str, devices))
         raise BackendError(
             f"the backend 'native' computes in float32 on the CPU, not in {dtype} on {placed}; take the backend 'torch'"
+        )
+    if config.qk_norm:
+        raise BackendError(
+            "the backend 'native' has no kernels for decoders that normalise queries and keys; take the backend 'torch'"
         )
     for name, size in (
         ("hidden_size", config.hidden_size),
@@ -63,27 +67,43 @@ class NativeDecoder(Decoder):
         self,
         ids: Tensor,
         rotation: Tensor,
-        cache: KeyValueCache,
-        row: int,
+        parts: Sequence[Part],
         after_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """See `Decoder.extend`."""
         hidden, count, layers = self.embed(ids), len(ids), self.config.layers
-        scratch = self._scratch_for(count, cache)
-        keys = cache.start
-        described = CacheStructure(keys=keys.data_ptr(), room=keys.shape[-2], scratch=scratch.data_ptr())
-        decoder, cached = byref(self._structure), byref(described)
+        run, scratch = self._pass(parts, count)  # the scratch lives as long as the pass
+        decoder, described = byref(self._structure), byref(run)
         steps = [(0, layers)] if after_layer is None else [(index, index + 1) for index in range(layers)]
         if after_layer is not None:
             after_layer(0, hidden)
         rotated = rotation.contiguous()
         for first, last in steps:
-            self._kernels.run_layers(decoder, cached, first, last, row, count, rotated.data_ptr(), hidden.data_ptr())
+            self._kernels.run_layers(decoder, described, first, last, rotated.data_ptr(), hidden.data_ptr())
             if after_layer is not None:
                 after_layer(last, hidden)
         logits = self._empty_logits(count)
-        self._kernels.run_head(decoder, cached, count, hidden.data_ptr(), logits.data_ptr())
+        self._kernels.run_head(decoder, described, hidden.data_ptr(), logits.data_ptr())
+        del scratch
         return logits
+
+    def _pass(self, parts: Sequence[Part], tokens: int) -> tuple[PassStructure, Tensor]:
+        structures = (PartStructure * len(parts))()
+        for place, part in zip(structures, parts, strict=True):
+            segments = (Segment * len(part.rows))()
+            for segment, rows in zip(segments, part.rows, strict=True):
+                keys = rows.cache.start
+                segment.keys, segment.room, segment.rows = keys.data_ptr(), keys.shape[-2], rows.count
+            place.segments, place.count, place.tokens = segments, len(segments), part.tokens
+        run = PassStructure(parts=structures, count=len(parts), tokens=tokens)
+        needed = self._kernels.scratch_size(byref(self._structure), byref(run))
+        scratch = self._scratch
+        if needed > len(scratch):
+            scratch = torch.empty(needed)
+            if tokens <= KEPT_WORKSPACES:  # a longer pass may need hundreds of megabytes
+                self._scratch = scratch
+        run.scratch = scratch.data_ptr()
+        return run, scratch
 
     def _describe(self) -> DecoderStructure:
         config = self.config
@@ -108,12 +128,3 @@ class NativeDecoder(Decoder):
             epsilon=config.rms_norm_eps,
             threads=torch.get_num_threads(),
         )
-
-    def _scratch_for(self, tokens: int, cache: KeyValueCache) -> Tensor:
-        needed = self._kernels.scratch_size(byref(self._structure), tokens, cache.start.shape[-2])
-        if needed <= len(self._scratch):
-            return self._scratch
-        scratch = torch.empty(needed)
-        if tokens <= KEPT_WORKSPACES:  # a longer pass may need hundreds of megabytes
-            self._scratch = scratch
-        return scratch

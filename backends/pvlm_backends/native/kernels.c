@@ -31,13 +31,26 @@ typedef struct {
     int64_t threads;
 } Decoder;
 
-/* `keys`: of the first layer; its values, and the other layers' keys and values, follow. Each is `kv_heads` x `room` x
- * `head_dim`. `scratch`: scratch_size() floats. */
+/* Rows of a cache. `keys`: of the first layer; its values, and the other layers' keys and values, follow. Each is
+ * `kv_heads` x `room` x `head_dim`, of which a pass sees the first `rows`. */
 typedef struct {
     float *keys;
-    int64_t room;
+    int64_t room, rows;
+} Segment;
+
+/* Tokens of one session. They see the rows of its segments, one segment after another, and themselves, and are written
+ * to the last segment after its rows. */
+typedef struct {
+    const Segment *segments;
+    int64_t count, tokens;
+} Part;
+
+/* `tokens`: of all parts. `scratch`: scratch_size() floats. */
+typedef struct {
+    const Part *parts;
+    int64_t count, tokens;
     float *scratch;
-} Cache;
+} Pass;
 
 /* ---- What lies between products ---- */
 
@@ -150,13 +163,13 @@ static int64_t lanes_up(int64_t count)
     return (count + LANES - 1) / LANES * LANES;
 }
 
-/* Add rows `begin` up to `end` of 8 * `vectors` dimensions, each with its weight, to `out`, which begins with the first. */
+/* Add rows `begin` up to `end` of 8 * `vectors` dimensions, each with its weight, to `out`, which the `first` begin. */
 inlined void weigh(const int vectors, const float *weights, const float *values, int64_t dim, int64_t begin, int64_t end,
-                   int leading, float *out)
+                   int first, int leading, float *out)
 {
     __m256 sums[LANES];
     unrolled for (int v = 0; v < vectors; v++)
-        sums[v] = begin ? _mm256_loadu_ps(out + v * LANES) : _mm256_setzero_ps();
+        sums[v] = first ? _mm256_setzero_ps() : _mm256_loadu_ps(out + v * LANES);
     for (int64_t r = begin; r < end; r++) {
         const __m256 weight = _mm256_broadcast_ss(weights + r);
         if (leading)
@@ -168,27 +181,45 @@ inlined void weigh(const int vectors, const float *weights, const float *values,
         _mm256_storeu_ps(out + v * LANES, sums[v]);
 }
 
-/* Token t of `tokens` sees `row` + t + 1 rows of the cache. Query heads that share keys stand together.
+/* Rows that all tokens of a part see. */
+static int64_t rows_before(const Part *part)
+{
+    int64_t rows = 0;
+    for (int64_t s = 0; s < part->count; s++)
+        rows += part->segments[s].rows;
+    return rows;
+}
+
+/* Token t of a part sees all rows before it, t tokens, and itself. Query heads that share keys stand together.
  *
  * queries: heads x tokens x head_dim. scores: heads x tokens x room for all rows. attended: tokens x heads x head_dim. */
-static void attend(const Decoder *decoder, const float *keys, const float *values, int64_t room, int64_t row,
-                   int64_t tokens, const float *queries, float *scores, float *attended)
+static void attend(const Decoder *decoder, int64_t index, const Part *part, const float *queries, float *scores,
+                   float *attended)
 {
-    const int64_t dim = decoder->head_dim, rows = row + tokens, span = lanes_up(rows);
+    const int64_t dim = decoder->head_dim, tokens = part->tokens, row = rows_before(part), span = lanes_up(row + tokens);
     const int64_t shared = decoder->heads / decoder->kv_heads * tokens; /* queries of a head of keys */
-    const int64_t blocks = (rows + ROWS - 1) / ROWS, strips = dim / STRIP, rest = dim % STRIP / LANES;
-#pragma omp for schedule(static)
-    for (int64_t work = 0; work < decoder->kv_heads * blocks; work++) {
-        const int64_t head = work / blocks, begin = work % blocks * ROWS;
-        const int64_t end = begin + ROWS < rows ? begin + ROWS : rows;
-        for (int64_t q = head * shared; q < (head + 1) * shared; q++)
-            for (int64_t r = begin; r < end; r += LANES) {
-                const float *key = keys + (head * room + r) * dim;
-                if (q == head * shared)
-                    fetch(key + ROWS * dim, LANES * dim);
-                _mm256_storeu_ps(scores + q * span + r, dots(queries + q * dim, key, dim, end - r));
-            }
+    const int64_t strips = dim / STRIP, rest = dim % STRIP / LANES;
+    for (int64_t s = 0, before = 0; s < part->count; before += part->segments[s++].rows) {
+        const Segment *segment = part->segments + s;
+        const int64_t rows = segment->rows + (s == part->count - 1 ? tokens : 0), blocks = (rows + ROWS - 1) / ROWS;
+        const float *keys = segment->keys + 2 * index * decoder->kv_heads * segment->room * dim;
+#pragma omp for schedule(static) nowait
+        for (int64_t work = 0; work < decoder->kv_heads * blocks; work++) {
+            const int64_t head = work / blocks, begin = work % blocks * ROWS;
+            const int64_t end = begin + ROWS < rows ? begin + ROWS : rows;
+            for (int64_t q = head * shared; q < (head + 1) * shared; q++)
+                for (int64_t r = begin; r < end; r += LANES) {
+                    const float *key = keys + (head * segment->room + r) * dim;
+                    if (q == head * shared)
+                        fetch(key + ROWS * dim, LANES * dim);
+                    const int64_t count = end - r < LANES ? end - r : LANES;
+                    float found[LANES];
+                    _mm256_storeu_ps(found, dots(queries + q * dim, key, dim, end - r));
+                    memcpy(scores + q * span + before + r, found, count * sizeof(float));
+                }
+        }
     }
+#pragma omp barrier
     const float scale = 1.0f / sqrtf((float)dim);
 #pragma omp for schedule(static)
     for (int64_t q = 0; q < decoder->heads * tokens; q++) {
@@ -219,55 +250,77 @@ static void attend(const Decoder *decoder, const float *keys, const float *value
     for (int64_t work = 0; work < decoder->kv_heads * (strips + rest); work++) {
         const int64_t head = work / (strips + rest), strip = work % (strips + rest);
         const int64_t from = strip < strips ? strip * STRIP : strips * STRIP + (strip - strips) * LANES;
-        for (int64_t begin = 0; begin < rows; begin += ROWS)
-            for (int64_t q = head * shared; q < (head + 1) * shared; q++) {
-                const int64_t seen = row + q % tokens + 1, end = begin + ROWS < seen ? begin + ROWS : seen;
-                const float *value = values + head * room * dim + from, *weight = scores + q * span;
-                float *out = attended + (q % tokens * decoder->heads + q / tokens) * dim + from;
-                const int leading = q == head * shared;
-                if (strip < strips)
-                    weigh(STRIP / LANES, weight, value, dim, begin, end, leading, out);
-                else
-                    weigh(1, weight, value, dim, begin, end, leading, out);
-            }
+        for (int64_t s = 0, before = 0; s < part->count; before += part->segments[s++].rows) {
+            const Segment *segment = part->segments + s;
+            const int64_t rows = segment->rows + (s == part->count - 1 ? tokens : 0);
+            const int64_t size = decoder->kv_heads * segment->room * dim;
+            const float *value = segment->keys + (2 * index + 1) * size + head * segment->room * dim + from;
+            for (int64_t begin = 0; begin < rows; begin += ROWS)
+                for (int64_t q = head * shared; q < (head + 1) * shared; q++) {
+                    const int64_t seen = row + q % tokens + 1 - before, most = seen < rows ? seen : rows;
+                    const int64_t end = begin + ROWS < most ? begin + ROWS : most;
+                    const float *weight = scores + q * span + before;
+                    float *out = attended + (q % tokens * decoder->heads + q / tokens) * dim + from;
+                    const int first = before + begin == 0, leading = q == head * shared;
+                    if (strip < strips)
+                        weigh(STRIP / LANES, weight, value, dim, begin, end, first, leading, out);
+                    else
+                        weigh(1, weight, value, dim, begin, end, first, leading, out);
+                }
+        }
     }
 }
 
 /* ---- Passes ---- */
 
-/* Floats that a pass over `tokens` needs for itself, where the cache has `room` rows. */
-int64_t scratch_size(const Decoder *decoder, int64_t tokens, int64_t room)
+/* Floats that a part needs for its scores, also when its last segment is full. */
+static int64_t scores_size(const Decoder *decoder, const Part *part)
+{
+    const Segment *last = part->segments + part->count - 1;
+    return part->tokens * decoder->heads * lanes_up(rows_before(part) - last->rows + last->room);
+}
+
+/* Floats that a pass needs for itself. */
+int64_t scratch_size(const Decoder *decoder, const Pass *pass)
 {
     const int64_t attended = decoder->heads * decoder->head_dim, widest = 3 * decoder->inner;
     const int64_t projected = attended + 2 * decoder->kv_heads * decoder->head_dim;
-    return tokens * (decoder->width + projected + 2 * attended + widest + decoder->heads * lanes_up(room));
+    int64_t size = pass->tokens * (decoder->width + projected + 2 * attended + widest);
+    for (int64_t p = 0; p < pass->count; p++)
+        size += scores_size(decoder, pass->parts + p);
+    return size;
 }
 
-static void run_layer(const Decoder *decoder, int64_t index, const Cache *cache, int64_t row, int64_t tokens,
-                      const float *rotation, float *hidden)
+static void run_layer(const Decoder *decoder, int64_t index, const Pass *pass, const float *rotation, float *hidden)
 {
     const Layer *layer = decoder->layers + index;
-    const int64_t dim = decoder->head_dim, heads = decoder->heads, kv_heads = decoder->kv_heads;
-    const int64_t projected = (heads + 2 * kv_heads) * dim, size = kv_heads * cache->room * dim;
-    float *keys = cache->keys + 2 * index * size, *values = keys + size;
-    float *normed = cache->scratch, *qkv = normed + tokens * decoder->width, *queries = qkv + tokens * projected;
+    const int64_t tokens = pass->tokens, dim = decoder->head_dim, heads = decoder->heads, kv_heads = decoder->kv_heads;
+    const int64_t projected = (heads + 2 * kv_heads) * dim;
+    float *normed = pass->scratch, *qkv = normed + tokens * decoder->width, *queries = qkv + tokens * projected;
     float *attended = queries + tokens * heads * dim, *gate_up = attended + tokens * heads * dim;
     float *gated = gate_up + 2 * tokens * decoder->inner, *scores = gated + tokens * decoder->inner;
 
     normalise(hidden, layer->input_norm, tokens, decoder->width, decoder->epsilon, normed);
     product(&layer->qkv, normed, tokens, qkv, 0);
+    for (int64_t p = 0, before = 0; p < pass->count; before += pass->parts[p++].tokens) {
+        const Part *part = pass->parts + p;
+        const Segment *own = part->segments + part->count - 1;
+        const int64_t size = kv_heads * own->room * dim;
+        float *keys = own->keys + 2 * index * size, *values = keys + size, *query = queries + before * heads * dim;
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < tokens; t++) {
-        const float *from = qkv + t * projected, *turn = rotation + t * dim;
-        for (int64_t h = 0; h < heads; h++)
-            rotate(from + h * dim, turn, dim, queries + (h * tokens + t) * dim);
-        for (int64_t h = 0; h < kv_heads; h++) {
-            const int64_t place = (h * cache->room + row + t) * dim;
-            rotate(from + (heads + h) * dim, turn, dim, keys + place);
-            memcpy(values + place, from + (heads + kv_heads + h) * dim, dim * sizeof(float));
+        for (int64_t t = 0; t < part->tokens; t++) {
+            const float *from = qkv + (before + t) * projected, *turn = rotation + (before + t) * dim;
+            for (int64_t h = 0; h < heads; h++)
+                rotate(from + h * dim, turn, dim, query + (h * part->tokens + t) * dim);
+            for (int64_t h = 0; h < kv_heads; h++) {
+                const int64_t place = (h * own->room + own->rows + t) * dim;
+                rotate(from + (heads + h) * dim, turn, dim, keys + place);
+                memcpy(values + place, from + (heads + kv_heads + h) * dim, dim * sizeof(float));
+            }
         }
+        attend(decoder, index, part, query, scores, attended + before * heads * dim);
+        scores += scores_size(decoder, part);
     }
-    attend(decoder, keys, values, cache->room, row, tokens, queries, scores, attended);
     product(&layer->output, attended, tokens, hidden, 1);
     normalise(hidden, layer->post_norm, tokens, decoder->width, decoder->epsilon, normed);
     product(&layer->gate_up, normed, tokens, gate_up, 0);
@@ -275,22 +328,22 @@ static void run_layer(const Decoder *decoder, int64_t index, const Cache *cache,
     product(&layer->down, gated, tokens, hidden, 1);
 }
 
-/* Run layers `first` up to `last` (without it) over tokens that go to the cache from `row` on.
+/* Run layers `first` up to `last` (without it) over the tokens of all parts, one part after another.
  *
  * hidden: tokens x width, overwritten. rotation: tokens x head_dim, as (cos, sin) of each pair of dimensions. */
-void run_layers(const Decoder *decoder, const Cache *cache, int64_t first, int64_t last, int64_t row, int64_t tokens,
-                const float *rotation, float *hidden)
+void run_layers(const Decoder *decoder, const Pass *pass, int64_t first, int64_t last, const float *rotation,
+                float *hidden)
 {
 #pragma omp parallel num_threads(decoder->threads) if (decoder->threads > 1)
     for (int64_t index = first; index < last; index++)
-        run_layer(decoder, index, cache, row, tokens, rotation, hidden);
+        run_layer(decoder, index, pass, rotation, hidden);
 }
 
 /* logits: tokens x vocabulary, from the last layer's output. */
-void run_head(const Decoder *decoder, const Cache *cache, int64_t tokens, const float *hidden, float *logits)
+void run_head(const Decoder *decoder, const Pass *pass, const float *hidden, float *logits)
 {
-    float *normed = cache->scratch;
-    const int64_t width = decoder->width, words = decoder->vocabulary;
+    float *normed = pass->scratch;
+    const int64_t width = decoder->width, words = decoder->vocabulary, tokens = pass->tokens;
 #pragma omp parallel num_threads(decoder->threads) if (decoder->threads > 1)
     {
         normalise(hidden, decoder->norm, tokens, width, decoder->epsilon, normed);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -9,10 +10,12 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from ctypes import CDLL, POINTER, Structure, c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import torch
 
@@ -73,10 +76,22 @@ class DecoderStructure(Structure):
     )
 
 
-class CacheStructure(Structure):
-    """``Cache`` in kernels.c."""
+class Segment(Structure):
+    """As in kernels.c."""
 
-    _fields_ = (("keys", c_void_p), ("room", c_int64), ("scratch", c_void_p))
+    _fields_ = (("keys", c_void_p), ("room", c_int64), ("rows", c_int64))
+
+
+class PartStructure(Structure):
+    """``Part`` in kernels.c."""
+
+    _fields_ = (("segments", POINTER(Segment)), ("count", c_int64), ("tokens", c_int64))
+
+
+class PassStructure(Structure):
+    """``Pass`` in kernels.c."""
+
+    _fields_ = (("parts", POINTER(PartStructure)), ("count", c_int64), ("tokens", c_int64), ("scratch", c_void_p))
 
 
 @cache
@@ -100,12 +115,12 @@ def kernels() -> CDLL:
             f"the kernels of the backend 'native' cannot be loaded from {built} ({error}); "
             "set XDG_CACHE_HOME to a directory that may hold programs, or take the backend 'torch'"
         ) from error
-    decoder, cached = POINTER(DecoderStructure), POINTER(CacheStructure)
-    library.scratch_size.argtypes = (decoder, c_int64, c_int64)
+    decoder, described = POINTER(DecoderStructure), POINTER(PassStructure)
+    library.scratch_size.argtypes = (decoder, described)
     library.scratch_size.restype = c_int64
-    library.run_layers.argtypes = (decoder, cached, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p)
+    library.run_layers.argtypes = (decoder, described, c_int64, c_int64, c_void_p, c_void_p)
     library.run_layers.restype = None
-    library.run_head.argtypes = (decoder, cached, c_int64, c_void_p, c_void_p)
+    library.run_head.argtypes = (decoder, described, c_void_p, c_void_p)
     library.run_head.restype = None
     library.multiply.argtypes = (POINTER(Matrix), c_int64, c_void_p, c_int64, c_void_p, c_int32)
     library.multiply.restype = None
@@ -133,8 +148,8 @@ def _build_by(command: list[str]) -> Path:
         if _is_whole(library):
             return library
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as temporary:
-            built = Path(temporary) / library.name
+        with _building(folder) as temporary:
+            built = temporary / library.name
             _run([*command, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"])
             code = built.read_bytes()
             built.write_bytes(code + hashlib.sha256(code).digest())
@@ -145,6 +160,31 @@ def _build_by(command: list[str]) -> Path:
             "set XDG_CACHE_HOME to a directory that can be written"
         ) from error
     return library
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """Make a directory to compile in, and remove those that killed processes left: nobody locks them any more."""
+    with ExitStack() as mine:
+        with _locked(folder, fcntl.LOCK_EX):
+            for left in folder.glob("building-*"):
+                with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left, ignore_errors=True)
+            temporary = Path(mkdtemp(prefix="building-", dir=folder))
+            mine.callback(shutil.rmtree, temporary, ignore_errors=True)
+            mine.enter_context(_locked(temporary, fcntl.LOCK_EX))
+        yield temporary
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Raises OSError where the folder is locked by another process and ``how`` does not wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _cache_folder() -> Path:

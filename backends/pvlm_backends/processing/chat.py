@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pvlm_protocols.backend import CheckpointError, PromptError
 
-from .files import read_optional_settings
+from .files import read_optional_settings, read_text
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -70,7 +70,7 @@ class ChatTemplate:
         }
         jinja = folder / "chat_template.jinja"
         if jinja.is_file():
-            return cls(jinja.read_text(encoding="utf-8"), special_tokens)
+            return cls(read_text(jinja), special_tokens)
         for settings in (
             read_optional_settings(folder, "chat_template.json") or {},
             read_optional_settings(folder, "processor_config.json") or {},

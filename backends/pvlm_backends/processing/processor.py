@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
+from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Prompt, PromptError
 
 from .chat import ChatTemplate
 from .generation import end_token_ids, ignored_generation_options
-from .prompt import PreparedPrompt
+from .prompt import PreparedPrompt, Rows
 from .tokenizer import TextTokenizer
 
 # Takes the question's place while the template's own text is measured; no template and no question holds its letters.
@@ -24,18 +24,20 @@ _SENTINEL = "\ue000question\ue001"
 
 @dataclass(frozen=True)
 class VideoPart:
-    """The tokens that a video has in a prompt."""
+    """The n tokens that replace the video's single token in a prompt. Counts begin at the first of them."""
 
     pixels: NDArray[np.float32]
-    """As the family's vision tower takes them."""
-    placeholders: int
-    """Tokens that the tower's output replaces."""
-    prunable: int
-    """The first so many placeholders are the video's own tokens; the rest are structure."""
+    """As the family's vision tower takes them; the first dimension counts moments."""
+    ids: NDArray[np.int64]
+    """``(n,)``: placeholders, and the text between them, if there is any."""
+    placeholders: Rows
+    """Those that the tower's output replaces."""
+    video: Rows
+    """Those of the placeholders that may be pruned, as many for each moment; the others are structure."""
     positions: NDArray[np.int64]
-    """``(axes, placeholders)``, counted from the position of the first one."""
+    """``(axes, n)``."""
     advance: int
-    """Position of the text after the video, counted in the same way."""
+    """Position of the text after the video."""
 
 
 class VideoProcessor(ABC):
@@ -89,6 +91,10 @@ class VideoProcessor(ABC):
     def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
         """Return the grid of the video tokens of resized frames: times, rows and columns, time slowest."""
 
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of a text; see `pvlm_protocols.backend.TextEncoding`."""
+        return self._tokenizer.encode(text)[0]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of answer tokens without special tokens; incomplete UTF-8 at the end reads as U+FFFD."""
         return self._tokenizer.decode(tokens)
@@ -96,6 +102,23 @@ class VideoProcessor(ABC):
     def tokens_as_text(self) -> Sequence[str]:
         """The vocabulary by id."""
         return self._tokenizer.tokens_as_text
+
+    def prepare_for(self, model: ModelInfo, prompt: Prompt, capacity: int) -> PreparedPrompt:
+        """Build a prompt with which ``model`` can answer in ``capacity`` tokens.
+
+        Raises:
+            PromptError: as `prepare`; or the model lacks the embedding of a token, or has too few positions.
+            CheckpointError: as `prepare`.
+        """
+        prepared = self.prepare(prompt)
+        largest = int(prepared.ids.max())
+        if largest >= model.vocab_size:  # on a GPU, the look-up would end the whole process
+            raise PromptError(
+                f"the prompt holds the token {self.tokens_as_text()[largest]!r}, whose id {largest} has no embedding: "
+                f"the model's ids end at {model.vocab_size - 1}; the token was added to the tokenizer alone"
+            )
+        prepared.check_positions(capacity, model.max_positions)
+        return prepared
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
         """Build a prompt: one user message with the video, if any, and the question.
@@ -114,9 +137,8 @@ class VideoProcessor(ABC):
             raise PromptError(f"the question {question!r} leaves no token in the chat template")
         asked = (rows[0], rows[-1] + 1)
         if prompt.frames is None:
-            return PreparedPrompt(
-                np.array(ids, np.int64), None, (0, 0), (0, 0), asked, self._text_positions(0, len(ids))
-            )
+            none = np.arange(0)
+            return PreparedPrompt(np.array(ids, np.int64), None, none, none, asked, self._text_positions(0, len(ids)))
 
         if ids.count(self.video_token_id) != 1:
             raise CheckpointError(
@@ -125,15 +147,14 @@ class VideoProcessor(ABC):
             )
         video = self._video_part(prompt.frames, prompt.timestamps_s)
         at = ids.index(self.video_token_id)
-        expanded = [*ids[:at], *[self.video_token_id] * video.placeholders, *ids[at + 1 :]]
-        longer = video.placeholders - 1
+        longer = len(video.ids) - 1
         before = self._text_positions(0, at)
         after = self._text_positions(at + video.advance, len(ids) - at - 1)
         return PreparedPrompt(
-            ids=np.array(expanded, np.int64),
+            ids=np.array([*ids[:at], *video.ids, *ids[at + 1 :]], np.int64),
             pixels=video.pixels,
-            placeholders=(at, at + video.placeholders),
-            video=(at, at + video.prunable),
+            placeholders=at + video.placeholders,
+            video=at + video.video,
             question=(asked[0] + longer, asked[1] + longer) if asked[0] > at else asked,
             positions=np.concatenate([before, at + video.positions, after], axis=1),
         )
@@ -141,6 +162,14 @@ class VideoProcessor(ABC):
     @abstractmethod
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         """Return the video's tokens. Raises PromptError if the frames are not as `resize` returns them."""
+
+    def _single_run(
+        self, pixels: NDArray[np.float32], prunable: int, positions: NDArray[np.int64], advance: int
+    ) -> VideoPart:
+        """A video without text between its placeholders, of which the first so many may be pruned."""
+        count = positions.shape[1]
+        ids = np.full(count, self.video_token_id)
+        return VideoPart(pixels, ids, np.arange(count), np.arange(prunable), positions, advance)
 
     def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
         """``(axes, count)``: a text token has the same position on all axes."""

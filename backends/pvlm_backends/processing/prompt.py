@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """First index, and one more than the last."""
+Rows = NDArray[np.int64]
+"""Indices of tokens, ascending."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class PreparedPrompt:
     """``(P,)``, one id for each token of the unpruned prompt."""
     pixels: NDArray[np.float32] | None
     """Normalised, as the family's vision tower takes them; None for a question without a video."""
-    placeholders: Span
-    """The tokens that the vision tower's output replaces."""
-    video: Span
-    """The prunable tokens among the placeholders."""
+    placeholders: Rows
+    """The tokens that the vision tower's output replaces, in its order. Text may lie between them."""
+    video: Rows
+    """The prunable ones of the placeholders: m in all, one moment of the video after another."""
     question: Span
     """The tokens of the question's own text."""
     positions: NDArray[np.int64]
@@ -40,7 +42,7 @@ class PreparedPrompt:
     @property
     def video_tokens(self) -> int:
         """m, the number of prunable tokens."""
-        return self.video[1] - self.video[0]
+        return len(self.video)
 
     @property
     def next_position(self) -> int:
@@ -68,6 +70,13 @@ class PreparedPrompt:
         moved = self.positions[:, kept] - np.searchsorted(vacated, self.positions[:, kept])
         return moved, self.next_position - len(vacated)
 
+    def placeholders_in(self, kept: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
+        """Return where the placeholders are among the ``kept`` tokens (None: all), and which of them these are."""
+        if kept is None:
+            return self.placeholders, np.arange(len(self.placeholders))
+        rows = np.flatnonzero(np.isin(kept, self.placeholders))
+        return rows, np.searchsorted(self.placeholders, kept[rows])
+
     @property
     def frames(self) -> int:
         """Moments of the video, each with the same number of prunable tokens; 1 without pixels."""
@@ -88,5 +97,6 @@ class PreparedPrompt:
                 f"keep must be bool of shape ({self.video_tokens},), one for each video token, "
                 f"not {mask.dtype} of shape {mask.shape}"
             )
-        start, stop = self.video
-        return np.concatenate([np.arange(start), start + np.flatnonzero(mask), np.arange(stop, len(self))])
+        stays = np.ones(len(self), np.bool_)
+        stays[self.video] = mask
+        return np.flatnonzero(stays)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +10,8 @@ from tokenizers import Tokenizer
 
 from pvlm_protocols.backend import CheckpointError
 
-# The parts that decide which ids a text gets. Left out are the decoder; the post-processor, truncation and padding,
-# which are not used here; and added tokens, which mark a prompt's structure.
-_FINGERPRINTED = ("normalizer", "pre_tokenizer", "model")
+from .files import check_no_pointer, missing_part
+from .fingerprint import fingerprint
 
 
 class TextTokenizer:
@@ -30,11 +27,14 @@ class TextTokenizer:
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(
-                f"{folder} holds no tokenizer.json; save the checkpoint's tokenizer with transformers to make one"
+            raise missing_part(
+                folder, "tokenizer.json, which transformers makes if it saves the checkpoint's tokenizer"
             )
         try:
+            check_no_pointer(path)
             self._tokenizer = Tokenizer.from_file(str(path))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._tokenizer.no_truncation()
@@ -68,17 +68,5 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides which ids a text without added tokens gets.
-
-        It leaves out the width of the model's logits, and the added tokens (``<image>``, ``<|video_pad|>``): each
-        family adds its own to a vocabulary that it shares with others.
-        """
-        # The library's own form, so that two spellings of one tokenizer.json (merges as pairs or as text, key order)
-        # have one fingerprint.
-        described = json.loads(self._tokenizer.to_str())
-        decisive = {key: described[key] for key in _FINGERPRINTED}
-        added = {token["content"] for token in described["added_tokens"]}
-        vocabulary = decisive["model"].get("vocab")
-        if isinstance(vocabulary, dict):
-            decisive["model"]["vocab"] = {text: index for text, index in vocabulary.items() if text not in added}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        """Equal for tokenizers that give the same ids to every text without added tokens; see `fingerprint`."""
+        return fingerprint(self._tokenizer)

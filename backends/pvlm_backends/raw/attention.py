@@ -1,15 +1,16 @@
-"""Causal attention of a pass over the cache: token i of n sees all earlier rows, and itself."""
+"""Causal attention of a pass over caches: token i of n sees all earlier rows of its session, and itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .cache import KeyValueCache
+from .cache import KeyValueCache, Part
 
 
 class Attention(Protocol):
@@ -27,47 +28,95 @@ class Attention(Protocol):
 
 
 class PromptAttention:
-    """A whole prompt into an empty cache. It is long, so it uses a kernel that skips the masked half."""
+    """A prompt into an empty cache, in pieces of up to ``piece`` tokens.
 
-    def __init__(self, cache: KeyValueCache, count: int) -> None:
-        self._places = cache.places(0, count)
+    It is long, so it uses a fused kernel. The first piece skips the masked half. A later one sees all rows before it,
+    and needs a mask: a part of one mask that serves all pieces.
+    """
 
-    def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-        self._places[layer].copy_(key_value)
-        keys, values = key_value
-        heads = query.flatten(0, 1)[None]
-        attended = F.scaled_dot_product_attention(heads, keys, values, is_causal=True, enable_gqa=query.shape[1] > 1)
-        return attended[0].transpose(0, 1).reshape(query.shape[2], -1)
+    def __init__(self, cache: KeyValueCache, rows: int, piece: int) -> None:
+        self._filled = cache.filled(rows)
+        self._earlier = max(0, rows - 1) // piece * piece  # rows before the last piece
+        self._mask: Tensor | None = None
+        if self._earlier:
+            first = self._filled[0]
+            hidden = torch.full((piece, piece), -math.inf, dtype=first.dtype, device=first.device).triu_(1)
+            self._mask = torch.cat([hidden.new_zeros(piece, self._earlier), hidden], dim=1)
+
+    def piece(self, start: int, stop: int) -> Attention:
+        """The attention of the prompt's tokens from ``start`` to ``stop``."""
+
+        def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+            keys, values = (rows[:, :, :stop] for rows in self._filled[2 * layer : 2 * layer + 2])
+            new_keys, new_values = key_value
+            keys[:, :, start:], values[:, :, start:] = new_keys, new_values
+            grouped = query.shape[1] > 1
+            heads = query.flatten(0, 1)[None]
+            if start == 0:
+                found = F.scaled_dot_product_attention(heads, new_keys, new_values, is_causal=True, enable_gqa=grouped)
+            else:
+                assert self._mask is not None  # this is not the first piece
+                mask = self._mask.to(keys.device)[: stop - start, self._earlier - start : self._earlier - start + stop]
+                found = F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask, enable_gqa=grouped)
+            return found[0].transpose(0, 1).reshape(stop - start, -1)
+
+        return attend
 
 
 class AnswerAttention:
-    """A few tokens after the first ``row`` rows of a cache.
+    """A few tokens of one session.
 
     It is two matrix products and a softmax. With few queries they are as fast as a fused kernel, and they need no mask
     over all rows: only the pass's own rows are hidden from some of its tokens.
     """
 
-    def __init__(self, cache: KeyValueCache, row: int, count: int) -> None:
-        self._places = cache.places(row, count)
-        self._keys, self._values = cache.transposed_keys(row + count), cache.values(row + count)
+    def __init__(self, part: Part) -> None:
+        own, count = part.rows[-1], part.tokens
+        self._places = own.cache.places(own.count, count)
+        self._keys = [rows.cache.transposed_keys(rows.count) for rows in part.seen]
+        self._values = [rows.cache.values(rows.count) for rows in part.seen]
+        self._sizes = [rows.count for rows in part.seen]
         self._scores: Tensor | None = None
         self._hidden = None
         if count > 1:
-            first = self._values[0]
+            first = self._values[0][0]
             self._hidden = torch.full((count, count), -math.inf, dtype=first.dtype, device=first.device).triu_(1)
 
     def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
         self._places[layer].copy_(key_value)
         kv_heads, group, count, head_dim = query.shape
-        keys, values = self._keys[layer], self._values[layer]
         scores = self._scores
-        if scores is None or scores.device != keys.device:
-            self._scores = scores = keys.new_empty(kv_heads, group * count, keys.shape[2])
+        if scores is None or scores.device != query.device:
+            self._scores = scores = query.new_empty(kv_heads, group * count, sum(self._sizes))
         packed = query.reshape(kv_heads, group * count, head_dim)
-        scores.baddbmm_(packed, keys, beta=0, alpha=head_dim**-0.5)
+        for keys, found in zip(self._keys, torch.split(scores, self._sizes, -1), strict=True):
+            found.baddbmm_(packed, keys[layer], beta=0, alpha=head_dim**-0.5)
         if self._hidden is not None:
             scores.view(kv_heads, group, count, -1)[..., -count:].add_(self._hidden.to(scores.device))
-        attended = torch.bmm(torch.softmax(scores, -1), values)
+        attended = None
+        for shares, values in zip(torch.split(torch.softmax(scores, -1), self._sizes, -1), self._values, strict=True):
+            found = torch.bmm(shares, values[layer])
+            attended = found if attended is None else attended.add_(found)
+        assert attended is not None  # there is at least one segment
         if count == 1:
             return attended.view(1, -1)
         return attended.view(kv_heads, group, count, head_dim).permute(2, 0, 1, 3).reshape(count, -1)
+
+
+class SharedAttention:
+    """A few tokens of each of several sessions, one part after another."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._sizes = [part.tokens for part in parts]
+        self._parts = [AnswerAttention(part) for part in parts]
+
+    def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
+        pieces = zip(
+            self._parts, torch.split(query, self._sizes, 2), torch.split(key_value, self._sizes, 3), strict=True
+        )
+        return torch.cat([attention(layer, queries, keys_values) for attention, queries, keys_values in pieces])
+
+
+def answer_attention(parts: Sequence[Part]) -> Attention:
+    """The attention of a short pass over one or more parts."""
+    return AnswerAttention(parts[0]) if len(parts) == 1 else SharedAttention(parts)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, ModelInfo, Processor, Prompt
+from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, ModelInfo, Processor, Prompt, Session
 
 if TYPE_CHECKING:
     import torch
@@ -42,20 +42,41 @@ class TorchBackend:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
+        return self.open_in_steps(prompt, capacity, lambda: None)
+
+    def open_in_steps(self, prompt: Prompt, capacity: int, on_progress: Callable[[], None]) -> TorchSession:
+        """See `pvlm_protocols.backend.InterruptibleOpening`. Raises as `open`."""
         import torch
 
         from .session import TorchSession
 
         if self._decoder is None or self._tower is None:
             raise BackendError("this backend is closed")
-        prepared = self._processor.prepare(prompt)
-        prepared.check_positions(capacity, self._info.max_positions)
+        prepared = self._processor.prepare_for(self._info, prompt, capacity)
         video = None
         if prepared.pixels is not None:
             decoder = self._decoder
             with torch.inference_mode():
-                video = self._tower.encode(torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype))
+                pixels = torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype)
+                video = self._tower.encode(pixels, on_progress)
         return TorchSession(self._decoder, prepared, video, capacity)
+
+    def extend_together(
+        self,
+        parts: Sequence[tuple[Session, Sequence[int]]],
+        *,
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """See `pvlm_protocols.backend.SharedPasses`. Raises BackendError if the backend is closed."""
+        from ..session import progress
+        from .session import TorchSession, extend_together
+
+        if self._decoder is None:
+            raise BackendError("this backend is closed")
+        ours = [(session, tokens) for session, tokens in parts if isinstance(session, TorchSession)]
+        if len(ours) < len(parts):
+            raise ValueError("a pass is shared by sessions of one backend")
+        return extend_together(self._decoder, ours, progress(on_progress))
 
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
         """See `pvlm_protocols.backend.PassCost`. Raises BackendError if the backend is closed."""

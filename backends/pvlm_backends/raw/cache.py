@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby
 
 import torch
@@ -53,3 +54,27 @@ class KeyValueCache:
     def values(self, rows: int) -> tuple[torch.Tensor, ...]:
         """For each layer, the first rows' values: ``(kv_heads, rows, head_dim)``."""
         return tuple(chain.from_iterable(buffer[:, 1, 0, :, :rows].unbind(0) for buffer in self._buffers))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first ``count`` rows of a cache."""
+
+    cache: KeyValueCache
+    count: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """``tokens`` of one session in a pass. They see ``rows``, one segment after another, and themselves; they are
+    written to the last segment, after its rows. Sessions may share the other segments.
+    """
+
+    rows: tuple[Rows, ...]
+    tokens: int
+
+    @property
+    def seen(self) -> tuple[Rows, ...]:
+        """``rows``, and after them the tokens' own."""
+        own = self.rows[-1]
+        return *self.rows[:-1], Rows(own.cache, own.count + self.tokens)

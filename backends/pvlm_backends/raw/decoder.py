@@ -1,4 +1,4 @@
-"""The Qwen2 decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""The decoder of Qwen2 and Qwen3: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
 It uses few operations per token, because on the CPU a small model's step is mostly dispatch. So projections are fused,
 weights are stored ``(in, out)``, the matrix product adds the residuals, and buffers have ready-made views.
@@ -6,7 +6,7 @@ weights are stored ``(in, out)``, the matrix product adds the residuals, and buf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,17 @@ from ..checkpoint import WeightSource
 from ..families.config import DecoderConfig
 from ..norm import RMSNorm
 from ..placement import place_layers
-from .attention import AnswerAttention, Attention
-from .cache import KeyValueCache
+from .attention import Attention, PromptAttention, answer_attention
+from .cache import KeyValueCache, Part
 from .linear import Linear, linear
 
 KEPT_WORKSPACES = 64
 """Passes of up to so many tokens reuse their buffers; longer ones are prefills, which are rare."""
+
+PIECE = 4096
+"""Tokens of a prompt that a prefill runs through a layer at once."""
+PIECES = {"cpu": 512}
+"""The same by kind of device, where another number suits better."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class _Layer:
     device: torch.device
     input_norm: RMSNorm
     qkv: Linear
+    qk_norm: RMSNorm | None
+    """Of the heads of queries, and then of keys, ``(heads + kv_heads, head_dim)``."""
     output: Linear
     post_norm: RMSNorm
     gate_up: Linear
@@ -51,6 +58,10 @@ class Workspace:
         self.key_value = by_head[:, heads:].view(tokens, 2, kv_heads, head_dim).permute(1, 2, 0, 3).unsqueeze(1)
         self.gate_up = torch.empty(tokens, 2 * config.intermediate_size, dtype=dtype, device=device)
         self.gate, self.up = self.gate_up.chunk(2, dim=-1)
+
+    def normalize(self, norm: RMSNorm) -> None:
+        """Normalise the heads of queries and keys in place."""
+        self._rotated.copy_(norm(self._rotated))
 
     def rotate(self, rotation: Tensor) -> None:
         """Turn queries and keys in place by ``rotation``, complex64 ``(n, 1, head_dim / 2)``."""
@@ -137,38 +148,67 @@ class Decoder:
         Returns:
             ``(n, hidden_size)``, the last layer's output before the final norm, on that layer's device.
         """
-        count, device = hidden.shape[0], self.device
-        workspace = self._workspace(count, device)
+        workspace: Workspace | None = None
         if after_layer is not None:
             after_layer(0, hidden)
         for index, layer in enumerate(self._layers):
-            if layer.device != device:
-                device = layer.device
-                hidden, rotation = hidden.to(device), rotation.to(device)
-                workspace = self._workspace(count, device)
-            layer.qkv.write(layer.input_norm(hidden), workspace.qkv)
-            workspace.rotate(rotation)
-            layer.output.add_to(hidden, attention(index, workspace.query, workspace.key_value))
-            layer.gate_up.write(layer.post_norm(hidden), workspace.gate_up)
-            layer.down.add_to(hidden, F.silu(workspace.gate) * workspace.up)
+            if workspace is None or layer.device != hidden.device:
+                hidden, rotation = hidden.to(layer.device), rotation.to(layer.device)
+                workspace = self._workspace(len(hidden), layer.device)
+            self._run(index, hidden, rotation, attention, workspace)
             if after_layer is not None:
                 after_layer(index + 1, hidden)
         return hidden
+
+    def prefill(
+        self, hidden: Tensor, rotation: Tensor, cache: KeyValueCache, after_layer: Callable[[int, Tensor], None]
+    ) -> Generator[None, None, Tensor]:
+        """Run every layer over a prompt's tokens, in pieces, into an empty cache.
+
+        Arguments and result are those of `forward`. Yields after each piece of a layer; other passes may run meanwhile.
+        """
+        piece = PIECES.get(self.device.type, PIECE)
+        pieces = [slice(start, min(start + piece, len(hidden))) for start in range(0, len(hidden), piece)]
+        attention = PromptAttention(cache, len(hidden), piece)
+        workspaces: dict[int, Workspace] = {}
+        after_layer(0, hidden)
+        for index, layer in enumerate(self._layers):
+            if index == 0 or layer.device != hidden.device:
+                hidden, rotation = hidden.to(layer.device), rotation.to(layer.device)
+                sizes = {part.stop - part.start for part in pieces}
+                workspaces = {size: Workspace(self.config, size, self.dtype, layer.device) for size in sizes}
+            for part in pieces:
+                size = part.stop - part.start
+                attend = attention.piece(part.start, part.stop)
+                self._run(index, hidden[part], rotation[part], attend, workspaces[size])
+                if part is pieces[-1]:
+                    after_layer(index + 1, hidden)
+                yield
+        return hidden
+
+    def _run(self, index: int, hidden: Tensor, rotation: Tensor, attention: Attention, workspace: Workspace) -> None:
+        """Run one layer, and overwrite ``hidden`` with its output."""
+        layer = self._layers[index]
+        layer.qkv.write(layer.input_norm(hidden), workspace.qkv)
+        if layer.qk_norm is not None:
+            workspace.normalize(layer.qk_norm)
+        workspace.rotate(rotation)
+        layer.output.add_to(hidden, attention(index, workspace.query, workspace.key_value))
+        layer.gate_up.write(layer.post_norm(hidden), workspace.gate_up)
+        layer.down.add_to(hidden, F.silu(workspace.gate) * workspace.up)
 
     def extend(
         self,
         ids: Tensor,
         rotation: Tensor,
-        cache: KeyValueCache,
-        row: int,
+        parts: Sequence[Part],
         after_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """Run int64 ``(n,)`` ids into ``cache`` from ``row`` on, and return their logits, float32 ``(n, vocab_size)``.
+        """Run int64 ``(n,)`` ids into the caches of one or more sessions; return logits, float32 ``(n, vocab_size)``.
 
-        ``rotation`` and ``after_layer`` as in `forward`.
+        ``parts``: which of the ids, in order, belong to which rows. ``rotation`` and ``after_layer`` as in `forward`.
         """
-        attention = AnswerAttention(cache, row, len(ids))
-        return self.logits(self.forward(self.embed(ids), rotation, attention, after_layer))
+        return self.logits(self.forward(self.embed(ids), rotation, answer_attention(parts), after_layer))
 
     def queries(self, layer: int, hidden: Tensor, rotation: Tensor) -> Tensor:
         """Return the rotated queries of layer number ``layer``, float32 ``(heads, n, head_dim)``.
@@ -178,8 +218,12 @@ class Decoder:
         weights, config = self._layers[layer - 1], self.config
         heads, head_dim = config.heads, config.head_dim
         qkv = hidden.new_empty(len(hidden), (heads + 2 * config.kv_heads) * head_dim)
-        query = weights.qkv.write(weights.input_norm(hidden), qkv)[:, : heads * head_dim]
-        pairs = torch.view_as_complex(torch.unflatten(query.float(), -1, (heads, head_dim // 2, 2)))
+        turned = (heads + config.kv_heads) * head_dim
+        projected = weights.qkv.write(weights.input_norm(hidden), qkv)[:, :turned]
+        rotated = torch.unflatten(projected, -1, (-1, head_dim))
+        if weights.qk_norm is not None:
+            rotated = weights.qk_norm(rotated)
+        pairs = torch.view_as_complex(torch.unflatten(rotated[:, :heads].float(), -1, (-1, 2)))
         return torch.view_as_real(pairs * rotation).flatten(-2).transpose(0, 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -233,21 +277,30 @@ class Decoder:
 
         queries, keys = config.heads * head_dim, config.kv_heads * head_dim
         qkv = weights.empty(width, queries + 2 * keys, device=device)
-        qkv_bias = weights.empty(queries + 2 * keys, device=device)
+        qkv_bias = weights.empty(queries + 2 * keys, device=device) if config.qkv_bias else None
         gate_up = weights.empty(width, 2 * inner, device=device)
         sizes = [queries, keys, keys]
-        for letter, matrix, bias in zip("qkv", torch.split(qkv.t(), sizes), torch.split(qkv_bias, sizes), strict=True):
-            rows = len(bias)
-            if letter != "v":
-                matrix, bias = _halves_apart(matrix, head_dim), _halves_apart(bias, head_dim)
-            weights.fill(matrix, f"{prefix}.self_attn.{letter}_proj.weight", rows, width)
-            weights.fill(bias, f"{prefix}.self_attn.{letter}_proj.bias", rows)
+        for part, shape in ((qkv.t(), (width,)), (qkv_bias, ())):
+            if part is None:
+                continue
+            kind = "weight" if shape else "bias"
+            for letter, own in zip("qkv", torch.split(part, sizes), strict=True):
+                place = own if letter == "v" else _halves_apart(own, head_dim)
+                weights.fill(place, f"{prefix}.self_attn.{letter}_proj.{kind}", len(own), *shape)
+        qk_norm = None
+        if config.qk_norm:
+            heads = weights.empty(config.heads + config.kv_heads, head_dim, device=device)
+            for letter, own in zip("qk", torch.split(heads, [config.heads, config.kv_heads]), strict=True):
+                weights.fill(_halves_apart(own[0], head_dim), f"{prefix}.self_attn.{letter}_norm.weight", head_dim)
+                own[1:] = own[0]
+            qk_norm = RMSNorm(heads, config.rms_norm_eps)
         for name, matrix in zip(("gate", "up"), torch.split(gate_up.t(), inner), strict=True):
             weights.fill(matrix, f"{prefix}.mlp.{name}_proj.weight")
         return _Layer(
             device=device,
             input_norm=norm("input_layernorm"),
             qkv=self._product(qkv, qkv_bias),
+            qk_norm=qk_norm,
             output=self._product(transposed("self_attn.o_proj", width, queries), None),
             post_norm=norm("post_attention_layernorm"),
             gate_up=self._product(gate_up, None),

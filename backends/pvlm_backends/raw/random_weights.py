@@ -33,7 +33,7 @@ class RandomWeights(WeightSource):
         width, head = config.hidden_size, config.vocab_size * config.hidden_size
         projected = (config.heads + 2 * config.kv_heads) * config.head_dim
         matrices = projected + config.heads * config.head_dim + 3 * config.intermediate_size
-        layer = width * matrices + projected + 2 * width
+        layer = width * matrices + config.qkv_bias * projected + config.qk_norm * 2 * config.head_dim + 2 * width
         if prefix == "lm_head.":
             return 0 if config.tied_head else head
         if prefix:

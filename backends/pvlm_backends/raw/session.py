@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession, progress
-from .attention import PromptAttention
-from .cache import KeyValueCache
+from .cache import KeyValueCache, Part, Rows
 from .decoder import Decoder
 from .draft import CapturedDrafting
 from .graphs import CapturedPasses
@@ -27,14 +26,16 @@ class TorchSession(CachedSession):
     Args:
         decoder: the model.
         prompt: the prepared prompt.
-        video: ``(placeholders, hidden_size)``, the vision tower's output, or None without a video.
+        video: ``(1 + n, placeholders, hidden_size)``, the vision tower's output, or None without a video.
         capacity: answer tokens to make room for.
     """
 
     def __init__(self, decoder: Decoder, prompt: PreparedPrompt, video: torch.Tensor | None, capacity: int) -> None:
         super().__init__(prompt, capacity, decoder.config.vocab_size, decoder.config.layers)
         self._decoder = decoder
-        self._video = video
+        self._video = None if video is None else video[0]
+        if video is not None and len(video) > 1:
+            self._layer_features = video[1:]
         self._cache: KeyValueCache | None = None
         self._rotations: torch.Tensor | None = None
         self._captured: CapturedPasses | None = None
@@ -46,12 +47,11 @@ class TorchSession(CachedSession):
     @torch.inference_mode()
     def _prefill(
         self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
-    ) -> torch.Tensor:
+    ) -> Iterator[torch.Tensor | None]:
         decoder = self._decoder
         hidden = decoder.embed(torch.from_numpy(self._prompt.ids).to(decoder.device))
         if self._video is not None:
-            start, stop = self._prompt.placeholders
-            hidden[start:stop] = self._video
+            hidden[torch.from_numpy(self._prompt.placeholders).to(decoder.device)] = self._video
         if kept is not None:
             hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
         axes, rows = positions.shape
@@ -60,9 +60,9 @@ class TorchSession(CachedSession):
         rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
         answer = torch.arange(self._capacity, device=decoder.device) + self._first_position
         self._rotations = decoder.rotations(answer.expand(axes, -1))
-        hidden = decoder.forward(hidden, rotation, PromptAttention(self._cache, rows), after_layer)
+        hidden = yield from decoder.prefill(hidden, rotation, self._cache, after_layer)
         self._video = None
-        return decoder.logits(hidden[-1:])[0]
+        yield decoder.logits(hidden[-1:])[0]
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
@@ -77,7 +77,7 @@ class TorchSession(CachedSession):
         if self._drafting is not None:
             self._drafting.forget()
         captured = self._captured_call(lambda passes: passes.extend(tokens, self._length))
-        return self._run(self._ids(tokens), row, position, after_layer) if captured is None else captured
+        return self._run(self._ids(tokens), after_layer) if captured is None else captured
 
     def draft(
         self,
@@ -113,20 +113,23 @@ class TorchSession(CachedSession):
     def _draft(self, ids: torch.Tensor, count: int, vocab_limit: int, after_layer: AfterLayer | None) -> Iterator[int]:
         """The same without a graph. It reads `length`, which grows between two tokens."""
         for _ in range(count):
-            row, position = self._prompt_rows + self._length, self._first_position + self._length
-            ids = self._run(ids, row, position, after_layer)[-1:, :vocab_limit].argmax(-1)
+            ids = self._run(ids, after_layer)[-1:, :vocab_limit].argmax(-1)
             yield int(ids)
 
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
         return torch.tensor(tokens, device=self._decoder.device)
 
     @torch.inference_mode()
-    def _run(self, ids: torch.Tensor, row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
+    def _run(self, ids: torch.Tensor, after_layer: AfterLayer | None) -> torch.Tensor:
+        rotation, part = self._part(len(ids))
+        return self._decoder.extend(ids, rotation, [part], after_layer)
+
+    def _part(self, count: int) -> tuple[torch.Tensor, Part]:
+        """The rotations of the next ``count`` answer tokens, and where they go."""
         assert self._cache is not None  # the prefill made both
         assert self._rotations is not None
-        index = position - self._first_position
-        rotation = self._rotations[index : index + len(ids)]
-        return self._decoder.extend(ids, rotation, self._cache, row, after_layer)
+        rows = Rows(self._cache, self._prompt_rows + self._length)
+        return self._rotations[self._length : self._length + count], Part((rows,), count)
 
     @torch.inference_mode()
     def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:
@@ -154,3 +157,22 @@ class TorchSession(CachedSession):
 
     def _close(self) -> None:
         self._cache = self._rotations = self._video = self._captured = self._drafting = None
+
+
+@torch.inference_mode()
+def extend_together(
+    decoder: Decoder, parts: Sequence[tuple[TorchSession, Sequence[int]]], after_layer: AfterLayer | None
+) -> list[torch.Tensor]:
+    """Append tokens to several sessions of a decoder in one pass; return the logits of each session."""
+    pieces = []
+    for session, tokens in parts:
+        session._check_extension(tokens)
+        if session._drafting is not None:
+            session._drafting.forget()
+        pieces.append(session._part(len(tokens)))
+    ids = torch.tensor([token for _, tokens in parts for token in tokens], device=decoder.device)
+    rotation = torch.cat([rotation for rotation, _ in pieces])
+    logits = decoder.extend(ids, rotation, [part for _, part in pieces], after_layer)
+    for session, tokens in parts:
+        session._length += len(tokens)
+    return list(torch.split(logits, [len(tokens) for _, tokens in parts]))

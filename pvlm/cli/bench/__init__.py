@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+import typer
 
 from pvlm.cli.bench import adaptive, device, emulated, methods, passes, pruning, scaling, sessions
+from pvlm.cli.commands import HELP_NAMES, MEASURING, Group
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    bench = commands.add_parser(
-        "bench",
-        help="measure",
-        description="Without WHAT: every method side by side on the same clips, in turns.",
+class Measurements(Group):
+    """The measurements. Without a name, every method is measured side by side."""
+
+    default = "methods"
+
+
+def register(group: typer.Typer) -> None:
+    bench = typer.Typer(
+        cls=Measurements,
+        help="Measure. Without COMMAND: every method side by side on the same clips, as `pvlm bench methods`.",
+        context_settings={"help_option_names": HELP_NAMES},
     )
-    methods.add_options(bench)
-    what = bench.add_subparsers(dest="what", metavar="WHAT", title="other measurements")
-    for measurement in (scaling, passes, device, pruning, emulated, adaptive, sessions):
-        measurement.add_parser(what)
+    for measurement in (methods, scaling, passes, device, pruning, emulated, adaptive, sessions):
+        measurement.register(bench)
+    group.add_typer(bench, name="bench", rich_help_panel=MEASURING)

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-import anyio
-from rich.table import Table
+import typer
 
-from pvlm.bench.adaptive import SCENARIOS, AdaptiveRow, measure_adaptive
 from pvlm.cli.bench.common import (
-    add_choice,
-    add_emulation_options,
-    add_rounds_option,
+    Emulation,
+    TimeScale,
+    choice,
     chosen,
     report,
+    rounds_option,
+    run_measurement,
     same,
     table_of,
 )
-from pvlm.cli.console import quiet_logs
+from pvlm.cli.commands import command
+from pvlm.cli.options import Output
 from pvlm.telemetry.figures import number
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    adaptive = what.add_parser(
-        "adaptive", help="the automatic window against the best fixed ones and plain decoding, on emulated pairs"
+    from pvlm.bench.adaptive import AdaptiveRow
+
+
+def register(group: typer.Typer) -> None:
+    command(group, "adaptive")(adaptive)
+
+
+def adaptive(
+    *,
+    scenarios: Annotated[list[str] | None, choice("--scenarios", "scenarios")] = None,
+    rounds: Annotated[int, rounds_option()] = 3,
+    time_scale: TimeScale = 1.0,
+    emulation: Emulation,
+    output: Output,
+) -> int:
+    """Compare the automatic window with the best fixed ones and plain decoding, on emulated pairs.
+
+    Exit status 1 if an answer's tokens are not those of the decoding that it is compared with.
+    """
+    from pvlm.bench.adaptive import SCENARIOS, measure_adaptive
+
+    rows = run_measurement(
+        lambda _: measure_adaptive(
+            [SCENARIOS[name] for name in chosen(scenarios, SCENARIOS)],
+            rounds=rounds,
+            time_scale=time_scale,
+            transport=emulation.transport,
+        ),
+        output,
     )
-    add_choice(adaptive, "--scenarios", SCENARIOS)
-    add_rounds_option(adaptive, 3)
-    add_emulation_options(adaptive, time_scale=1.0)
-    adaptive.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of the decoding that it is compared with."""
-    quiet_logs(False)
-
-    async def measure() -> list[AdaptiveRow]:
-        return await measure_adaptive(
-            [SCENARIOS[name] for name in chosen(options.scenarios, SCENARIOS)],
-            rounds=options.rounds,
-            time_scale=options.time_scale,
-            transport=options.transport,
-        )
-
-    rows = anyio.run(measure)
-    return report(options, rows, [_table(rows)])
+    return report(rows, [_table(rows)], json=emulation.json)
 
 
 def _table(rows: Sequence[AdaptiveRow]) -> Table:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
-import anyio
-from rich.console import Console, RenderableType
-from rich.table import Table
+import typer
 
-from pvlm.cli.console import ProgressDisplay, write_json
-from pvlm.cli.options import DESCRIBE, add_engine_options
-from pvlm.cli.plotting import add_plot_option, save_plot
+from pvlm.cli.commands import Options, option
+from pvlm.cli.interruption import run_async
+from pvlm.cli.names import completing, names
+from pvlm.cli.options import DESCRIBE, JsonFile, PlotFile, Question, Transport
+from pvlm.cli.options import Output as Verbosity
+from pvlm.cli.plotting import add_caption, save_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
+    from rich.table import Table
 
 ALL = "all"
 Row = TypeVar("Row")
@@ -34,100 +37,112 @@ Compared = TypeVar("Compared", bound=ComparedRow)
 # ---- options ------------------------------------------------------------------------------------------------------
 
 
-def add_choice(parser: argparse.ArgumentParser, option: str, names: Iterable[str]) -> None:
-    """An option that takes some of ``names``, or all of them; see `chosen`."""
-    names = list(names)
-    parser.add_argument(
-        option, nargs="+", choices=[ALL, *names], default=[ALL], metavar="NAME",
-        help=f"{ALL} (default), {', '.join(names)}",
-    )  # fmt: skip
+def choice(name: str, kind: str) -> Any:
+    """An option that takes some of the names of a kind, or all of them. ``kind``: see `pvlm.cli.names.names`."""
 
+    def check(given: list[str] | None) -> list[str] | None:
+        for one in given or []:
+            if one not in (known := [ALL, *names(kind)]):
+                raise typer.BadParameter(f"invalid choice: '{one}' (choose from {', '.join(known)})")
+        return given
 
-def chosen(given: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The given names, each once."""
-    return list(names) if ALL in given else list(dict.fromkeys(given))
-
-
-def add_rounds_option(parser: argparse.ArgumentParser, rounds: int) -> None:
-    parser.add_argument(
-        "--rounds", type=int, default=rounds, metavar="N", help=f"figures are medians of N rounds (default: {rounds})"
+    return option(
+        name,
+        metavar="NAME...",
+        help=f"{ALL} (default), {{{kind}}}",
+        callback=check,
+        autocompletion=completing(kind),
     )
 
 
-def add_question_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--question", default=DESCRIBE, help=f"default: {DESCRIBE}")
+def chosen(given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The given names, each once; all names if none or `ALL` is given."""
+    return list(known) if not given or ALL in given else list(dict.fromkeys(given))
 
 
-def add_measurement_options(parser: argparse.ArgumentParser, *, rounds: int, max_tokens: int, plot: str) -> None:
-    """What the comparisons on real clips share. ``plot``: what ``--plot`` draws."""
-    add_question_option(parser)
-    add_rounds_option(parser, rounds)
-    parser.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"tokens of each answer (default: {max_tokens})"
-    )
-    parser.add_argument("--note", default="", metavar="TEXT", help="a remark to show with the figures")
-    add_json_option(parser)
-    add_plot_option(parser, plot)
-    add_engine_options(parser)
+def rounds_option(help: str = "figures are medians of N rounds") -> Any:
+    """The option ``--rounds``."""
+    return option("--rounds", metavar="N", help=help, show_default=True)
 
 
-def add_emulation_options(parser: argparse.ArgumentParser, time_scale: float) -> None:
+MaxTokens = Annotated[int, option("--max-tokens", metavar="N", help="tokens of each answer", show_default=True)]
+TimeScale = Annotated[float, option("--time-scale", metavar="S", help="factor for the given times", show_default=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Options):
+    """What the comparisons on real clips share."""
+
+    question: Question = DESCRIBE
+    note: Annotated[str, option("--note", metavar="TEXT", help="a remark to show with the figures")] = ""
+    json: JsonFile = None
+    plot: PlotFile = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulation(Options):
     """What the commands on emulated pairs share."""
-    parser.add_argument(
-        "--time-scale", type=float, default=time_scale, metavar="S",
-        help=f"factor for the given times (default: {time_scale:g})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--transport", choices=["ipc", "tcp", "inproc"], default="ipc",
-        help="worker processes (ipc, tcp) or threads; default: ipc",
-    )  # fmt: skip
-    add_json_option(parser)
 
-
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    transport: Annotated[
+        Transport, option("--transport", help="worker processes (ipc, tcp) or threads", show_default=True)
+    ] = "ipc"
+    json: JsonFile = None
 
 
 # ---- measuring and reporting --------------------------------------------------------------------------------------
 
 
-def run_measurement(measure: Callable[[Callable[[float], None]], Awaitable[list[Row]]]) -> list[Row]:
+def run_measurement(
+    measure: Callable[[Callable[[float], None]], Awaitable[list[Row]]], verbosity: Verbosity
+) -> list[Row]:
     """Run ``measure`` with a progress bar. It gets a function that takes the finished fraction, 0 to 1."""
+    from pvlm.cli.console import configure_logs
+    from pvlm.cli.progress import ProgressDisplay
+
+    configure_logs(verbosity.verbose)
 
     async def run() -> list[Row]:
-        with ProgressDisplay() as shown:
+        with ProgressDisplay(quiet=verbosity.quiet or verbosity.verbose) as shown:
             return await measure(lambda fraction: shown.update("measure", fraction))
 
-    return anyio.run(run)
+    return run_async(run)
 
 
 def report(
-    options: argparse.Namespace,
     rows: Sequence[Compared],
     tables: Iterable[RenderableType],
     *,
+    json: str | None,
+    plot: str | None = None,
     lines: Iterable[str] = (),
     draw: Callable[[Sequence[Compared]], Figure] | None = None,
+    caption: Iterable[str] = (),
 ) -> int:
-    """Print tables and lines, and write what ``--json`` and ``--plot`` ask for.
+    """Print tables and lines, and write the files ``json`` and ``plot``. ``caption``: lines below the picture.
 
     Returns the exit status: 1 if an answer's tokens are not those of the answer that it is compared with. Raises
     OptionError if a file cannot be written.
     """
-    console = Console(highlight=False)
+    from pvlm.cli.console import ResultConsole, write_json
+
+    console = ResultConsole()
     for table in tables:
         console.print(table)
     for line in lines:
-        console.print(line, soft_wrap=True)
-    if options.json:
-        write_json(options.json, rows)
-    if draw is not None and options.plot:
-        save_plot(options.plot, draw(rows))
+        console.print(line, soft_wrap=True, markup=False)
+    if json:
+        write_json(json, rows)
+    if draw is not None and plot:
+        figure = draw(rows)
+        add_caption(figure, list(caption))
+        save_plot(plot, figure)
     return 0 if all(row.same_tokens for row in rows) else 1
 
 
 def new_table(title: str, columns: Sequence[str], text: Sequence[str] = ("method",)) -> Table:
     """A table of figures; the columns in ``text`` are aligned to the left. No cell is broken into lines."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column in text else "right", no_wrap=True)

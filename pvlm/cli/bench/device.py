@@ -2,78 +2,110 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from pvlm.bench.architectures import PAIRS
-from pvlm.bench.device import DeviceReport, DeviceRow, measure_device
-from pvlm.cli.bench.common import add_json_option, new_table
-from pvlm.cli.console import quiet_logs, write_json
+from pvlm.cli.bench.common import new_table, rounds_option
+from pvlm.cli.commands import command, option
+from pvlm.cli.interruption import closing_on_interrupt
+from pvlm.cli.names import completing, names
+from pvlm.cli.options import JsonFile, Output
 from pvlm.telemetry.figures import number
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    device = what.add_parser(
-        "device",
-        help="passes of full-size decoders with random weights on a device, beside transformers",
-        description="Times decoders with the architectures of released models and random weights: no checkpoint is "
-        "needed. Measures T_p over the tokens of a pass, T_q over the prune ratio, and the target's prefill alone and "
-        "beside the draft's, for pvlm's own decoder and for transformers.",
-    )
-    device.add_argument(
-        "--pair", choices=list(PAIRS), default=next(iter(PAIRS)), help=f"architectures (default: {next(iter(PAIRS))})"
-    )
-    device.add_argument("--device", default="cpu", help="the target's, such as cuda:0 (default: cpu)")
-    device.add_argument("--draft-device", help="the draft's (default: the target's)")
-    device.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
-    device.add_argument(
-        "--video-tokens",
-        type=int,
-        default=25_088,
-        metavar="M",
-        help="video tokens of the prompt (default: 25088, 128 frames of 196)",
-    )
-    device.add_argument(
-        "--tokens",
-        nargs="+",
-        type=int,
-        default=list(range(1, 17)),
-        metavar="N",
-        help="tokens a pass (default: 1 to 16)",
-    )
-    device.add_argument(
-        "--ratios", nargs="+", type=float, default=[0.0, 0.5, 0.75, 0.9], metavar="R",
-        help="prune ratios; the draft's prefill uses the last one (default: 0 0.5 0.75 0.9)",
-    )  # fmt: skip
-    device.add_argument("--window", type=int, default=5, metavar="N", help="tokens drafted in a call (default: 5)")
-    device.add_argument("--rounds", type=int, default=10, metavar="N", help="times are medians of N (default: 10)")
-    device.add_argument(
-        "--backends", nargs="+", default=["torch", "hf"], metavar="NAME", help="default: torch hf (transformers)"
-    )
-    device.add_argument("--threads", type=int, help="on the CPU")
-    add_json_option(device)
-    device.set_defaults(run=run)
+    from pvlm.bench.device import DeviceReport, DeviceRow
+
+TOKENS = tuple(range(1, 17))
+RATIOS = (0.0, 0.5, 0.75, 0.9)
+BACKENDS = ("torch", "hf")
 
 
-def run(options: argparse.Namespace) -> int:
-    quiet_logs(False)
-    progress, console = Console(stderr=True, highlight=False), Console(highlight=False)
-    report = measure_device(
-        options.pair,
-        device=options.device,
-        draft_device=options.draft_device,
-        dtype=options.dtype,
-        video_tokens=options.video_tokens,
-        tokens=options.tokens,
-        ratios=options.ratios,
-        window=options.window,
-        rounds=options.rounds,
-        backends=options.backends,
-        threads=options.threads,
-        on_row=lambda row: progress.print(f"{row.backend}: {_name(row)}: {row.ms:.3g} ms"),
-    )
+def _check_pair(name: str) -> str:
+    if name not in (known := names("architectures")):
+        raise typer.BadParameter(f"there is no pair '{name}': use one of {', '.join(known)}")
+    return name
+
+
+def register(group: typer.Typer) -> None:
+    command(group, "device")(device)
+
+
+def device(
+    *,
+    pair: Annotated[
+        str,
+        option(
+            "--pair",
+            metavar="NAME",
+            help="architectures: {architectures}",
+            show_default=True,
+            callback=_check_pair,
+            autocompletion=completing("architectures"),
+        ),
+    ] = "llava-onevision-0.5b-7b",
+    device: Annotated[
+        str, option("--device", metavar="DEVICE", help="the target's, such as cuda:0", show_default=True)
+    ] = "cpu",
+    draft_device: Annotated[
+        str | None, option("--draft-device", metavar="DEVICE", help="the draft's (default: the target's)")
+    ] = None,
+    dtype: Annotated[str, option("--dtype", metavar="TYPE", help="of the weights", show_default=True)] = "bfloat16",
+    video_tokens: Annotated[
+        int, option("--video-tokens", metavar="M", help="of the prompt: 128 frames of 196", show_default=True)
+    ] = 25_088,
+    tokens: Annotated[list[int] | None, option("--tokens", metavar="N...", help="a pass (default: 1 to 16)")] = None,
+    ratios: Annotated[
+        list[float] | None,
+        option(
+            "--ratios",
+            metavar="R...",
+            help="prune ratios; the draft's prefill uses the last one (default: 0 0.5 0.75 0.9)",
+        ),
+    ] = None,
+    window: Annotated[int, option("--window", metavar="N", help="tokens drafted in a call", show_default=True)] = 5,
+    rounds: Annotated[int, rounds_option()] = 10,
+    backends: Annotated[
+        list[str] | None,
+        option(
+            "--backends",
+            metavar="NAME...",
+            help="default: torch hf (transformers)",
+            autocompletion=completing("backends"),
+        ),
+    ] = None,
+    threads: Annotated[int | None, option("--threads", metavar="N", help="on the CPU")] = None,
+    json: JsonFile = None,
+    output: Output,
+) -> int:
+    """Time decoders with the architectures of released models and random weights, beside transformers.
+
+    No checkpoint is needed. Measures T_p over the tokens of a pass, T_q over the prune ratio, and the target's prefill
+    alone and beside the draft's.
+    """
+    from pvlm.bench.device import measure_device
+    from pvlm.cli.console import ResultConsole, configure_logs, write_json
+    from pvlm.cli.progress import ProgressDisplay
+
+    configure_logs(output.verbose)
+    console = ResultConsole()
+    with closing_on_interrupt(), ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+        report = measure_device(
+            pair,
+            device=device,
+            draft_device=draft_device,
+            dtype=dtype,
+            video_tokens=video_tokens,
+            tokens=tokens or TOKENS,
+            ratios=ratios or RATIOS,
+            window=window,
+            rounds=rounds,
+            backends=backends or BACKENDS,
+            threads=threads,
+            on_row=lambda row: None if output.quiet else progress.note(f"{row.backend}: {_name(row)}: {row.ms:.3g} ms"),
+        )
     console.print(_table(report))
     console.print(
         f"random weights in {report.dtype}; target on {report.devices['target']}, draft on {report.devices['draft']}; "
@@ -81,8 +113,8 @@ def run(options: argparse.Namespace) -> int:
         "run",
         soft_wrap=True,
     )
-    if options.json:
-        write_json(options.json, report)
+    if json:
+        write_json(json, report)
     return 0
 
 

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-import anyio
-from rich.table import Table
+import typer
 
-from pvlm.bench.emulated import NEAR_THEORY, EmulatedRow, measure_emulated
-from pvlm.bench.pairs import PAIRS, VANILLA_WINDOW
-from pvlm.cli.bench.common import add_choice, add_emulation_options, chosen, report, same, table_of
-from pvlm.cli.console import quiet_logs
+from pvlm.cli.bench.common import Emulation, TimeScale, choice, chosen, report, run_measurement, same, table_of
+from pvlm.cli.commands import command, option
+from pvlm.cli.options import Output
 from pvlm.telemetry.figures import number
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    emulated = what.add_parser(
-        "emulated", help="speed-ups on pairs without weights that take the paper's times, beside theory's"
+    from pvlm.bench.emulated import EmulatedRow
+
+
+def register(group: typer.Typer) -> None:
+    command(group, "emulated")(emulated)
+
+
+def emulated(
+    *,
+    pairs: Annotated[list[str] | None, choice("--pairs", "pairs")] = None,
+    tokens: Annotated[int, option("--tokens", metavar="N", help="tokens of each answer", show_default=True)] = 256,
+    time_scale: TimeScale = 0.1,
+    emulation: Emulation,
+    output: Output,
+) -> int:
+    """Measure speed-ups on pairs without weights that take the paper's times, beside theory's.
+
+    Exit status 1 if an answer's tokens are not those of plain decoding.
+    """
+    from pvlm.bench.emulated import measure_emulated
+    from pvlm.bench.pairs import PAIRS
+
+    rows = run_measurement(
+        lambda _: measure_emulated(
+            [PAIRS[name] for name in chosen(pairs, PAIRS)],
+            tokens=tokens,
+            time_scale=time_scale,
+            transport=emulation.transport,
+        ),
+        output,
     )
-    add_choice(emulated, "--pairs", PAIRS)
-    emulated.add_argument("--tokens", type=int, default=256, metavar="N", help="tokens of each answer (default: 256)")
-    add_emulation_options(emulated, time_scale=0.1)
-    emulated.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of plain decoding."""
-    quiet_logs(False)
-
-    async def measure() -> list[EmulatedRow]:
-        return await measure_emulated(
-            [PAIRS[name] for name in chosen(options.pairs, PAIRS)],
-            tokens=options.tokens,
-            time_scale=options.time_scale,
-            transport=options.transport,
-        )
-
-    rows = anyio.run(measure)
-    return report(options, rows, [_table(rows)], lines=conclusions(rows))
+    return report(rows, [_table(rows)], json=emulation.json, lines=conclusions(rows))
 
 
 def _table(rows: Sequence[EmulatedRow]) -> Table:
@@ -64,6 +72,9 @@ def _table(rows: Sequence[EmulatedRow]) -> Table:
 
 def conclusions(rows: Sequence[EmulatedRow]) -> list[str]:
     """Lines about the rows of method parallel, and about the meaning of the columns."""
+    from pvlm.bench.emulated import NEAR_THEORY
+    from pvlm.bench.pairs import VANILLA_WINDOW
+
     parallel = [row for row in rows if row.method == "parallel"]
     comparable = [row for row in parallel if row.comparable]
     beyond = [row.pair for row in parallel if not row.fitted and not row.comparable]

@@ -1,85 +1,107 @@
-"""``pvlm bench`` without a subcommand: all methods side by side on the same clips."""
+"""``pvlm bench methods``, the measurement of ``pvlm bench``: all methods side by side on the same clips."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.resources import as_file, files
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import RenderableType
-from rich.table import Table
+import typer
 
-from pvlm.bench.comparison import MethodRow, measure_methods
-from pvlm.bench.methods import CONTENDERS, METHODS, WHOLE, contenders, read_clip
 from pvlm.cli.bench.common import (
-    add_choice,
-    add_measurement_options,
+    MaxTokens,
+    Measurement,
+    choice,
     chosen,
     report,
+    rounds_option,
     run_measurement,
     same,
     table_of,
 )
-from pvlm.cli.console import quiet_logs
-from pvlm.cli.options import engine_settings
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel
-from pvlm.config import engine_config
+from pvlm.cli.commands import command, option
+from pvlm.cli.options import DraftView, Models, Output, Places, Pruning, Reading, Window, settings
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, pair_and_machine, plain_panel
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from pvlm.bench.comparison import MethodRow
 
 BUNDLED_CLIPS = ("two-scenes.mp4", "four-scenes.mp4")
 PEER = "#8a8a8a"
 LOSSY = "#d9a441"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--videos", nargs="+", metavar="VIDEO", help="default: two of the bundled clips")
-    add_choice(parser, "--methods", METHODS)
-    parser.add_argument("--frames", type=int, metavar="N", help="frames to use (default: the target's)")
-    add_measurement_options(parser, rounds=5, max_tokens=256, plot="the speed-ups")
-    parser.set_defaults(run=run)
+def register(group: typer.Typer) -> None:
+    command(group, "methods")(methods)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of plain decoding."""
-    quiet_logs(False)
-    check_plot(options.plot)
-    methods = contenders(chosen(options.methods, METHODS))
-    config = engine_config(engine_settings(options))
+def methods(
+    *,
+    videos: Annotated[
+        list[str] | None, option("--videos", metavar="VIDEO...", help="default: two of the bundled clips")
+    ] = None,
+    names: Annotated[list[str] | None, choice("--methods", "contenders")] = None,
+    frames: Annotated[int | None, option("--frames", metavar="N", help="frames to use (default: the target's)")] = None,
+    rounds: Annotated[int, rounds_option()] = 5,
+    max_tokens: MaxTokens = 256,
+    measurement: Measurement,
+    output: Output,
+    models: Models,
+    places: Places,
+    window: Window = None,
+    pruning: Pruning,
+    view: DraftView,
+    reading: Reading,
+) -> int:
+    """Measure every method side by side on the same clips, in turns.
+
+    Exit status 1 if an answer's tokens are not those of plain decoding.
+    """
+    from pvlm.bench.comparison import measure_methods
+    from pvlm.bench.methods import METHODS, contenders, read_clip
+    from pvlm.cli.bundled import clips_folder
+    from pvlm.config import engine_config
+
+    check_plot(measurement.plot)
+    compared = contenders(chosen(names, METHODS))
+    config = engine_config(
+        settings(models, places, pruning, view, reading), **({} if window is None else {"window": window})
+    )
 
     async def measure(on_turn: Callable[[float], None]) -> list[MethodRow]:
-        with _videos(options.videos) as videos:
-            clips = [await read_clip(config, video, options.question, options.frames) for video in videos]
+        with clips_folder() as folder:
+            paths: Sequence[str | Path] = videos or [folder / name for name in BUNDLED_CLIPS]
+            clips = [await read_clip(config, video, measurement.question, frames) for video in paths]
         return await measure_methods(
             config,
             clips,
-            methods,
-            rounds=options.rounds,
-            max_tokens=options.max_tokens,
-            note=options.note,
+            compared,
+            rounds=rounds,
+            max_tokens=max_tokens,
+            note=measurement.note,
             on_turn=on_turn,
         )
 
-    rows = run_measurement(measure)
+    rows = run_measurement(measure, output)
     tables: list[RenderableType] = [_speed_table(rows), "", _figures_table(rows), ""]
     if any(row.lossy for row in rows):
         tables += [_lossy_table(rows), ""]
-    return report(options, rows, tables, lines=conclusions(rows), draw=draw)
-
-
-@contextmanager
-def _videos(given: Sequence[str] | None) -> Iterator[Sequence[Path | str]]:
-    if given:
-        yield given
-        return
-    with as_file(files("pvlm") / "bundled" / "clips") as folder:
-        yield [folder / name for name in BUNDLED_CLIPS]
+    return report(
+        rows,
+        tables,
+        json=measurement.json,
+        plot=measurement.plot,
+        lines=conclusions(rows),
+        draw=draw,
+        caption=[*_symbols(rows), pair_and_machine(config)],
+    )
 
 
 # ---- text ---------------------------------------------------------------------------------------------------------
@@ -105,6 +127,8 @@ def _speed_table(rows: Sequence[MethodRow]) -> Table:
 
 def _lossy_table(rows: Sequence[MethodRow]) -> Table:
     """The methods whose target sees a part of the video."""
+    from pvlm.bench.methods import WHOLE
+
     return table_of(
         f"a target that sees a part of the video: another answer (speed-up over {WHOLE})",
         [row for row in rows if row.lossy],
@@ -139,13 +163,14 @@ def _figures_table(rows: Sequence[MethodRow]) -> Table:
 
 def conclusions(rows: Sequence[MethodRow]) -> list[str]:
     """Lines about method parallel, and about the meaning of the columns."""
+    from pvlm.bench.methods import CONTENDERS, WHOLE
+
     by_name = {row.method: row for row in rows}
     lines = []
     if (own := by_name.get("parallel")) is not None:
         lines.append(_against_plain(own))
-        others = [
-            row for row in rows if row.method not in ("ar", "ar-all-cores", WHOLE) and not (row.lossy or _is_ours(row))
-        ]
+        plain = ("ar", "ar-all-cores", WHOLE)
+        others = [row for row in rows if row.method not in plain and not row.lossy and not _is_ours(row)]
         if others:
             faster = ", ".join(f"{row.method} {own.speedup_vs_ar / row.speedup_vs_ar:.2f}×" for row in others)
             lines.append(f"parallel decodes faster than {faster}")
@@ -195,6 +220,18 @@ def _is_ours(row: MethodRow) -> bool:
 
 def _times(value: float | None) -> str:
     return number(value, 2, "×")
+
+
+def _symbols(rows: Sequence[MethodRow]) -> list[str]:
+    """What the picture shows, and of how much."""
+    first = rows[0]
+    return [
+        f"Bars: medians of n = {first.rounds} rounds over {first.clips} clips, {first.tokens} tokens a round; thin "
+        "lines: first to third quartile; dotted line: plain decoding on the target's cores (ar). "
+        "◇ theory: theorem 7 (parallel) or 4 (sd, specvlm, parallel-no-pd), from this run's times and acceptance.",
+        "Blue: pvlm's parallel decoding and its ablations; orange: other methods of pvlm; grey: transformers' loops; "
+        "yellow: a target that sees a part of the video.",
+    ]
 
 
 # ---- picture ------------------------------------------------------------------------------------------------------
@@ -249,6 +286,8 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
 
 
 def _color(row: MethodRow) -> str:
+    from pvlm.bench.methods import CONTENDERS
+
     if row.lossy:
         return LOSSY
     return PEER if CONTENDERS[row.method].loop else PARALLEL if _is_ours(row) else VANILLA

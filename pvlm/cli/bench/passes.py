@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from pvlm.bench.passes import PassReport, measure_passes
-from pvlm.cli.bench.common import add_json_option, table_of
-from pvlm.cli.console import quiet_logs, write_json
-from pvlm.cli.options import add_engine_options, engine_settings
-from pvlm.config import engine_config
+from pvlm.cli.bench.common import rounds_option, table_of
+from pvlm.cli.commands import command, option
+from pvlm.cli.interruption import closing_on_interrupt
+from pvlm.cli.options import Checkpoints, JsonFile, Output, PruneRatio, Threads, settings
 from pvlm.telemetry.figures import number
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    passes = what.add_parser("passes", help="the models' passes, compared with the limit of this machine's cores")
-    passes.add_argument(
-        "--tokens",
-        nargs="+",
-        type=int,
-        default=[1, 2, 4, 8, 12],
-        metavar="N",
-        help="tokens a pass (default: 1 2 4 8 12)",
-    )
-    passes.add_argument(
-        "--frames", type=int, default=32, metavar="N", help="frames of noise in the prompt (default: 32)"
-    )
-    passes.add_argument("--rounds", type=int, default=30, metavar="N", help="times are medians of N (default: 30)")
-    add_json_option(passes)
-    add_engine_options(passes)
-    passes.set_defaults(run=run)
+    from pvlm.bench.passes import PassReport
+
+TOKENS = (1, 2, 4, 8, 12)
 
 
-def run(options: argparse.Namespace) -> int:
-    quiet_logs(False)
-    console = Console(highlight=False)
-    report = measure_passes(
-        engine_config(engine_settings(options)),
-        tokens=options.tokens,
-        frames=options.frames,
-        rounds=options.rounds,
-    )
+def register(group: typer.Typer) -> None:
+    command(group, "passes")(passes)
+
+
+def passes(
+    *,
+    tokens: Annotated[
+        list[int] | None, option("--tokens", metavar="N...", help="tokens a pass (default: 1 2 4 8 12)")
+    ] = None,
+    frames: Annotated[
+        int, option("--frames", metavar="N", help="frames of noise in the prompt", show_default=True)
+    ] = 32,
+    rounds: Annotated[int, rounds_option("times are medians of N")] = 30,
+    json: JsonFile = None,
+    output: Output,
+    checkpoints: Checkpoints,
+    threads: Threads = None,
+    prune_ratio: PruneRatio = None,
+) -> int:
+    """Measure the models' passes, compared with the limit of this machine's cores."""
+    from pvlm.bench.passes import measure_passes
+    from pvlm.cli.console import ResultConsole, configure_logs, write_json
+    from pvlm.cli.progress import ProgressDisplay
+    from pvlm.config import engine_config
+
+    configure_logs(output.verbose)
+    console = ResultConsole()
+    more = {name: value for name, value in (("threads", threads), ("prune_ratio", prune_ratio)) if value is not None}
+    with closing_on_interrupt(), ProgressDisplay(quiet=output.quiet or output.verbose):
+        report = measure_passes(
+            engine_config(settings(checkpoints), **more), tokens=tokens or TOKENS, frames=frames, rounds=rounds
+        )
     console.print(_table(report))
     for role, prefill_ms in report.prefill_ms.items():
         console.print(f"{role}: vision tower {report.tower_ms[role]:.0f} ms, prefill {prefill_ms:.0f} ms")
@@ -51,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
         f"{report.gflop_s:.0f} GFLOP/s (of a large float32 product); threads: {report.threads}",
         soft_wrap=True,
     )
-    if options.json:
-        write_json(options.json, report)
+    if json:
+        write_json(json, report)
     return 0
 
 

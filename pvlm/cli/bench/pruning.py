@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import anyio
-from rich.table import Table
+import typer
 
-from pvlm.bench.pruning import METHODS, PARTS, RATIOS, PruningRow, measure_pruning
-from pvlm.cli.bench.common import add_json_option, add_question_option, report, same, table_of
-from pvlm.cli.console import quiet_logs
-from pvlm.cli.options import add_engine_options, engine_settings
-from pvlm.cli.plotting import INK, add_plot_option, check_plot, new_figure, plain_panel
-from pvlm.config import engine_config
+from pvlm.cli.bench.common import report, run_measurement, same, table_of
+from pvlm.cli.commands import command, option
+from pvlm.cli.names import check, completing
+from pvlm.cli.options import (
+    DESCRIBE,
+    DraftView,
+    JsonFile,
+    Models,
+    Output,
+    Places,
+    PlotFile,
+    Question,
+    Reading,
+    settings,
+)
+from pvlm.cli.plotting import INK, check_plot, new_figure, pair_and_machine, plain_panel
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from pvlm.bench.pruning import PruningRow
 
 COLORS = {
     "uv": "#c0392b",
@@ -35,41 +46,66 @@ SHOWN_METHODS = ("attention", "uv", "novelty")
 """Methods whose kept tokens the picture shows: those that choose by score alone, and `novelty`."""
 
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    pruning = what.add_parser(
-        "pruning", help="acceptance by pruning method and ratio, and the places of the kept tokens"
+def register(group: typer.Typer) -> None:
+    command(group, "pruning")(pruning)
+
+
+def pruning(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="paths of videos")],
+    *,
+    question: Question = DESCRIBE,
+    methods: Annotated[
+        list[str] | None,
+        option(
+            "--methods",
+            metavar="NAME...",
+            help="pruners: {pruners} (default: all but none)",
+            callback=check("pruners"),
+            autocompletion=completing("pruners"),
+        ),
+    ] = None,
+    ratios: Annotated[
+        list[float] | None, option("--ratios", metavar="R...", help="prune ratios (default: 0 0.5 0.75 0.9 0.95)")
+    ] = None,
+    json: JsonFile = None,
+    plot: PlotFile = None,
+    output: Output,
+    models: Models,
+    places: Places,
+    view: DraftView,
+    reading: Reading,
+) -> int:
+    """Measure acceptance by pruning method and ratio, and the places of the kept tokens.
+
+    Exit status 1 if an answer's tokens are not those of plain decoding.
+    """
+    from pvlm.bench.pruning import METHODS, RATIOS, measure_pruning
+    from pvlm.config import engine_config
+
+    check_plot(plot)
+    config = engine_config(settings(models, places, view, reading))
+    rows = run_measurement(
+        lambda _: measure_pruning(
+            config,
+            videos,
+            question,
+            methods=methods or METHODS,
+            ratios=ratios or RATIOS,
+        ),
+        output,
     )
-    pruning.add_argument("videos", nargs="+", metavar="VIDEO")
-    add_question_option(pruning)
-    pruning.add_argument(
-        "--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"default: {' '.join(METHODS)}"
+    return report(
+        rows,
+        [_table(rows)],
+        json=json,
+        plot=plot,
+        draw=draw,
+        caption=[
+            f"n = {rows[0].clips} clips, {rows[0].tokens} tokens in each setting. Acceptance rate: accepted of the "
+            "drafted tokens that were tested. Dotted line: the same share for every part of the video.",
+            pair_and_machine(config),
+        ],
     )
-    pruning.add_argument(
-        "--ratios", nargs="+", type=float, default=list(RATIOS), metavar="R",
-        help=f"default: {' '.join(f'{ratio:g}' for ratio in RATIOS)}",
-    )  # fmt: skip
-    add_json_option(pruning)
-    add_plot_option(pruning, "acceptance over the ratio, and the places of the kept tokens")
-    add_engine_options(pruning)
-    pruning.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of plain decoding."""
-    quiet_logs(False)
-    check_plot(options.plot)
-
-    async def measure() -> list[PruningRow]:
-        return await measure_pruning(
-            engine_config(engine_settings(options)),
-            options.videos,
-            options.question,
-            methods=options.methods,
-            ratios=options.ratios,
-        )
-
-    rows = anyio.run(measure)
-    return report(options, rows, [_table(rows)], draw=draw)
 
 
 def _table(rows: Sequence[PruningRow]) -> Table:
@@ -114,6 +150,8 @@ def _draw_acceptance(panel: Axes, rows: Sequence[PruningRow]) -> None:
 
 
 def _draw_places(panel: Axes, rows: Sequence[PruningRow]) -> None:
+    from pvlm.bench.pruning import PARTS
+
     pruned = [row for row in rows if row.ratio > 0]
     panel.set_title("share of the kept tokens", loc="left", fontsize="medium", color=INK)
     panel.set_xlabel(f"place in the video, in {PARTS} parts", color=INK)

@@ -2,59 +2,94 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from importlib.resources import as_file, files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
-from pvlm.bench.scaling import FRAMES, ScalingRow, measure_scaling
-from pvlm.cli.bench.common import add_measurement_options, report, run_measurement, same, table_of
-from pvlm.cli.console import quiet_logs
-from pvlm.cli.options import engine_settings
-from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, plain_panel
-from pvlm.config import engine_config
+from pvlm.cli.bench.common import MaxTokens, Measurement, report, rounds_option, run_measurement, same, table_of
+from pvlm.cli.commands import command, option
+from pvlm.cli.options import DraftView, Models, Output, Places, Pruning, Reading, Window, settings
+from pvlm.cli.plotting import INK, PARALLEL, VANILLA, check_plot, new_figure, pair_and_machine, plain_panel
 from pvlm.telemetry.figures import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from pvlm.bench.scaling import ScalingRow
 
 BUNDLED_CLIP = "eight-scenes.mp4"
 ALONE = "#7a9ac0"
 
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    scaling = what.add_parser("scaling", help="prefill, pass times, speed-up and memory against the number of frames")
-    scaling.add_argument("--video", help="a video with fewer frames is slowed down (default: the longest bundled clip)")
-    scaling.add_argument(
-        "--frames", nargs="+", type=int, default=FRAMES, metavar="N",
-        help=f"default: {' '.join(map(str, FRAMES))}",
-    )  # fmt: skip
-    add_measurement_options(scaling, rounds=5, max_tokens=64, plot="all of it over the number of frames")
-    scaling.set_defaults(run=run)
+def register(group: typer.Typer) -> None:
+    command(group, "scaling")(scaling)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of plain decoding."""
-    quiet_logs(False)
-    check_plot(options.plot)
-    config = engine_config(engine_settings(options))
-    with as_file(files("pvlm") / "bundled" / "clips" / BUNDLED_CLIP) as bundled_clip:
+def scaling(
+    *,
+    video: Annotated[
+        str | None,
+        option(
+            "--video",
+            metavar="VIDEO",
+            help="a video with fewer frames is slowed down (default: the longest bundled clip)",
+        ),
+    ] = None,
+    frames: Annotated[list[int] | None, option("--frames", metavar="N...", help="default: 8 16 32 64 128")] = None,
+    rounds: Annotated[int, rounds_option()] = 5,
+    max_tokens: MaxTokens = 64,
+    measurement: Measurement,
+    output: Output,
+    models: Models,
+    places: Places,
+    window: Window = None,
+    pruning: Pruning,
+    view: DraftView,
+    reading: Reading,
+) -> int:
+    """Measure prefill, pass times, speed-up and memory over the number of frames.
+
+    Exit status 1 if an answer's tokens are not those of plain decoding.
+    """
+    from pvlm.bench.scaling import FRAMES, measure_scaling
+    from pvlm.cli.bundled import clips_folder
+    from pvlm.config import engine_config
+
+    check_plot(measurement.plot)
+    config = engine_config(
+        settings(models, places, pruning, view, reading), **({} if window is None else {"window": window})
+    )
+    with clips_folder() as folder:
         rows = run_measurement(
             lambda on_turn: measure_scaling(
                 config,
-                options.video or str(bundled_clip),
-                options.question,
-                frames=options.frames,
-                rounds=options.rounds,
-                max_tokens=options.max_tokens,
-                note=options.note,
+                video or str(folder / BUNDLED_CLIP),
+                measurement.question,
+                frames=frames or FRAMES,
+                rounds=rounds,
+                max_tokens=max_tokens,
+                note=measurement.note,
                 on_turn=on_turn,
-            )
+            ),
+            output,
         )
-    return report(options, rows, [_table(rows)], lines=_notes(rows), draw=draw)
+    return report(
+        rows,
+        [_table(rows)],
+        json=measurement.json,
+        plot=measurement.plot,
+        lines=_notes(rows),
+        draw=draw,
+        caption=[
+            f"Points: medians of n = {rounds} rounds, answers of {max_tokens} tokens; shaded: first to third quartile. "
+            "End to end: prefill and decoding. Dotted line: plain decoding. T_p: a pass of the target over one token; "
+            "T_q: a token of the draft while the target works.",
+            pair_and_machine(config),
+        ],
+    )
 
 
 def _table(rows: Sequence[ScalingRow]) -> Table:

@@ -2,59 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Annotated
 
-import anyio
-from rich.table import Table
+import typer
 
-from pvlm.bench.pairs import PAIRS
-from pvlm.bench.sessions import SESSIONS, SessionsRow, measure_sessions
-from pvlm.cli.bench.common import add_choice, add_emulation_options, add_rounds_option, chosen, report, same, table_of
-from pvlm.cli.console import quiet_logs
-from pvlm.cli.demo import bundled_clips
-from pvlm.config import BUNDLED
+from pvlm.cli.bench.common import (
+    Emulation,
+    TimeScale,
+    choice,
+    chosen,
+    report,
+    rounds_option,
+    run_measurement,
+    same,
+    table_of,
+)
+from pvlm.cli.commands import command, option
+from pvlm.cli.options import Output
 from pvlm.telemetry.figures import number
 
-NAMES = (*PAIRS, BUNDLED)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pvlm.bench.sessions import SessionsRow
 
 
-def add_parser(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sessions = what.add_parser(
-        "sessions", help="throughput of several answers at once, against one after the other, on one engine"
-    )
-    add_choice(sessions, "--pairs", NAMES)
-    sessions.add_argument(
-        "--sessions", nargs="+", type=int, default=SESSIONS, metavar="N",
-        help=f"answers at once (default: {' '.join(map(str, SESSIONS))})",
-    )  # fmt: skip
-    sessions.add_argument(
-        "--tokens", type=int, default=128, metavar="N", help="tokens of each emulated answer (default: 128)"
-    )
-    add_rounds_option(sessions, 3)
-    add_emulation_options(sessions, time_scale=0.1)
-    sessions.set_defaults(run=run)
+def register(group: typer.Typer) -> None:
+    command(group, "sessions")(sessions)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Exit status 1 if an answer's tokens are not those of plain decoding."""
-    quiet_logs(False)
+def sessions(
+    *,
+    pairs: Annotated[list[str] | None, choice("--pairs", "all_pairs")] = None,
+    at_once: Annotated[
+        list[int] | None, option("--sessions", metavar="N...", help="answers at once (default: 1 2 4 8)")
+    ] = None,
+    tokens: Annotated[
+        int, option("--tokens", metavar="N", help="tokens of each emulated answer", show_default=True)
+    ] = 128,
+    rounds: Annotated[int, rounds_option()] = 3,
+    time_scale: TimeScale = 0.1,
+    emulation: Emulation,
+    output: Output,
+) -> int:
+    """Measure the throughput of several answers at once, compared with one after the other, on one engine.
 
-    async def measure() -> list[SessionsRow]:
-        with as_file(files("pvlm") / "bundled" / "clips") as folder:
-            return await measure_sessions(
-                chosen(options.pairs, NAMES),
+    Exit status 1 if an answer's tokens are not those of plain decoding.
+    """
+    from pvlm.bench.sessions import NAMES, SESSIONS, measure_sessions
+    from pvlm.cli.bundled import bundled_clips, clips_folder
+
+    with clips_folder() as folder:
+        rows = run_measurement(
+            lambda _: measure_sessions(
+                chosen(pairs, NAMES),
                 [(str(folder / clip.file), clip.question) for clip in bundled_clips()],
-                sessions=options.sessions,
-                tokens=options.tokens,
-                rounds=options.rounds,
-                time_scale=options.time_scale,
-                transport=options.transport,
-            )
-
-    rows = anyio.run(measure)
-    return report(options, rows, [_table(rows)])
+                sessions=at_once or SESSIONS,
+                tokens=tokens,
+                rounds=rounds,
+                time_scale=time_scale,
+                transport=emulation.transport,
+            ),
+            output,
+        )
+    return report(rows, [_table(rows)], json=emulation.json)
 
 
 def _table(rows: Sequence[SessionsRow]) -> Table:

@@ -102,6 +102,7 @@ function fillAnswer() {
   document.getElementById("models").textContent = Object.entries(data.models)
     .map(([role, name]) => `${role}: ${name}`)
     .join("  ·  ");
+  document.getElementById("about").textContent = data.about.filter(Boolean).join("  ·  ");
   const answer = document.getElementById("answer");
   if (data.ended) answer.append(html("span", { className: "unfinished", textContent: data.ended + "\n" }));
   for (const piece of data.pieces) {
@@ -144,7 +145,7 @@ function legend(place, entries) {
   for (const [colour, words, isMoment] of entries) {
     const swatch = html("i", { className: isMoment ? "moment" : "" });
     swatch.style.background =
-      colour === "stopped"
+      place === "kinds" && colour === "stopped"
         ? "repeating-linear-gradient(45deg, var(--stopped) 0 2px, transparent 2px 5px)"
         : `var(--${colour === "rejected" ? "corrected" : colour})`;
     line.append(html("span", {}, swatch, words));
@@ -388,5 +389,6 @@ function fillLegend() {
 }
 
 fillAnswer();
+fillSurroundings();
 fillLegend();
 fromAddress();

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from pvlm_backends.native import NativeBackend, library
 from pvlm_backends.native.blocks import Blocks
 from pvlm_backends.native.linear import PanelLinear
+from pvlm_backends.raw.cache import KeyValueCache, Part, Rows
+from pvlm_backends.raw.session import TorchSession
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt, Session
 from tests.backends.families.qwen2_5_vl.checkpoint import TOKEN_SIDE, qwen_checkpoint
 from tests.backends.raw.test_linear import check, exact
@@ -69,6 +71,28 @@ def test_what_was_rejected_leaves_no_trace(sessions: dict[str, Session]) -> None
     session.extend([1, 2, 3, 4, 5, 6])
     session.truncate(4)
     assert torch.equal(session.extend(TOKENS[4:9]), expected[4:9])
+
+
+@given(name=st.sampled_from(list(SIDES)), data=st.data())
+def test_rows_in_segments_give_the_same_bits(sessions: dict[str, Session], name: str, data: st.DataObject) -> None:
+    """The cache cut in two or three at any row, as where sessions share the beginning."""
+    session = sessions[name]
+    assert isinstance(session, TorchSession)
+    expected = cut(session, [4])[4:]
+    session.truncate(4)
+    decoder, cache, rows = session._decoder, session._cache, session._prompt_rows + 4
+    assert cache is not None
+    cuts = sorted(data.draw(st.lists(st.integers(0, rows), min_size=1, max_size=2)))
+    with torch.inference_mode():
+        pieces = []
+        for first, last in zip([0, *cuts], [*cuts, rows], strict=True):
+            piece = KeyValueCache(decoder.config, last - first + CAPACITY, decoder.dtype, decoder.layer_devices)
+            for ours, theirs in zip(piece._buffers, cache._buffers, strict=True):
+                ours[..., : last - first, :] = theirs[..., first:last, :]
+            pieces.append(Rows(piece, last - first))
+        rotation, part = session._part(CAPACITY - 4)
+        found = decoder.extend(torch.tensor(TOKENS[4:]), rotation, [Part(tuple(pieces), part.tokens)])
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("checkpoint", ["target", "untied"])
@@ -156,6 +180,14 @@ def test_it_is_built_once(not_yet_built: Path) -> None:
     library.kernels.cache_clear()
     library.kernels()
     assert [path.stat() for path in not_yet_built.iterdir()] == [first]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """And not what another one builds at the same time."""
+    (tmp_path / "building-left" / "kernels.o").mkdir(parents=True)
+    with library._building(tmp_path) as first, library._building(tmp_path) as second:
+        assert set(tmp_path.iterdir()) == {first, second}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99])

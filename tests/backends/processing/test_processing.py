@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -69,9 +70,7 @@ def test_prompt_ids_are_those_of_transformers(bundled_copy: Path, template: str 
             assert question.strip() in tokenizer.decode(prepared.ids[start:stop])
             assert len(tokenizer.decode(prepared.ids[start:stop]).strip()) <= len(question.strip()) + 2
             assert prepared.video_tokens == (0 if frames is None else 3 * 16)
-            first, last = prepared.placeholders
-            assert set(prepared.ids[first:last]) <= {4}
-            assert prepared.ids.tolist().count(4) == last - first
+            np.testing.assert_array_equal(prepared.placeholders, np.flatnonzero(prepared.ids == 4))
 
 
 def test_the_question_s_span_is_not_that_of_a_word_of_the_template(processor: LlavaOnevisionProcessor) -> None:
@@ -114,6 +113,9 @@ def test_fingerprint(bundled_copy: Path, processor: LlavaOnevisionProcessor) -> 
         (bundled_copy / "tokenizer.json").write_text(json.dumps(settings, sort_keys=True))
         return load_processor(str(bundled_copy)).tokenizer_fingerprint
 
+    def sequence(name: str, *parts: object) -> dict[str, object]:
+        return {"type": "Sequence", name: list(parts)}
+
     own = processor.tokenizer_fingerprint
     assert load_processor(str(BUNDLED / "draft")).tokenizer_fingerprint == own
     assert fingerprint(lambda _: None) == own
@@ -122,7 +124,16 @@ def test_fingerprint(bundled_copy: Path, processor: LlavaOnevisionProcessor) -> 
         " ".join(pair) for pair in json.loads((BUNDLED / "target/tokenizer.json").read_text())["model"]["merges"]
     ]
     assert fingerprint(lambda s: s["model"].update(merges=as_text)) == own
+    assert fingerprint(lambda s: s["pre_tokenizer"].update(trim_offsets=False)) == own
+    assert fingerprint(lambda s: s.update(pre_tokenizer=sequence("pretokenizers", s["pre_tokenizer"]))) == own
+    assert fingerprint(lambda s: s.update(normalizer=sequence("normalizers"))) == own
+    assert fingerprint(lambda s: s["model"].update(continuing_subword_prefix="", end_of_word_suffix="")) == own
+    assert fingerprint(lambda s: s["model"].update(unk_token="<|endoftext|>", fuse_unk=True)) == own
+    assert fingerprint(lambda s: s["model"].update(ignore_merges=True)) == own
+    assert fingerprint(lambda s: s.update(normalizer={"type": "NFC"})) != own
     assert fingerprint(lambda s: s["model"]["merges"].pop()) != own
+    without = fingerprint(lambda s: s["model"]["merges"].pop(100))
+    assert fingerprint(lambda s: (s["model"]["merges"].pop(100), s["model"].update(ignore_merges=True))) != without
     assert fingerprint(lambda s: s["pre_tokenizer"].update(add_prefix_space=True)) != own
 
     def swap(settings: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from pvlm_backends.raw import draft, graphs
 from pvlm_backends.raw.attention import AnswerAttention, PromptAttention
 from pvlm_backends.raw.backend import TorchBackend
-from pvlm_backends.raw.cache import KeyValueCache
+from pvlm_backends.raw.cache import KeyValueCache, Part, Rows
 from pvlm_backends.raw.decoder import Decoder
 from pvlm_backends.raw.draft import CapturedDrafting
 from pvlm_backends.raw.graphs import SIZES, CapturedPasses
@@ -49,14 +49,14 @@ class Pair:
         )
         prompt = decoder.embed(torch.arange(PROMPT_ROWS) + 100)
         for filled in (self.plain_cache, cache):
-            attention = PromptAttention(filled, PROMPT_ROWS)
+            attention = PromptAttention(filled, PROMPT_ROWS, PROMPT_ROWS).piece(0, PROMPT_ROWS)
             decoder.forward(prompt.clone(), self.rotations[:PROMPT_ROWS], attention)
         answer = self.rotations[PROMPT_ROWS:]
         self.captured = CapturedPasses(decoder, cache, answer, PROMPT_ROWS, CAPACITY, self.capture)
 
     def plain(self, tokens: list[int], length: int) -> torch.Tensor:
         row = PROMPT_ROWS + length
-        attention = AnswerAttention(self.plain_cache, row, len(tokens))
+        attention = AnswerAttention(Part((Rows(self.plain_cache, row),), len(tokens)))
         rotation = self.rotations[row : row + len(tokens)]
         return self.decoder.logits(self.decoder.forward(self.decoder.embed(torch.tensor(tokens)), rotation, attention))
 

@@ -65,7 +65,7 @@ class LlavaOnevisionProcessor(VideoProcessor):
         pixels = self.normalize(frames)
         count = len(frames) * self.tokens_per_frame
         # One more for the newline after the video.
-        return VideoPart(pixels, count + 1, count, np.arange(count + 1)[None], count + 1)
+        return self._single_run(pixels, count, np.arange(count + 1)[None], count + 1)
 
     def _check_size(self, settings: dict[str, Any]) -> None:
         size = settings.get("size", {"height": 384, "width": 384})

@@ -104,10 +104,13 @@ class LlavaOnevisionTower:
         self._linear_2 = take("linear_2", width, width)
         self._newline = weights.take("image_newline", width)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Encode normalised ``(T, 3, H, W)`` to ``(T * tokens per frame + 1, hidden_size)``."""
-        frames = [self._encode_frames(part) for part in torch.split(pixels, _FRAMES_AT_ONCE)]
-        return torch.cat([*frames, self._newline[None]])
+    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+        """Encode normalised ``(T, 3, H, W)`` to ``(1, T * tokens per frame + 1, hidden_size)``; see `VideoTower`."""
+        frames = []
+        for part in torch.split(pixels, _FRAMES_AT_ONCE):
+            on_progress()
+            frames.append(self._encode_frames(part))
+        return torch.cat([*frames, self._newline[None]])[None]
 
     def _encode_frames(self, pixels: Tensor) -> Tensor:
         features = F.linear(self._tower.forward(pixels), *self._linear_1)

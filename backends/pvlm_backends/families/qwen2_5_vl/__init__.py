@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..family import Family, VideoTower
+from ..patches import transformers_patches
 from .config import QwenVisionConfig, read_config
 from .processor import Qwen25VLProcessor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...checkpoint import WeightSource
 
 __all__ = ["QWEN2_5_VL", "Qwen25VLProcessor"]
@@ -22,16 +20,6 @@ def _load_tower(config: ModelConfig[QwenVisionConfig], weights: WeightSource) ->
     from .tower import QwenVisionTower
 
     return QwenVisionTower(config.vision, config.decoder.hidden_size, weights)
-
-
-def _transformers_video(pixels: Tensor) -> dict[str, Tensor]:
-    """Flatten `Qwen25VLProcessor.patches`; the grid counts patches, of which a token has a square."""
-    import torch
-
-    time, height, width, patches, _ = pixels.shape
-    merge = math.isqrt(patches)
-    grid = torch.tensor([[time, height * merge, width * merge]], device=pixels.device)
-    return {"pixel_values_videos": pixels.flatten(0, 3), "video_grid_thw": grid}
 
 
 QWEN2_5_VL = Family(
@@ -46,5 +34,5 @@ QWEN2_5_VL = Family(
         ("embed_tokens.", "language_model.embed_tokens."),
         ("norm.", "language_model.norm."),
     ),
-    transformers_video=_transformers_video,
+    transformers_video=transformers_patches,
 )

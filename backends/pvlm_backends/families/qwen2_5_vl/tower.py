@@ -6,7 +6,7 @@ order. Windows at the right and lower edge are smaller. So there are at most fou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,16 @@ class QwenVisionTower:
         exponents = torch.arange(quarter, dtype=torch.float32, device=self._patch.device) / quarter
         self._frequencies = 1.0 / config.rope_theta**exponents
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(t * h * w, out_size)``."""
+    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+        """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(1, t * h * w, out_size)``; see `VideoTower`."""
         _, height, width, patches, _ = pixels.shape
         rotation = self._rotation(height, width)
         pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
-        return torch.cat([self._encode_pairs(part, rotation) for part in torch.split(pixels, pairs_at_once)])
+        pairs = []
+        for part in torch.split(pixels, pairs_at_once):
+            on_progress()
+            pairs.append(self._encode_pairs(part, rotation))
+        return torch.cat(pairs)[None]
 
     def _encode_pairs(self, pixels: Tensor, rotation: Tensor) -> Tensor:
         grid = pixels.shape[:4]

@@ -117,8 +117,8 @@ def test_prompt_ids_are_those_of_transformers(
         start, stop = prepared.question
         assert reference.tokenizer.decode(prepared.ids[start:stop]).strip() == question.strip()
         assert prepared.video_tokens == (0 if frames is None else 2 * 3 * 4)
-        assert prepared.placeholders == prepared.video
-        assert set(prepared.ids[slice(*prepared.video)]) == (set() if frames is None else {4})
+        for rows in (prepared.placeholders, prepared.video):
+            np.testing.assert_array_equal(rows, np.flatnonzero(prepared.ids == 4))
 
 
 @given(st.integers(1, 12), st.integers(2, 6), st.integers(2, 6), st.sampled_from([0.3, 1.0, 2.0, 2.5, 24.0, None]))
@@ -145,8 +145,8 @@ def test_positions_do_not_hang_on_the_frame_nearest_to_a_time(processor: Qwen25V
     video = np.zeros((36, 2 * TOKEN_SIDE, 2 * TOKEN_SIDE, 3), np.uint8)
     times = tuple(np.float32(round(index / 2 * fps) / fps).item() for index in range(36))
     prepared = processor.prepare(Prompt(QUESTION, video, times))
-    start, stop = prepared.video
-    assert prepared.positions[0, start:stop:4].tolist() == [start + 2 * pair for pair in range(18)]
+    start = prepared.video[0]
+    assert prepared.positions[0, prepared.video[::4]].tolist() == [start + 2 * pair for pair in range(18)]
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.data())
@@ -162,7 +162,7 @@ def test_compact_positions(
     after, behind = prepared.compacted(rows)
     dropped = set(np.unique(prepared.positions)) - set(np.unique(before))
     np.testing.assert_array_equal(after, before - [[sum(d < p for d in dropped) for p in axis] for axis in before])
-    text = (rows < prepared.video[0]) | (rows >= prepared.video[1])
+    text = ~np.isin(rows, prepared.video)
     assert (after[:, text] == after[0, text]).all()
     assert behind == prepared.next_position - len(dropped)
     if all(kept):

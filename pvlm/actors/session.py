@@ -1,0 +1,185 @@
+"""One session at one actor: its state, what it does with a message, and its work."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pvlm.transports import Mailbox
+from pvlm_protocols.backend import Backend, InterruptibleOpening, Prompt, Role, Session, SteppedPrefill
+from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WorkAbandoned(Exception):
+    """A message has come that makes the work in hand worthless."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass that has ended.
+
+    ``logits``: float32 ``(n, vocab_size)``, one row for each token that the session fed. ``ms``: its time. ``tokens``:
+    those of all sessions that shared it.
+    """
+
+    logits: torch.Tensor
+    ms: float
+    tokens: int
+
+
+Round = Generator[Sequence[int], Pass, None]
+"""A round of decoding. It yields the tokens that it wants in a pass, and receives the pass; it may want several passes,
+or none."""
+
+
+class Employer(Protocol):
+    """What a session uses of its actor; see `pvlm.actors.actor.Actor`."""
+
+    backend: Backend
+    mailbox: Mailbox
+
+    @property
+    def role(self) -> Role: ...
+
+    def tick(self, *sessions: ActorSession) -> None: ...
+
+    def look(self, *sessions: ActorSession) -> None: ...
+
+    def tick_prefill(self, session: ActorSession, fraction: float) -> None: ...
+
+    def undisturbed(self) -> bool: ...
+
+
+class ActorSession(ABC):
+    """See the module. First it is prepared, then it decodes in rounds."""
+
+    def __init__(self, actor: Employer, opening: Open) -> None:
+        self.actor = actor
+        if (settled := len(opening.committed)) >= (most := opening.sampling.max_tokens):
+            raise ValueError(f"an answer of {most} tokens cannot continue after {settled}")
+        self.id = opening.session
+        self.opening = opening
+        self.model: Session | None = None
+        self.prepared = False
+        """The prompt and all committed tokens but the last are in the cache, as far as they can be."""
+        self._pieces: Iterator[None] | None = None
+
+    def prepare_on(self) -> None:
+        """The next piece of `prepare`."""
+        if self._pieces is None:
+            self._pieces = self.prepare()
+        try:
+            next(self._pieces)
+        except StopIteration:
+            self._pieces, self.prepared = None, True
+        except BaseException:
+            self._pieces = None
+            raise
+
+    @abstractmethod
+    def handle(self, message: SessionMessage) -> None:
+        """Take a message in. Cheap: work is for `prepare` and `round`."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Is there something to do?"""
+
+    @abstractmethod
+    def resumable(self) -> bool:
+        """Whether `resume` can go on from the cache: the prompt is in it."""
+
+    @abstractmethod
+    def resume(self, message: Resume) -> None:
+        """Go on from the committed tokens, with as much of the cache as agrees with them. The connection may have been
+        lost in the middle of its work.
+        """
+
+    def urgent(self) -> bool:
+        """Ready, and it gains nothing by letting other sessions go first."""
+        return True
+
+    @abstractmethod
+    def prepare(self) -> Iterator[None]:
+        """Open the prompt and prefill, in pieces between which other sessions may have passes."""
+
+    @abstractmethod
+    def round(self) -> Round:
+        """One round of decoding: one verdict (target), a window or a part of it (draft)."""
+
+    def outdates(self, message: SessionMessage) -> bool:
+        """Does a message that has just come make the work in hand worthless?"""
+        return False
+
+    def patience_s(self) -> float | None:
+        """Seconds until `ready` may change without a message (None: it will not)."""
+        return None
+
+    def open_model(self) -> Session:
+        """Build the prompt, run the vision tower, and tell the coordinator."""
+        opening = self.opening
+        video = opening.video
+        prompt = (
+            Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
+        )
+        started = time.monotonic()
+        capacity = opening.sampling.max_tokens + 1  # a solo step may run over the last token
+        backend = self.actor.backend
+        if isinstance(backend, InterruptibleOpening):
+            self.model = backend.open_in_steps(prompt, capacity, lambda: self.actor.tick(self))
+        else:
+            self.model = backend.open(prompt, capacity)
+        self.post(
+            Opened(
+                session=self.id,
+                role=self.actor.role,
+                prompt_tokens=self.model.prompt_tokens,
+                video_tokens=self.model.video_tokens,
+                open_ms=milliseconds_since(started),
+                ended_s=time.monotonic(),
+            )
+        )
+        return self.model
+
+    def post(self, message: FromActor) -> None:
+        self.actor.mailbox.post(message)
+
+    def close(self) -> None:
+        if self.model is not None:
+            self.model.close()
+            self.model = None
+
+
+def in_pieces(model: Session, keep: torch.Tensor | None = None, **arguments: Any) -> Iterator[torch.Tensor | None]:
+    """`SteppedPrefill.prefill_steps`; one piece where a model does not offer it."""
+    if isinstance(model, SteppedPrefill):
+        yield from model.prefill_steps(keep, **arguments)
+    else:
+        yield model.prefill(keep, **arguments)
+
+
+class Stopwatch:
+    """Time since it was made, without pauses."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def pause(self) -> Iterator[None]:
+        """Yield once, and leave out the time until the next step."""
+        left_s = time.monotonic()
+        yield
+        self._began_s += time.monotonic() - left_s
+
+    @property
+    def ms(self) -> float:
+        return milliseconds_since(self._began_s)
+
+
+def milliseconds_since(started: float) -> float:
+    """Milliseconds since ``started``, a reading of ``time.monotonic``."""
+    return (time.monotonic() - started) * 1000

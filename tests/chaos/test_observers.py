@@ -1,0 +1,123 @@
+"""Observers that fail at random, and a log that cannot be written, while workers are killed: every answer is exact."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+import structlog
+
+from pvlm import Engine
+from tests.chaos.storm import EMULATED, SETTINGS, Figures, ask, emulated_questions, kill, references, write
+
+ANSWERS = 110
+SEED = 51
+
+
+class Failing:
+    """A progress callback, metrics and a recorder. A third of their calls fail, each in another way."""
+
+    def __init__(self, faults: Counter[str]) -> None:
+        self._choose = random.Random(SEED)
+        self._faults = faults
+
+    def _fail(self, what: str) -> None:
+        if self._choose.random() < 0.3:
+            self._faults[f"{what} raises"] += 1
+            raise self._choose.choice([RuntimeError("observed"), KeyError(3), OSError(28, "No space"), StopIteration()])
+
+    def __call__(self, what: str, fraction: float) -> None:
+        self._fail("on_progress")
+
+    def add(self, metric: Any, amount: float = 1.0, **labels: str) -> None:
+        self._fail("metrics")
+
+    observe = add
+
+    def began(self, recorded: Any) -> None:
+        self._fail("trace")
+
+    def handled(self, event: Any, commands: Any) -> None:
+        self._fail("trace")
+
+    ended = began
+
+
+class FullDisk:
+    """A log file without room."""
+
+    def __init__(self, faults: Counter[str]) -> None:
+        self._faults = faults
+
+    def write(self, text: str) -> int:
+        self._faults["log line not written"] += 1
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        pass
+
+
+async def watched_storm(
+    figures: Figures, settings: dict[str, Any], asked: list[dict[str, Any]], answers: int, every_s: float
+) -> None:
+    choose = random.Random(SEED)
+    faults: Counter[str] = Counter()
+    failing = Failing(faults)
+    full: Any = FullDisk(faults)
+    questions = [
+        msgspec.structs.replace(question, options={**question.options, "trace": failing})
+        for question in await references(settings, asked)
+    ]
+    left = [choose.choice(questions) for _ in range(answers)]
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("debug"), logger_factory=structlog.PrintLoggerFactory(full)
+    )
+    async with Engine.create({**SETTINGS, **settings}, on_progress=failing, metrics=failing) as engine:
+
+        async def ask_on() -> None:
+            while left:
+                await ask(engine, left.pop(), figures)
+
+        async def strike_on() -> None:
+            while True:
+                await anyio.sleep(choose.expovariate(1 / every_s))
+                await kill(engine, choose, figures)
+
+        async with anyio.create_task_group() as tasks:
+            if every_s:
+                tasks.start_soon(strike_on)
+            async with anyio.create_task_group() as asking:
+                for _ in range(4):
+                    asking.start_soon(ask_on)
+            tasks.cancel_scope.cancel()
+        for role, health in (await engine.health(30)).items():
+            figures.count("restarts", role, health.restarts)
+            if health.sessions:
+                figures.wrong.append(f"the {role} still holds {health.sessions} sessions")
+    for kind, times in faults.items():
+        figures.count("faults", kind, times)
+    assert figures.wrong == []
+    assert figures.outcomes == {"exact": answers}
+    assert all(faults[f"{what} raises"] for what in ("on_progress", "metrics", "trace"))
+    assert faults["log line not written"]
+
+
+@pytest.mark.anyio
+async def test_observers_that_fail_change_no_answer() -> None:
+    """A short form of the storm below."""
+    settings = {**EMULATED, "backend": "emulated", "transport": "inproc"}
+    await watched_storm(Figures(name="short observers"), settings, emulated_questions([20])[:3], 4, every_s=0)
+
+
+@pytest.mark.anyio
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+async def test_observers_that_fail_while_workers_are_killed() -> None:
+    figures = Figures(name="ipc failing observers")
+    settings = {**EMULATED, "backend": "emulated", "transport": "ipc"}
+    await watched_storm(figures, settings, emulated_questions(), ANSWERS, every_s=10.0)
+    write(figures)

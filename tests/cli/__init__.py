@@ -1,0 +1,1 @@
+"""The command as a person meets it: on terminals, in pipes, and interrupted."""

@@ -1,0 +1,59 @@
+"""What the bundled pair cannot know is noted in a line."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pvlm.cli.bundled import LimitNote, bundled_clips, is_drawn, knows_question
+from shapes.rendering import render
+from shapes.world import KINDS, WORDINGS, questions, sample_clip
+
+NOISE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+
+
+def notes(frames: NDArray[np.uint8] | None, question: str) -> list[str]:
+    """What is noted about a question on these frames."""
+    noted: list[str] = []
+    video = None if frames is None else SimpleNamespace(pixels=frames)
+    recorded: Any = SimpleNamespace(opening=SimpleNamespace(video=video))
+    LimitNote(noted.append, question, None).began(recorded)
+    return noted
+
+
+def test_every_question_of_the_recipe_is_known() -> None:
+    rng = random.Random(1)
+    asked = [question for _ in range(20) for question in questions(sample_clip(rng, 3, 24), rng)]
+    assert {one.kind for one in asked} == set(KINDS)
+    assert [one.text for one in asked if not knows_question(one.text)] == []
+    assert all(knows_question(clip.question) for clip in bundled_clips())
+    assert sum(map(len, WORDINGS.values())) == 27
+
+
+def test_drawn_frames_are_known() -> None:
+    assert is_drawn(render(sample_clip(random.Random(1), 2, 12), 112))
+    assert not is_drawn(NOISE)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "question", "said"),
+    [
+        (True, "Describe the video.", None),
+        (False, "Describe the video.", "drawn shapes only, and this is another video"),
+        (True, "Who wins?", "questions such as 'Describe the video.'"),
+    ],
+)
+def test_the_note_says_what_to_do(drawn: bool, question: str, said: str | None) -> None:
+    frames = render(sample_clip(random.Random(1), 2, 12), 112) if drawn else NOISE
+    noted = notes(frames, question)
+    if said is None:
+        assert noted == []
+    else:
+        (line,) = noted
+        assert said in line
+        assert "for real videos: --target" in line

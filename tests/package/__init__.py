@@ -1,0 +1,1 @@
+"""The package: version, metadata, and the page on an index."""
