@@ -158,6 +158,11 @@ class Pace:
         self._took_ms *= keep
 
     @property
+    def known(self) -> bool:
+        """Whether a token or more is remembered."""
+        return self._tokens >= 1
+
+    @property
     def factor(self) -> float:
         """By which a prediction is to be multiplied; 1 before the first token."""
         if self._took_ms <= 0 or self._expected_ms <= 0:

@@ -15,6 +15,9 @@ START_GAMMA = 4
 WORTHWHILE = 1.02
 """Smallest predicted speed-up at which drafting pays. (Plain speculative decoding always drafts.)"""
 
+STILL_WORTHWHILE, AGAIN_WORTHWHILE = 1.0, 1.1
+"""The same while drafting pays, and after it has been tried and did not pay: each return costs a window or two."""
+
 BASELINE_STEPS = 2
 """Tokens that the target must have written alone before drafting can be compared with that."""
 
@@ -160,6 +163,7 @@ class AutoWindow:
         self._paces: dict[TargetMode, Pace] = {"turns": Pace(), "together": Pace()}
         self._predicted: dict[TargetMode, float] = {}
         self._turns = vanilla
+        self._pays = False
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         self.estimates.observe_pass(n_tokens, ms)
@@ -227,7 +231,13 @@ class AutoWindow:
         in_turns, at_once = (self._predicted[mode] * pace.factor for mode, pace in self._paces.items())
         self._turns = in_turns * PREFERENCE > at_once if self._turns else in_turns > PREFERENCE * at_once
         chosen, speedup = (turns, in_turns) if self._turns else (together, at_once)
-        return chosen._replace(speedup=speedup, pays=speedup >= WORTHWHILE)
+        if self._pays:
+            needed = STILL_WORTHWHILE
+        else:
+            tried = self._paces["turns" if self._turns else "together"].known
+            needed = AGAIN_WORTHWHILE if tried else WORTHWHILE
+        self._pays = speedup >= needed
+        return chosen._replace(speedup=speedup, pays=self._pays)
 
     def _pass_time(self, n: int) -> float:
         return self._pass_ms[n - 1]

@@ -302,6 +302,24 @@ def test_the_pace_decides_and_not_the_prediction_alone() -> None:
     assert policy.choice().pays
 
 
+def test_what_did_not_pay_has_to_promise_more_to_be_tried_again() -> None:
+    """So a pair at the edge does not come and go: each return costs a window or two."""
+    policy, fresh = AutoWindow(16), AutoWindow(16)
+    for one in (policy, fresh):
+        stepped(one, 20.0)
+        fed(one, 0.5, 20.0, 12.0)
+    edge = fresh.choice()
+    assert edge.speedup is not None
+    assert 1.02 < edge.speedup < 1.1
+    assert edge.pays
+    assert not paced(policy, "together", 0.8, 64).pays
+    stepped(policy, 20.0, tokens=2400)
+    again = policy.choice()
+    assert again.speedup is not None
+    assert again.speedup > 1.02
+    assert not again.pays
+
+
 def test_an_interruption_is_no_evidence() -> None:
     policy = AutoWindow(16)
     stepped(policy, 20.0)
