@@ -42,6 +42,11 @@ def test_the_demo_keeps_its_label() -> None:
         lines = terminal.screen.split("\n")
         assert lines[1] == "question  Describe the video."
         assert lines[2] == f"answer    {TEXT}"
+        text = terminal.screen
+        assert sum(line.startswith(("draft   ", "target  ")) for line in lines) >= 4  # both lanes of both parts
+        assert "draft and target" in text  # in turns
+        assert "emulated at 0.1" in text
+        assert text.count("times as fast as plain decoding on the same cores, with the same tokens.") == 2
         assert any("measuring" in screen for screen in terminal.screens)
 
 
