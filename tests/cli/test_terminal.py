@@ -37,7 +37,7 @@ def test_progress_gives_way_to_the_text_as_it_is_written(columns: int, colours: 
 
 
 def test_the_demo_keeps_its_label() -> None:
-    with Terminal([*COMMAND, "demo", "--rounds", "1"], columns=100, lines=80) as terminal:
+    with Terminal([*COMMAND, "demo", "--rounds", "1"], columns=120, lines=80) as terminal:
         assert terminal.wait() == 0
         lines = terminal.screen.split("\n")
         assert lines[1] == "question  Describe the video."
