@@ -16,11 +16,13 @@ from pvlm.cli.options import Decoding, DraftView, Models, Output, Places, Prunin
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from pvlm.cli.bundled import BundledClip
     from pvlm.results import Answer
+    from pvlm.trace import Trace
 
 DRAFTED, OWN = "■▲"
 DRAFTED_ASCII, OWN_ASCII = "#^"
@@ -83,12 +85,10 @@ def demo(
 
 async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], rounds: int, output: Output) -> None:
     from pvlm.cli.console import ResultConsole, figures_table
-    from pvlm.cli.lanes import lanes
     from pvlm.cli.progress import ProgressDisplay
     from pvlm.cli.streams import write
     from pvlm.engine import Engine
     from pvlm.trace import Trace
-    from pvlm.trace.timeline import timeline
 
     console = ResultConsole()
     console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}", soft_wrap=True)
@@ -125,8 +125,7 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
         console.print("Who wrote it: [green]drafted and accepted[/], [bold red]the target's own[/]")
         console.print(_who_wrote(answer, console.encoding))
         console.print()
-        console.print(lanes(timeline(trace.recording()), console.encoding))
-        console.print()
+        _print_lanes(console, trace)
     if not output.quiet:
         console.print(figures_table(answer.stats))
         console.print()
@@ -139,11 +138,9 @@ async def _demonstrate_emulated(output: Output) -> None:
     from pvlm.bench.emulated import FRAMES, QUESTION, pair_settings, warm_up
     from pvlm.bench.pairs import PAIRS, PRUNE_RATIO
     from pvlm.cli.console import ResultConsole
-    from pvlm.cli.lanes import lanes
     from pvlm.cli.progress import ProgressDisplay
     from pvlm.engine import Engine
     from pvlm.trace import Trace
-    from pvlm.trace.timeline import timeline
 
     pair = PAIRS[PAIR]
     options: dict[str, Any] = {"max_tokens": EMULATED_TOKENS, "prune_ratio": PRUNE_RATIO}
@@ -163,10 +160,18 @@ async def _demonstrate_emulated(output: Output) -> None:
         f"\n[bold]The same runtime with the times of {pair.models}[/], emulated at {SCALE:g} of their length: no model "
         "runs, and each pass waits for as long as the paper measured.\n"
     )
-    console.print(lanes(timeline(trace.recording()), console.encoding))
-    console.print()
+    _print_lanes(console, trace)
     console.print(_speeds(list(found.values())))
     console.print(f"\n{_sentence(found['parallel'], found['ar'])}", soft_wrap=True)
+
+
+def _print_lanes(console: Console, trace: Trace) -> None:
+    from pvlm.cli.lanes import lanes
+    from pvlm.trace.timeline import timeline
+
+    if trace.recorded:
+        console.print(lanes(timeline(trace.recording()), console.encoding))
+        console.print()
 
 
 def _sentence(ours: Measured, plain: Measured) -> str:

@@ -30,7 +30,7 @@ def test_each_actor_has_a_lane_from_the_first_pass_on() -> None:
     assert draft == "draft   ███░░░····"
     assert target == "target  ████··████"
     assert span.strip() == "100 ms, 2 passes of the target"
-    assert legend.split() == "█ draft, accepted ░ rejected █ target · idle".split()
+    assert legend.split() == ["█", "draft,", "accepted", "░", "rejected", "█", "target", "·", "idle"]
 
 
 def test_a_terminal_without_unicode_gets_letters() -> None:
