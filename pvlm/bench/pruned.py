@@ -35,9 +35,9 @@ from pvlm_protocols.messages import (
     Schedule,
     ToActor,
     Verdict,
-    VideoFrames,
     Window,
 )
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,16 @@ def _answer(view: PrunedView, prompt: Prompt, max_tokens: int) -> PrunedAnswer:
 
 def answer_pruned(backend: Backend, view: PrunedView, prompt: Prompt, max_tokens: int) -> PrunedAnswer:
     """Answer greedily with a target that sees a part of the video. Raises ModelError."""
-    video = None if prompt.frames is None else VideoFrames(pixels=prompt.frames, timestamps_s=prompt.timestamps_s)
+    parts: tuple[VideoFrames | str, ...] = (prompt.question,)
+    if prompt.frames is not None:
+        parts = (VideoFrames(pixels=prompt.frames, timestamps_s=prompt.timestamps_s), prompt.question)
     box = _Box()
     actor = make_actor("target", cast(Backend, PrunedTarget(backend, view)), box)
     asked_s = time.monotonic()
     box.waiting.append(
         Open(
             session=1,
-            question=prompt.question,
-            video=video,
+            turns=(OpenTurn(role="user", parts=parts),),
             sampling=Sampling(
                 max_tokens=max_tokens,
                 vocab_limit=backend.info.vocab_size,
