@@ -74,6 +74,7 @@ def answer_stats(
         **counts.acceptance(),
         "origins": "".join(timeline.origins),
         "prune": request.target.pruning.method if request.draft is not None else "none",
+        "target_prefill_ms": counts.prefill_ms.get("target"),
         "draft_prefill_ms": counts.prefill_ms.get("draft"),
         "frame_indices": () if video is None else video.indices,
         "source_frames": 0 if video is None else video.source_frames,
