@@ -42,7 +42,7 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(given, str | bytes):
             try:
                 given = msgspec.json.decode(given)
-            except (msgspec.DecodeError, UnicodeError) as error:
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 raise OptionError(f"a request is not valid JSON: {error}") from None
         if not isinstance(given, Mapping):
             raise OptionError(f"a request is {shown(given)}: give an object with 'video' and 'question'")

@@ -51,6 +51,7 @@ async def test_a_failure_is_the_outcome_of_its_request_alone(toys: Engine) -> No
         {"video": {}, "question": "?"},
         '{"question": "?"',
         b"\xff",
+        "[" * 100_000,
         [1, 2],
         7,
     ]
