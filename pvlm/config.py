@@ -110,12 +110,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Run code that comes with a checkpoint."""
     allow_pickle: bool = False
     """Load weights that are not safetensors; loading them can run code."""
-    video_reader: str = "decord"
-    """Entry point of group ``pvlm.video_readers``."""
+    video_reader: str = "auto"
+    """Entry point of group ``pvlm.video_readers``. ``auto``: PyAV for videos, Pillow for pictures; ``decord``: fewer
+    containers, the same frames.
+    """
     max_sessions: AtLeastOne = 4
     """The largest number of answers written at once. Each has a KV cache in both models. Others wait in order."""
     max_waiting: NotNegative = 64
     """The largest number of answers that wait. Another raises `EngineBusy` at once."""
+    max_video_bytes: AtLeastOne = 8 << 30
+    """The memory for decoded frames of files, of all answers together. Others wait in order. A video that needs more by
+    itself is an `OptionError`.
+    """
     start_timeout_s: Duration = 600.0
     """The limit for loading a model, and for the wait for a worker on another host."""
     decode_timeout_s: Duration = 120.0

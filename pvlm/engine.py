@@ -201,8 +201,8 @@ class Engine:
     ) -> Answer:
         """Answer a question about a video.
 
-        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images of one size,
-        used as the frames of a video. None: the question is about no video.
+        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, a PIL image, or a list of PIL images
+        of one size, used as the frames of a video. None: the question is about no video.
         ``trace``: a `pvlm.trace.Trace`, which records what draft and target do.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 

@@ -41,9 +41,11 @@ or none."""
 class Employer(Protocol):
     """What a session uses of its actor; see `pvlm.actors.actor.Actor`."""
 
-    role: Role
     backend: Backend
     mailbox: Mailbox
+
+    @property
+    def role(self) -> Role: ...
 
     def tick(self, *sessions: ActorSession) -> None: ...
 

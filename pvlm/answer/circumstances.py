@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def _name(video: VideoSource | None) -> str:
         return Path(video).name
     if isinstance(video, bytes | bytearray | memoryview):
         return f"{len(video)} bytes"
-    return f"{len(video)} frames"
+    return f"{len(video)} frames" if isinstance(video, Sized) else "an image"
 
 
 def _changed(settings: msgspec.Struct) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
 from pvlm.telemetry.recorder import Circumstances, Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
-from pvlm.video import Video, read_video
+from pvlm.video import Lease, Video, read_video
 
 
 class Life:
@@ -113,8 +113,10 @@ class Life:
         config, options = pair.config, self._question.options
         method = resolve_method(config, options)
         self._timeline.reach("reading")
-        video = await self._read(pair)
-        frames = await resized_frames(video, pair, method)
+        with self._residence.admission.room.lease() as lease:
+            video = await self._read(pair, lease)
+            frames = await resized_frames(video, pair, method)
+        video = None if video is None else video.without_frames()
         self._timeline.reach("opened")
         await pair.target_there()  # it may have been lost in the meantime
         await checkpoint_if_cancelled()  # and the caller may have left while a thread was at work
@@ -137,7 +139,7 @@ class Life:
         )
         return pair.open(coordinator, self._on_command, report, self._recorder)
 
-    async def _read(self, pair: Pair) -> Video | None:
+    async def _read(self, pair: Pair, lease: Lease) -> Video | None:
         if self._question.video is None:
             return None
         options = self._question.options
@@ -150,6 +152,8 @@ class Life:
             defaults=pair.target_processor.frame_defaults,
             reader=pair.config.video_reader,
             timeout_s=pair.config.decode_timeout_s,
+            lease=lease,
+            on_progress=lambda fraction: self._on_progress("read video", fraction),
         )
 
     async def _written(self, session: LiveSession) -> None:

@@ -106,7 +106,10 @@ def test_installed_plug_ins_are_named(capsys: pytest.CaptureFixture[str]) -> Non
         (["answer", "clip.mp4", "?", "--framse", "3"], "Did you mean --frames?"),
         (["answer", "clip.mp4", "?", "--method", "paralel"], "'paralel' is not one of 'parallel', 'sd', 'ar'"),
         (["answer", "clip.mp4", "?", "--window", "wide"], "'wide' is neither a number nor auto"),
-        (["answer", "clip.mp4", "?", "--video-reader", "nothing"], "there is no 'nothing': use one of decord"),
+        (
+            ["answer", "clip.mp4", "?", "--video-reader", "nothing"],
+            "there is no 'nothing': use one of auto, decord, pictures, pyav",
+        ),
         (["answer", "clip.mp4"], "Missing argument 'QUESTION'"),
         (["bench", "--methods", "sdd"], "invalid choice: 'sdd' (choose from all, ar"),
     ],

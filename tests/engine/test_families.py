@@ -22,6 +22,7 @@ from rich.console import Console
 from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
 from pvlm.cli import main
 from pvlm.cli.console import figures_table
+from pvlm.trace import Trace
 from pvlm_backends.families import load_processor
 from shapes.clips import read_clip, write_clip
 from tests.backends.families.llava_onevision.checkpoint import llava_checkpoint
@@ -348,3 +349,17 @@ def setup_module() -> None:
 
 def teardown_module() -> None:
     structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+async def test_a_picture_is_a_video_of_one_frame(find: Callable[[str], str], tmp_path: Path, family: str) -> None:
+    image = Image.fromarray(
+        np.kron(np.eye(8, dtype=np.uint8)[..., None] * [250, 120, 30], np.ones((8, 8, 1))).astype(np.uint8)
+    )
+    image.save(tmp_path / "still.png")
+    async with Engine.create(target=find(family), method="ar", **INPROC) as engine:
+        texts = [
+            (await engine.answer(video, QUESTION, max_tokens=8, ignore_eos=True, trace=Trace())).text
+            for video in (tmp_path / "still.png", image, [image])
+        ]
+    assert len(set(texts)) == 1
