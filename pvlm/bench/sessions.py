@@ -51,8 +51,9 @@ class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Times are the models' own: measured times over ``time_scale``. ``first_token_s_*``: percentiles of the time to the
     first token. ``between_tokens_ms_*``: of the time between two pieces of a stream. ``prefill_gap_ms``: the longest
-    such time of a running answer during the prefill of another; ``prefill_ms``: that prefill. ``tokens``: of all
-    answers of a round; ``same_tokens``: whether each answer equals plain decoding.
+    such time of a running answer during the prefill of another; ``prefill_ms``: that prefill. ``busy``: the share of
+    the time without prefill in which the target ran a pass. ``tokens``: of all answers of a round; ``same_tokens``:
+    whether each answer equals plain decoding.
     """
 
     pair: str
@@ -69,6 +70,7 @@ class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
     between_tokens_ms_p99: float
     prefill_gap_ms: float
     prefill_ms: float
+    busy: float
     same_tokens: bool
     time_scale: float | None
     further_token: float | None
@@ -145,6 +147,7 @@ async def measure_sessions(
                         between_tokens_ms_p99=gaps_ms[1],
                         prefill_gap_ms=beside.gap_ms / scale,
                         prefill_ms=beside.prefill_ms / scale,
+                        busy=median(one.together.busy for one in found),
                         same_tokens=all(
                             run.all_tokens == expected for one in found for run in (one.one_by_one, one.together)
                         ),
@@ -199,10 +202,20 @@ class _Run:
         return self.tokens / self.wall_s
 
     @property
+    def decoding_s(self) -> float:
+        """The time in which the target did not prefill."""
+        return self.wall_s - sum(measured(written.answer.stats.target_prefill_ms) for written in self.answers) / 1000
+
+    @property
     def decoding(self) -> float:
-        """Tokens after the first of each answer, a second that the target did not prefill or see a video."""
-        prefill_s = sum(measured(written.answer.stats.target_prefill_ms) for written in self.answers) / 1000
-        return (self.tokens - len(self.answers)) / (self.wall_s - prefill_s)
+        """Tokens after the first of each answer, a second of `decoding_s`."""
+        return (self.tokens - len(self.answers)) / self.decoding_s
+
+    @property
+    def busy(self) -> float:
+        """The share of `decoding_s` in which the target ran a pass. One that several answers shared counts once."""
+        passes = {one for written in self.answers for one in written.answer.stats.target_passes_ms}
+        return sum(ms for _, ms in passes) / 1000 / self.decoding_s
 
 
 class _Round(NamedTuple):

@@ -37,6 +37,7 @@ def test_the_command_writes_a_row_for_each_number(tmp_path: Path, capsys: pytest
         assert row["between_tokens_ms_p99"] >= row["between_tokens_ms_p50"] >= 0
         assert row["prefill_gap_ms"] >= 0
         assert row["prefill_ms"] > 44_000
+        assert 0 < row["busy"] <= 1
     printed = capsys.readouterr().out
     assert "ov-7b-72b" in printed
     assert "(1 + 0.02 (n - 1))" in printed

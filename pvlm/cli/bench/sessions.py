@@ -106,6 +106,7 @@ def _table(rows: Sequence[SessionsRow]) -> Table:
             "tokens/s": lambda row: number(row.decoding_tokens_per_second, 1),
             "first token s": lambda row: f"{number(row.first_token_s_p50)}/{number(row.first_token_s_p99)}",
             "between ms": lambda row: f"{number(row.between_tokens_ms_p50, 0)}/{number(row.between_tokens_ms_p99, 0)}",
+            "busy": lambda row: number(row.busy),
             "rounds": lambda row: " ".join(number(ratio) for ratio in sorted(row.decoding_ratios)),
             "same": same,
         },
@@ -127,6 +128,7 @@ def _conclusions(rows: Sequence[SessionsRow]) -> Iterator[str]:
         )
     yield f"{machine()}; answers of {rows[0].tokens // rows[0].sessions} tokens; transport {rows[0].transport}"
     yield "decoding: throughput of the tokens after the first, without the time of the target's own prefill"
+    yield "busy: the share of the time without prefill in which the target ran a pass"
     yield "first token, between: time to the first token, and between two pieces of an answer (median/99th percentile)"
 
 
