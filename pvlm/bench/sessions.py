@@ -1,4 +1,7 @@
-"""Several answers at once on one engine, compared with the same answers one after the other."""
+"""Several answers at once on one engine, compared with the same answers one after the other.
+
+Each video is read once, before. Decoding is the time without the target's prefill, but with its vision tower.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ import msgspec
 import numpy as np
 
 from pvlm.bench.emulated import FRAMES, QUESTION, emulated_settings, warm_up
+from pvlm.bench.methods import read_clip
 from pvlm.bench.pairs import PAIRS, PRUNE_RATIO, Pair
 from pvlm.bench.rows import measured
-from pvlm.config import BUNDLED, Transport
+from pvlm.config import BUNDLED, EngineConfig, Transport, engine_config
 from pvlm.engine import Engine
 from pvlm.errors import OptionError
 from pvlm.results import Answer
@@ -46,8 +50,8 @@ class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
 
     ``decoding_ratio``: their throughput in decoding over that of one after the other. That is the number of tokens
     after the first of each answer, over the wall time without the target's own prefill. ``ratio``: the same of all
-    tokens and the whole time, which on the bundled pair includes reading the videos. Both are medians over rounds, and
-    ``decoding_ratios`` has one for each round. A row of one session shows the noise of the ratios.
+    tokens and the whole time. Both are medians over rounds, and ``decoding_ratios`` has one for each round. A row of
+    one session shows the noise of the ratios.
 
     Times are the models' own: measured times over ``time_scale``. ``first_token_s_*``: percentiles of the time to the
     first token. ``between_tokens_ms_*``: of the time between two pieces of a stream. ``prefill_gap_ms``: the longest
@@ -117,8 +121,7 @@ async def measure_sessions(
             settings, asked = _emulated(PAIRS[pair], tokens, time_scale, further_token, transport)
         else:
             settings = {"transport": transport, **({} if backend is None else {"backend": backend})}
-            options = {"max_tokens": tokens, "ignore_eos": True}
-            asked = [Asked(path, question, options) for path, question in clips]
+            asked = [await _read(engine_config(settings), path, question, tokens) for path, question in clips]
         async with Engine.create(settings, max_sessions=max(2, *sessions)) as engine:
             await (warm_up(engine) if emulated else _written(engine, asked[0]))
             plain = [(await _written(engine, one, method="ar")).answer.tokens for one in asked]
@@ -265,6 +268,12 @@ async def _written(
             if running is not None and tokens > running_after:
                 running.set()
     return Written(chunks.answer, began_s, arrived_s)
+
+
+async def _read(config: EngineConfig, path: str, question: str, tokens: int) -> Asked:
+    """A question about a video that is read once."""
+    clip = await read_clip(config, path, question)
+    return Asked(clip.frames, question, {"num_frames": len(clip.frames), "max_tokens": tokens, "ignore_eos": True})
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:
