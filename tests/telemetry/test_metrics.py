@@ -177,6 +177,7 @@ async def test_the_story_of_a_worker_that_is_lost(bombs: set[str], registry: Col
     assert told[:-1] == [
         {"event": "worker_lost", "role": role, "session": None, "reason": reason},
         {"event": "session_interrupted", "role": role, "session": 2, "reason": reason},
+        {"event": "worker_ready", "role": role, "session": None, "reason": ""},
         {"event": "worker_restarted", "role": role, "session": None, "reason": None},
         {"event": "session_resumed", "role": role, "session": 2, "reason": None},
     ]

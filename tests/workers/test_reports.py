@@ -30,10 +30,10 @@ async def test_a_killed_worker_is_in_the_log_and_in_the_metrics() -> None:
         assert list(chunks.answer.tokens) == ToyBackend().greedy(400, end_tokens=())
         pid = engine.processes["target"]
     told = [line for line in logs if line["log_level"] != "debug"]
-    names = ["worker_lost", "session_interrupted", "worker_restarted", "session_resumed", "answered"]
+    names = ["worker_lost", "session_interrupted", "worker_ready", "worker_restarted", "session_resumed", "answered"]
     assert [line["event"] for line in told] == names
-    assert [line.get("session") for line in told] == [None, 1, None, 1, 1]
-    assert [line.get("role") for line in told] == ["target"] * 4 + [None]
+    assert [line.get("session") for line in told] == [None, 1, None, None, 1, 1]
+    assert [line.get("role") for line in told] == ["target"] * 5 + [None]
     assert (told[0]["pid"], told[0]["reason"]) == (killed.pid, "killed by signal 9")
     assert told[2]["pid"] == pid != killed.pid
     for line in (
