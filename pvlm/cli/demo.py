@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from pvlm.cli.bundled import BundledClip
+    from pvlm.config import Method
     from pvlm.results import Answer
     from pvlm.trace import Trace
 
@@ -150,7 +151,8 @@ async def _demonstrate_emulated(output: Output) -> None:
         settings = pair_settings(pair, pair.accepted_length, SCALE, "ipc")
         async with Engine.create(on_progress=progress.update, **settings) as opened:
             await warm_up(opened)
-            for step, method in enumerate(("parallel", "sd", "ar")):
+            methods: tuple[Method, ...] = ("parallel", "sd", "ar")
+            for step, method in enumerate(methods):
                 progress.update("measure", step / 3)
                 recorder = trace if method == "parallel" else None
                 answer = await opened.answer(FRAMES, QUESTION, method=method, trace=recorder, **options)
