@@ -110,12 +110,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Run code that comes with a checkpoint."""
     allow_pickle: bool = False
     """Load weights that are not safetensors; loading them can run code."""
-    video_reader: str = "decord"
-    """Entry point of group ``pvlm.video_readers``."""
+    video_reader: str = "auto"
+    """Entry point of group ``pvlm.video_readers``. ``auto``: PyAV for videos, Pillow for pictures; ``decord``: fewer
+    containers, the same frames.
+    """
     max_sessions: AtLeastOne = 4
     """The largest number of answers written at once. Each has a KV cache in both models. Others wait in order."""
     max_waiting: NotNegative = 64
     """The largest number of answers that wait. Another raises `EngineBusy` at once."""
+    max_video_bytes: AtLeastOne = 8 << 30
+    """The memory for decoded frames of files, of all answers together. Others wait in order. A video that needs more by
+    itself is an `OptionError`.
+    """
     start_timeout_s: Duration = 600.0
     """The limit for loading a model, and for the wait for a worker on another host."""
     decode_timeout_s: Duration = 120.0
@@ -274,8 +280,8 @@ def check_question(question: object) -> None:
     """Raise OptionError for a question that is invalid for every model. Each model checks further limits itself."""
     if not isinstance(question, str):
         raise OptionError(
-            f"the question is {shown(question)}, a {type(question).__name__}: give one text (str); there is no "
-            "conversation"
+            f"the question is {shown(question)}, a {type(question).__name__}: give one text (str), or a conversation "
+            "as messages"
         )
     if not question.strip():
         raise OptionError("the question is empty: ask something about the video")
@@ -283,12 +289,19 @@ def check_question(question: object) -> None:
         raise OptionError(
             f"the question has {len(question)} characters: it may have {MAX_QUESTION_CHARACTERS}; shorten it"
         )
+    check_text(question, "the question")
+
+
+def check_text(text: object, place: str) -> None:
+    """Raise OptionError, with the place, for what is no text that can be encoded."""
+    if not isinstance(text, str):
+        raise OptionError(f"{place} is {shown(text)}, a {type(text).__name__}: give a text (str)")
     try:
-        question.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise OptionError(
-            f"the question's character {error.start} is half of a surrogate pair ({question[error.start]!r}), which is "
-            "not text: decode its bytes as UTF-8"
+            f"{place}'s character {error.start} is half of a surrogate pair ({text[error.start]!r}), which is not "
+            "text: decode its bytes as UTF-8"
         ) from None
 
 

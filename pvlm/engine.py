@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from os import PathLike
 from types import TracebackType
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 
-from pvlm.answer.request import Question
+from pvlm.answer.question import Question
 from pvlm.answer.residence import Residence
 from pvlm.answer.stream import AnswerStream, Entrance
 from pvlm.config import EngineConfig, answer_options, engine_config
@@ -191,16 +191,22 @@ class Engine:
 
     async def answer(
         self,
-        video: VideoSource | None,
-        question: str,
+        video: VideoSource | None = None,
+        question: str | None = None,
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         trace: Recorder | None = None,
         **options: Unpack[AnswerKeywords],
     ) -> Answer:
         """Answer a question about a video.
 
-        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, or a list of PIL images of one size,
-        used as the frames of a video. None: the question is about no video.
+        ``video``: a path, encoded bytes, a ``(T, H, W, 3)`` uint8 array or tensor, a PIL image, or a list of PIL images
+        of one size, used as the frames of a video. None: the question is about no video.
+        ``messages``: a conversation, in place of a video and a question. It is a list of dicts with ``role``
+        (``"system"``, ``"user"`` or ``"assistant"``) and ``content``: a text, or a list of parts ``{"type": "text",
+        "text": ...}``, ``{"type": "video", "video": ...}`` and ``{"type": "image", "image": ...}``. Videos are given as
+        above; an image is a path, encoded bytes, a PIL image, or a ``(H, W, 3)`` uint8 array. The last message is the
+        user's, and its text is the question. Options that choose frames apply to each video.
         ``trace``: a `pvlm.trace.Trace`, which records what draft and target do.
         ``options``: see `AnswerOptions` (``max_new_tokens`` is another name of ``max_tokens``).
 
@@ -208,16 +214,17 @@ class Engine:
 
         Raises OptionError, VideoError, PromptError, ModelError, TargetLost, EngineBusy, EngineStateError.
         """
-        async with self.stream(video, question, trace=trace, **options) as chunks:
+        async with self.stream(video, question, messages=messages, trace=trace, **options) as chunks:
             async for _ in chunks:
                 pass
         return chunks.answer
 
     def stream(
         self,
-        video: VideoSource | None,
-        question: str,
+        video: VideoSource | None = None,
+        question: str | None = None,
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         trace: Recorder | None = None,
         **options: Unpack[AnswerKeywords],
     ) -> AnswerStream:
@@ -226,15 +233,16 @@ class Engine:
         In a thread without an event loop: ``with engine.stream(...) as chunks: for chunk in chunks``.
         """
         self._check_not_closed()
-        asked = Question(video, question, answer_options(options))
+        asked = Question.asked(video, question, messages, answer_options(options))
         entrance, observers = Entrance(self._loop, self._enter), self._observers
         return AnswerStream(entrance, asked, observers.on_progress, self._reporter, observers.trace(trace))
 
     def answer_sync(
         self,
-        video: VideoSource | None,
-        question: str,
+        video: VideoSource | None = None,
+        question: str | None = None,
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         trace: Recorder | None = None,
         **options: Unpack[AnswerKeywords],
     ) -> Answer:
@@ -244,8 +252,8 @@ class Engine:
         """
         check_no_loop("answer_sync()", "await engine.answer(...)")
         if (loop := self._loop()) is not None:
-            return call(loop, self.answer(video, question, trace=trace, **options))
-        return anyio.run(lambda: self.answer(video, question, trace=trace, **options))
+            return call(loop, self.answer(video, question, messages=messages, trace=trace, **options))
+        return anyio.run(lambda: self.answer(video, question, messages=messages, trace=trace, **options))
 
     def _check_not_closed(self) -> None:
         if self._residence is not None:

@@ -106,8 +106,11 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     prune: str
     draft_prefill_ms: float | None
     frame_indices: tuple[int, ...]
+    """Of all videos and images of the prompt, one after the other."""
     source_frames: int
+    """Of all of them together."""
     source_fps: float | None
+    """None if it is unknown, and for several videos."""
     seed: int | None
     coupling: str
     ignored_options: tuple[str, ...]

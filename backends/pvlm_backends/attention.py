@@ -7,8 +7,8 @@ import math
 import torch
 
 
-def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, video: torch.Tensor) -> torch.Tensor:
-    """Return the mean attention probability that n successive tokens give to each video token, float32 ``(m,)``.
+def mean_attention(query: torch.Tensor, keys: torch.Tensor, rows: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+    """Return the mean attention probability that n tokens give to each video token, float32 ``(m,)``.
 
     The softmax is over all rows that a token sees, in float32. The mean is over heads and tokens; it is 0 without
     tokens. Only these tokens' rows of the attention matrix are computed: ``heads * n * rows`` numbers.
@@ -16,13 +16,13 @@ def mean_attention(query: torch.Tensor, keys: torch.Tensor, first_row: int, vide
     Args:
         query: ``(heads, n, head_dim)``, rotated.
         keys: ``(kv_heads, rows, head_dim)``, rotated; heads that share a key head are neighbours.
-        first_row: the first token's row; it sees the rows up to its own.
+        rows: int64 ``(n,)``, rows of the tokens; each sees the rows up to its own.
         video: int64 ``(m,)``, rows of the video tokens.
     """
     heads, count, head_dim = query.shape
-    keys = keys[:, : first_row + count].float()
+    keys = keys.float()
     by_key_head = query.float().reshape(len(keys), -1, head_dim)
     scores = (by_key_head @ keys.transpose(1, 2) / math.sqrt(head_dim)).view(heads, count, -1)
-    later = torch.ones_like(scores[0], dtype=torch.bool).triu_(first_row + 1)
+    later = torch.arange(keys.shape[1], device=rows.device) > rows[:, None]
     probabilities = scores.masked_fill_(later, -math.inf).softmax(dim=-1)
-    return probabilities[..., video].sum(dim=(0, 1)) / max(1, heads * count)
+    return probabilities.sum(dim=(0, 1))[video] / max(1, heads * count)

@@ -278,6 +278,7 @@ class _EarlyTap:
         self._deliver = deliver
         self._positions = positions
         self._video = torch.from_numpy(session._prompt.video)
+        self._question = torch.from_numpy(session._prompt.question)
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self._attending = torch.empty(0)  # the question's input to the layer
 
@@ -299,6 +300,7 @@ class _EarlyTap:
                     question_last=question,
                     attention=None if attention is None else attention.to(device),
                     frames=self._prompt.frames,
+                    runs=self._prompt.runs,
                 )
             )
             self._first = None
@@ -306,15 +308,14 @@ class _EarlyTap:
     def _attention(self) -> torch.Tensor | None:
         if self._positions is None:
             return None
-        start, stop = self._prompt.question
-        query, keys = self._session._queries_and_keys(self._layer, self._attending, self._positions[..., start:stop])
-        attention = mean_attention(query, keys, start, self._video.to(keys.device))
+        positions = self._positions[..., self._prompt.question]
+        query, keys = self._session._queries_and_keys(self._layer, self._attending, positions)
+        attention = mean_attention(query, keys, self._question.to(keys.device), self._video.to(keys.device))
         with torch.inference_mode(False):
             return attention.clone()
 
     @torch.inference_mode(False)
     def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Copied, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
+        # Copies, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
         # write to it.
-        start, stop = self._prompt.question
-        return hidden[self._video.to(hidden.device)], hidden[start:stop].clone()
+        return hidden[self._video.to(hidden.device)], hidden[self._question.to(hidden.device)]

@@ -19,6 +19,9 @@ import msgspec
 from msgspec import Meta
 
 from pvlm_protocols.limits import MAX_END_TOKENS, MAX_ID, MAX_NAME_CHARACTERS
+from pvlm_protocols.prompt import Prompt as Prompt
+from pvlm_protocols.prompt import Turn as Turn
+from pvlm_protocols.prompt import Visual as Visual
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,19 +87,6 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One question about one video (or about none).
-
-    ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, or None.
-    ``timestamps_s``: seconds from the start of the video, one for each frame (for models that use time).
-    """
-
-    question: str
-    frames: np.ndarray | None = None
-    timestamps_s: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class EarlyStates:
     """Hidden states of the target after the embedding and after an early layer.
 
@@ -108,8 +98,11 @@ class EarlyStates:
     question token to each video token: softmax over all rows that the question token sees, then the mean over heads and
     question tokens (0 without question tokens).
 
+    ``runs``: for each video and image in the order of the prompt's turns, its number of moments, and the tokens of each
+    moment; empty if the backend does not report it.
+
     ``frames``: number of runs of equal length that the video tokens consist of, one moment of the video after another;
-    1 if the backend does not report it.
+    1 if the backend does not report it, or if moments differ in length.
     """
 
     layer: int
@@ -119,6 +112,7 @@ class EarlyStates:
     question_last: torch.Tensor
     attention: torch.Tensor | None = None
     frames: int = 1
+    runs: tuple[tuple[int, int], ...] = ()
 
 
 class FrameDefaults(msgspec.Struct, frozen=True):
@@ -179,6 +173,18 @@ class Processor(Protocol):
 
     def tokens_as_text(self) -> Sequence[str]:
         """The vocabulary by id, to show where two tokenizers differ."""
+        ...
+
+
+@runtime_checkable
+class Conversations(Protocol):
+    """Optional for a processor: its backend takes conversations, several videos, and images (`Prompt.turns`)."""
+
+    def resize_image(self, image: np.ndarray, images: int) -> np.ndarray:
+        """Resize an image, uint8 ``(1, H, W, 3)``, for the vision tower: uint8 ``(T, H', W', 3)``.
+
+        ``images``: how many the prompt has. A model may cut an image into T pieces.
+        """
         ...
 
 
@@ -258,7 +264,8 @@ class Backend(Protocol):
     def open(self, prompt: Prompt, capacity: int) -> Session:
         """Build the prompt, run the vision tower, and reserve room for ``capacity`` answer tokens.
 
-        Raises PromptError where prompt and capacity exceed the model's positions, with the numbers.
+        The video tokens of the session are those of all videos and images, in the order of the prompt's turns. Raises
+        PromptError where prompt and capacity exceed the model's positions, with the numbers.
         """
         ...
 

@@ -17,14 +17,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pvlm_protocols.limits import MAX_FRAME_SIDE, MAX_PROPOSAL, MAX_VIDEO_FRAMES
-from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor, VideoFrames
+from pvlm_protocols.limits import (
+    MAX_FRAME_SIDE,
+    MAX_PROMPT_CHARACTERS,
+    MAX_PROPOSAL,
+    MAX_VIDEO_FRAMES,
+    MAX_VISUALS,
+)
+from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 INLINE_BYTES = 64 * 1024
-MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 MAX_ARRAY_BYTES = 2 * 1024**3
-MAX_FRAMES = 4
+"""Of all arrays of a message together."""
+MAX_FRAMES = 1 + MAX_VISUALS
 DTYPES = ("uint8", "int32", "float32")
 
 _HEADER = b"PVLM" + bytes([PROTOCOL_VERSION])
@@ -46,8 +53,8 @@ def encode(message: Message) -> list[Buffer]:
         if value.dtype.name not in DTYPES:
             raise ProtocolError(f"arrays of {value.dtype.name} do not travel, only {', '.join(DTYPES)}")
         value = np.asarray(value, order="C")
-        if value.nbytes > MAX_ARRAY_BYTES:
-            raise ProtocolError(f"an array of {value.nbytes} bytes exceeds the limit of {MAX_ARRAY_BYTES}")
+        if (size := value.nbytes + sum(memoryview(frame).nbytes for frame in frames[1:])) > MAX_ARRAY_BYTES:
+            raise ProtocolError(f"arrays of {size} bytes exceed the limit of {MAX_ARRAY_BYTES}")
         if value.nbytes <= INLINE_BYTES:
             return [value.dtype.name, value.shape, value.tobytes()]
         frames.append(value.reshape(-1).view(np.uint8).data)
@@ -114,14 +121,10 @@ def _array(value: Any, frames: Sequence[Buffer]) -> np.ndarray:
 
 
 def _check_arrays(message: Message) -> None:
-    """Raise ProtocolError for an array of the wrong dtype or shape for its field."""
+    """Raise ProtocolError for an array of the wrong dtype or shape for its field, and for too large a prompt."""
     match message:
-        case Open(video=VideoFrames(pixels=pixels, timestamps_s=times)):
-            fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.size > 0
-            if not fits or len(pixels) > MAX_VIDEO_FRAMES or max(pixels.shape[1:3]) > MAX_FRAME_SIDE:
-                raise ProtocolError(f"pixels of {pixels.dtype} {pixels.shape} are no frames")
-            if len(times) not in (0, len(pixels)):
-                raise ProtocolError(f"{len(times)} times for {len(pixels)} frames")
+        case Open():
+            _check_prompt(message)
         case DraftWindow(tokens=tokens, proposal_ids=ids, proposal_probs=probs):
             if (ids is None) != (probs is None):
                 raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
@@ -131,6 +134,26 @@ def _check_arrays(message: Message) -> None:
                     raise ProtocolError(
                         f"proposals of {ids.dtype} {ids.shape} and {probs.dtype} {probs.shape} for {len(tokens)} tokens"
                     )
+
+
+def _check_prompt(opening: Open) -> None:
+    visuals = opening.visuals
+    for visual in visuals:
+        pixels, times = visual.pixels, visual.timestamps_s
+        fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.size > 0
+        if not fits or len(pixels) > MAX_VIDEO_FRAMES or max(pixels.shape[1:3]) > MAX_FRAME_SIDE:
+            raise ProtocolError(f"pixels of {pixels.dtype} {pixels.shape} are no frames")
+        if len(times) not in (0, len(pixels)):
+            raise ProtocolError(f"{len(times)} times for {len(pixels)} frames")
+    frames = sum(len(visual.pixels) for visual in visuals)
+    characters = sum(len(part) for turn in opening.turns for part in turn.parts if isinstance(part, str))
+    for count, most, what in (
+        (len(visuals), MAX_VISUALS, "videos and images"),
+        (frames, MAX_VIDEO_FRAMES, "frames"),
+        (characters, MAX_PROMPT_CHARACTERS, "characters"),
+    ):
+        if count > most:
+            raise ProtocolError(f"a prompt with {count} {what} exceeds the limit of {most}")
 
 
 decode_for_actor: Callable[[Sequence[Buffer]], ToActor] = _decoder(ToActor)

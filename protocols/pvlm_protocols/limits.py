@@ -11,8 +11,16 @@ MAX_QUESTION_CHARACTERS = 16_384
 """Of a question; the model limits its number of tokens (`PromptError`)."""
 MAX_ANSWER_TOKENS = 131_072
 """Of one answer."""
+MAX_PROMPT_CHARACTERS = 65_536
+"""Of all texts of a conversation."""
+MAX_TURNS = 256
+"""Of a conversation."""
+MAX_PARTS = 256
+"""Texts, videos and images of a turn."""
+MAX_VISUALS = 32
+"""Videos and images of a prompt."""
 MAX_VIDEO_FRAMES = 16_384
-"""Frames of one video that a model sees."""
+"""Frames of all videos of a prompt that a model sees."""
 MAX_FRAME_SIDE = 16_384
 """Pixels along either side of a frame."""
 MAX_VIDEO_TOKENS = 2**22

@@ -26,13 +26,13 @@ from pvlm_protocols.limits import (
     MAX_HELD_SESSIONS,
     MAX_ID,
     MAX_MILLISECONDS,
-    MAX_QUESTION_CHARACTERS,
     MAX_STOPPED,
     MAX_TRACEBACK_CHARACTERS,
-    MAX_VIDEO_FRAMES,
+    MAX_TURNS,
     MAX_VIDEO_TOKENS,
     MAX_WINDOW,
 )
+from pvlm_protocols.turns import OpenTurn, Seconds, VideoFrames
 
 Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """Names something: a session, an epoch, a seed."""
@@ -41,7 +41,6 @@ Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
 Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
-Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Ratio = Annotated[float, Meta(ge=0, lt=1)]
 """The share of the video tokens that the draft does not see."""
@@ -146,26 +145,15 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     ended_s: Seconds
 
 
-class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
-    """``pixels``: uint8 ``(T, H, W, 3)``, resized for the model; ``timestamps_s``: one for each frame.
-
-    ``checksum``: the CRC-32 of the pixels in C order. Connections need it, computed on the event loop if it is None.
-    """
-
-    pixels: np.ndarray
-    timestamps_s: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_VIDEO_FRAMES)] = ()
-    checksum: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
-
-
 # ---- engine or coordinator -> actor -------------------------------------------------------------------------------
 
 
 class Open(SessionMessage, frozen=True, kw_only=True):
     """Start a session, or continue one of a lost actor after the ``committed`` tokens, with an ``epoch`` above all
-    earlier ones. ``shares``: its passes may be shared with other sessions."""
+    earlier ones. ``turns``: the conversation, whose last turn asks. ``shares``: its passes may be shared with other
+    sessions."""
 
-    question: Annotated[str, Meta(max_length=MAX_QUESTION_CHARACTERS)]
-    video: VideoFrames | None
+    turns: Annotated[tuple[OpenTurn, ...], Meta(min_length=1, max_length=MAX_TURNS)]
     sampling: Sampling
     pruning: Pruning
     schedule: Schedule
@@ -173,6 +161,16 @@ class Open(SessionMessage, frozen=True, kw_only=True):
     committed: Tokens = ()
     epoch: Serial = 0
     shares: bool = True
+
+    @property
+    def question(self) -> str:
+        """The texts of the last turn, one a line."""
+        return "\n".join(part for part in self.turns[-1].parts if isinstance(part, str))
+
+    @property
+    def visuals(self) -> tuple[VideoFrames, ...]:
+        """The videos and images, in the order of the turns."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, VideoFrames))
 
 
 class Resume(SessionMessage, frozen=True, kw_only=True):

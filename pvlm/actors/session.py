@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pvlm.transports import Mailbox
-from pvlm_protocols.backend import Backend, InterruptibleOpening, Prompt, Role, Session, SteppedPrefill
+from pvlm_protocols.backend import (
+    Backend,
+    InterruptibleOpening,
+    Prompt,
+    Role,
+    Session,
+    SteppedPrefill,
+    Turn,
+    Visual,
+)
 from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
+from pvlm_protocols.turns import VideoFrames
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +51,11 @@ or none."""
 class Employer(Protocol):
     """What a session uses of its actor; see `pvlm.actors.actor.Actor`."""
 
-    role: Role
     backend: Backend
     mailbox: Mailbox
+
+    @property
+    def role(self) -> Role: ...
 
     def tick(self, *sessions: ActorSession) -> None: ...
 
@@ -121,10 +133,7 @@ class ActorSession(ABC):
     def open_model(self) -> Session:
         """Build the prompt, run the vision tower, and tell the coordinator."""
         opening = self.opening
-        video = opening.video
-        prompt = (
-            Prompt(opening.question) if video is None else Prompt(opening.question, video.pixels, video.timestamps_s)
-        )
+        prompt = Prompt.of(tuple(Turn(turn.role, tuple(map(_part, turn.parts))) for turn in opening.turns))
         started = time.monotonic()
         capacity = opening.sampling.max_tokens + 1  # a solo step may run over the last token
         backend = self.actor.backend
@@ -151,6 +160,12 @@ class ActorSession(ABC):
         if self.model is not None:
             self.model.close()
             self.model = None
+
+
+def _part(part: str | VideoFrames) -> str | Visual:
+    if isinstance(part, str):
+        return part
+    return Visual(part.pixels, part.timestamps_s, part.kind, part.size)
 
 
 def in_pieces(model: Session, keep: torch.Tensor | None = None, **arguments: Any) -> Iterator[torch.Tensor | None]:

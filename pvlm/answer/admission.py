@@ -1,4 +1,4 @@
-"""Admission: how many answers are written at once, and how many may wait."""
+"""Admission: how many answers are written at once, how many may wait, and how much memory their videos take."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pvlm.config import EngineConfig
 from pvlm.errors import EngineBusy
 from pvlm.telemetry.metrics import REQUESTS_RUNNING, REQUESTS_WAITING
 from pvlm.telemetry.reporter import Reporter
+from pvlm.video import Room
 
 
 class Admission:
-    """The places and the queue of one open engine: first come, first served."""
+    """The places and the queue of one open engine: first come, first served. ``room``: for the frames of their
+    videos.
+    """
 
     def __init__(self, config: EngineConfig, reporter: Reporter) -> None:
         self._config = config
         self._reporter = reporter
+        self.room = Room(config.max_video_bytes)
         self._places = anyio.Semaphore(config.max_sessions)
 
     @asynccontextmanager

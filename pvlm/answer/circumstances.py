@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from pvlm.answer.request import Question
+from pvlm.answer.question import Question
 from pvlm.answer.statistics import Timeline
 from pvlm.config import EngineConfig
 from pvlm.telemetry.recorder import Circumstances
-
-if TYPE_CHECKING:
-    from pvlm.video.reading import VideoSource
 
 ELSEWHERE = ("target", "draft", "keys")
 """Settings that a trace names by other means, or not at all."""
@@ -23,7 +18,7 @@ ELSEWHERE = ("target", "draft", "keys")
 def circumstances(config: EngineConfig, question: Question, timeline: Timeline) -> Circumstances:
     """The circumstances of an answer whose session is about to be opened."""
     return Circumstances(
-        video=_name(question.video),
+        video=", ".join(media.name for media in question.media),
         settings={**_changed(config), **_changed(question.options)},
         before_s={
             "startup_s": timeline.between_s("asked", "queued"),
@@ -31,17 +26,6 @@ def circumstances(config: EngineConfig, question: Question, timeline: Timeline) 
             "video_s": timeline.between_s("reading", "opened"),
         },
     )
-
-
-def _name(video: VideoSource | None) -> str:
-    """A file's name without its folder, because a trace may be shown to others; else what kind of video it is."""
-    if video is None:
-        return ""
-    if isinstance(video, str | os.PathLike):
-        return Path(video).name
-    if isinstance(video, bytes | bytearray | memoryview):
-        return f"{len(video)} bytes"
-    return f"{len(video)} frames"
 
 
 def _changed(settings: msgspec.Struct) -> dict[str, Any]:

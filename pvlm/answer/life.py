@@ -10,7 +10,9 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from pvlm.answer.circumstances import circumstances
 from pvlm.answer.detokenizer import TextStream
-from pvlm.answer.request import Question, Request, build_request, resized_frames, resolve_method
+from pvlm.answer.frames import read_turns
+from pvlm.answer.question import Question
+from pvlm.answer.request import Request, build_request, resolve_method
 from pvlm.answer.residence import Residence
 from pvlm.answer.statistics import Timeline, answer_stats
 from pvlm.answer.writer import Writer
@@ -24,7 +26,7 @@ from pvlm.runtime.session import LiveSession
 from pvlm.telemetry.metrics import REQUEST_LATENCY, REQUESTS
 from pvlm.telemetry.recorder import Circumstances, Recorded, Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
-from pvlm.video import Video, read_video
+from pvlm.video import Video
 
 
 class Life:
@@ -113,44 +115,33 @@ class Life:
         config, options = pair.config, self._question.options
         method = resolve_method(config, options)
         self._timeline.reach("reading")
-        video = await self._read(pair)
-        frames = await resized_frames(video, pair, method)
+        room = self._residence.admission.room
+        footage = await read_turns(
+            self._question, pair, method, room, lambda fraction: self._on_progress("read video", fraction)
+        )
         self._timeline.reach("opened")
         await pair.target_there()  # it may have been lost in the meantime
         await checkpoint_if_cancelled()  # and the caller may have left while a thread was at work
-        request = build_request(config, options, pair, self._question.text, frames)
+        request = build_request(config, options, pair, footage.turns)
         coordinator = Coordinator(
             request.target, request.policy, request.draft, pair.draft_away if method != "ar" else ""
         )
         if self._recorder is not None:
-            self._recorder.began(_recorded(pair, request, video, circumstances(config, self._question, self._timeline)))
+            self._recorder.began(
+                _recorded(pair, request, footage.videos, circumstances(config, self._question, self._timeline))
+            )
         metrics = self._reporter.metrics
         report = None if metrics is None else AnswerReport(metrics, self._timeline.at_s("asked"))
         self.writer = Writer(
             request.target.session,
             TextStream(pair.target_processor.decode, options.stop_strings),
             self._timeline,
-            lambda: answer_stats(self._timeline, coordinator.counts, request, video, options.seed),
+            lambda: answer_stats(self._timeline, coordinator.counts, request, footage.videos, options.seed),
             self._on_progress,
             report,
             self._recorder,
         )
         return pair.open(coordinator, self._on_command, report, self._recorder)
-
-    async def _read(self, pair: Pair) -> Video | None:
-        if self._question.video is None:
-            return None
-        options = self._question.options
-        return await read_video(
-            self._question.video,
-            num_frames=options.num_frames,
-            fps=options.fps,
-            start=options.start,
-            end=options.end,
-            defaults=pair.target_processor.frame_defaults,
-            reader=pair.config.video_reader,
-            timeout_s=pair.config.decode_timeout_s,
-        )
 
     async def _written(self, session: LiveSession) -> None:
         """Wait until the answer is complete, has failed, or was left. End one that nobody reads."""
@@ -227,12 +218,11 @@ def _report_failure(reporter: Reporter, error: BaseException, session: int | Non
             reporter.fault("answer_failed", session=session, error=type(error).__name__, reason=str(error))
 
 
-def _recorded(pair: Pair, request: Request, video: Video | None, surroundings: Circumstances) -> Recorded:
+def _recorded(pair: Pair, request: Request, videos: tuple[Video, ...], surroundings: Circumstances) -> Recorded:
     return Recorded(
         opening=request.target,
         with_draft=request.draft is not None,
-        frame_indices=() if video is None else video.indices,
-        frame_size=(0, 0) if video is None else video.frames.shape[1:3],
+        frame_indices=tuple(video.indices for video in videos),
         processor=pair.target_processor,
         models=pair.models,
         circumstances=surroundings,

@@ -1,49 +1,20 @@
-"""A request: what an application asks, and the messages that open its session at both actors."""
+"""A request: the messages that open a session at both actors."""
 
 from __future__ import annotations
 
 import secrets
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import anyio
-import anyio.to_thread
 import msgspec
-import numpy as np
 
-from pvlm.config import AnswerOptions, EngineConfig, Method, check_question
-from pvlm.errors import OptionError, PromptError
+from pvlm.answer.frames import Turns
+from pvlm.config import AnswerOptions, EngineConfig, Method
+from pvlm.errors import OptionError
 from pvlm.plugins import plugin_names
 from pvlm.runtime.pair import Pair
 from pvlm.speculation.windows import WindowPolicy
-from pvlm.video import Video
-from pvlm_protocols.backend import BackendError, Processor, Role
-from pvlm_protocols.codec import MAX_ARRAY_BYTES
-from pvlm_protocols.messages import Coupling, Open, Pruning, Sampling, Schedule, VideoFrames, Window
-
-if TYPE_CHECKING:
-    from pvlm.video.reading import VideoSource
-
-Frames = Mapping[Role, VideoFrames | None]
-"""The frames in the size of each model that takes part; None: the question is about no video."""
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """What an application asks. Raises OptionError where no model could be asked this."""
-
-    video: VideoSource | None
-    text: str
-    options: AnswerOptions
-
-    def __post_init__(self) -> None:
-        check_question(self.text)
-        if self.video is None:
-            for name in ("num_frames", "fps", "start", "end"):
-                if (value := getattr(self.options, name)) is not None:
-                    raise OptionError(f"{name}={value!r} needs a video, and this question is about none")
+from pvlm_protocols.messages import Coupling, Open, Pruning, Sampling, Schedule, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +41,7 @@ def resolve_method(config: EngineConfig, options: AnswerOptions) -> Method:
     return options.method
 
 
-async def resized_frames(video: Video | None, pair: Pair, method: Method) -> Frames:
-    """The frames of a video, resized for each model that takes part.
-
-    Raises PromptError where a processor refuses them, and OptionError where they are too large to travel.
-    """
-    frames: dict[Role, VideoFrames | None] = {"target": await _resized(video, pair.target_processor)}
-    if method != "ar" and pair.draft_processor is not None:
-        frames["draft"] = await _resized(video, pair.draft_processor)
-    return frames
-
-
-def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, question: str, frames: Frames) -> Request:
+def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, turns: Turns) -> Request:
     """Both opening messages and the window policy of one answer, from the engine's settings and the answer's options.
 
     Raises OptionError where an option is invalid for this engine.
@@ -93,8 +53,7 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
     choice = policy.choice()
     target = Open(
         session=pair.next_session(),
-        question=question,
-        video=frames["target"],
+        turns=turns["target"],
         sampling=_sampling(pair, options),
         pruning=pruning,
         schedule=schedule,
@@ -105,7 +64,7 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, ques
         # The draft must not write a token that the target does not have.
         limit = min(target.sampling.vocab_limit, draft_size)
         draft = msgspec.structs.replace(
-            target, video=frames["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
+            target, turns=turns["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
     return Request(method, target, draft, policy, pair.target_processor.ignored_generation_options)
 
@@ -179,23 +138,3 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
         vocab_limit=target_size,
         end_token_ids=end_token_ids + options.stop_token_ids,
     )
-
-
-async def _resized(video: Video | None, processor: Processor) -> VideoFrames | None:
-    if video is None:
-        return None
-
-    def resize() -> tuple[np.ndarray, int]:
-        pixels = np.ascontiguousarray(processor.resize(video.frames))
-        return pixels, zlib.crc32(pixels.data)
-
-    try:
-        pixels, checksum = await anyio.to_thread.run_sync(resize)
-    except BackendError as error:
-        raise PromptError(str(error)) from error
-    if pixels.nbytes > MAX_ARRAY_BYTES:
-        raise OptionError(
-            f"{len(pixels)} frames of {pixels.shape[2]}x{pixels.shape[1]} take {pixels.nbytes} bytes, more than "
-            f"the limit of {MAX_ARRAY_BYTES}: take fewer (num_frames)"
-        )
-    return VideoFrames(pixels=pixels, timestamps_s=video.timestamps_s, checksum=checksum)

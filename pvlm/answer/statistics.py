@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,11 +48,11 @@ class Timeline:
 
 
 def answer_stats(
-    timeline: Timeline, counts: Counts, request: Request, video: Video | None, seed: int | None
+    timeline: Timeline, counts: Counts, request: Request, videos: Sequence[Video], seed: int | None
 ) -> AnswerStats:
     """The statistics of a finished answer. Figures that `Counts` has by the same name are taken from there.
 
-    ``seed``: the caller's.
+    ``videos``: those of the prompt, and its images. ``seed``: the caller's.
     """
     new_tokens = len(timeline.origins)
     decode_s = timeline.between_s("prefilled", "finished")
@@ -75,9 +76,9 @@ def answer_stats(
         "origins": "".join(timeline.origins),
         "prune": request.target.pruning.method if request.draft is not None else "none",
         "draft_prefill_ms": counts.prefill_ms.get("draft"),
-        "frame_indices": () if video is None else video.indices,
-        "source_frames": 0 if video is None else video.source_frames,
-        "source_fps": None if video is None else video.source_fps,
+        "frame_indices": tuple(index for video in videos for index in video.indices),
+        "source_frames": sum(video.source_frames for video in videos),
+        "source_fps": videos[0].source_fps if len(videos) == 1 else None,
         "seed": seed,
         "coupling": request.target.sampling.coupling,
         "ignored_options": request.ignored_options,

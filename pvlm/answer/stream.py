@@ -11,7 +11,7 @@ from typing import Self
 import anyio
 
 from pvlm.answer.life import Life, report_end
-from pvlm.answer.request import Question
+from pvlm.answer.question import Question
 from pvlm.answer.residence import Residence
 from pvlm.answer.statistics import Timeline
 from pvlm.errors import EngineStateError
@@ -72,8 +72,8 @@ class AnswerStream:
         self._loop = running_loop()
         self._timeline.reach("asked")
         try:
-            if self._question.video is not None:
-                check_source(self._question.video)  # before any model is loaded
+            for media in self._question.media:
+                check_source(media.source)  # before any model is loaded
             self._residence, self._alone = await self._entrance.enter()
             self._life = Life(
                 self._residence, self._question, self._timeline, self._on_progress, self._reporter, self._recorder

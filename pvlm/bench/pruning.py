@@ -108,8 +108,7 @@ class KeptTokens:
         self._mask = np.ones(1, np.bool_)
 
     def began(self, recorded: Recorded) -> None:
-        video = recorded.opening.video
-        assert video is not None
+        (video,) = recorded.opening.visuals
         grid = recorded.processor.video_grid(video.pixels)
         self._times = grid[0]
         self._mask = np.ones(grid, np.bool_).ravel()

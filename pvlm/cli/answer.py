@@ -69,8 +69,8 @@ def answer(
         recorder = Trace()
     try:
         engine = settings(models, places, decoding, pruning, view, reading)
-        stream = _stream(video, question, engine, settings(part, sampling), recorder, output, show_text=not as_json)
-        found = run_async(lambda: stream)
+        options = settings(part, sampling)
+        found = run_async(lambda: _stream(video, question, engine, options, recorder, output, show_text=not as_json))
     finally:  # the trace of a failed answer is the most useful one
         if trace is not None and recorder is not None and recorder.recorded:
             note(f"trace: {', '.join(map(str, recorder.write(trace)))}")

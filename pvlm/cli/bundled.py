@@ -96,8 +96,7 @@ class LimitNote:
 
     def began(self, recorded: Recorded) -> None:
         """Look at the frames, and note the limit where it applies."""
-        video = recorded.opening.video
-        if video is not None and not is_drawn(video.pixels):
+        if not all(is_drawn(visual.pixels) for visual in recorded.opening.visuals):
             self._note(LIMIT.format(what="this is another video"))
         elif not knows_question(self._question):
             self._note(LIMIT.format(what="questions such as 'Describe the video.'"))

@@ -15,7 +15,18 @@ from pvlm.cli.names import PLUGINS
 from pvlm.cli.options import Output
 from pvlm.errors import PvlmError
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "anyio", "msgspec", "pyzmq", "decord", "structlog")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "anyio",
+    "msgspec",
+    "pyzmq",
+    "av",
+    "decord",
+    "structlog",
+)
 EXTRAS = {"transformers": "hf"}
 """Packages that only an extra installs."""
 

@@ -262,7 +262,7 @@ class Reading(Options):
         option(
             "--video-reader",
             metavar="NAME",
-            help="what reads the video: {readers} (default: decord)",
+            help="what reads the video: {readers} (default: auto)",
             panel=VIDEO,
             callback=check("readers"),
             autocompletion=completing("readers"),

@@ -18,7 +18,7 @@ from pvlm.serving.configuration import ServerConfig
 from pvlm.serving.media import Media
 from pvlm.serving.refusals import Refusal, refusal_of
 from pvlm.serving.replies import DONE, Reply, event
-from pvlm.serving.requests import ChatRequest, parse, question_of
+from pvlm.serving.requests import ChatRequest, conversation, parse
 from pvlm.serving.workload import Holding, Workload
 
 SMALL = 1 << 16
@@ -55,9 +55,9 @@ class ChatCompletions:
         del body
         reply = self._reply_to(request, scope["state"]["request_id"])
         with ExitStack() as files:
-            question = question_of(request)
             media = await self._media.bring(request.media, files, holding.take)
-            async with self._engine.stream(media[0] if media else None, question, **request.options) as chunks:
+            messages = conversation(request, media)
+            async with self._engine.stream(messages=messages, **request.options) as chunks:
                 async for chunk in chunks:
                     if request.stream and chunk.text:
                         await sender.events(*([] if sender.streams else [reply.opening()]), reply.piece(chunk.text))

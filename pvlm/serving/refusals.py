@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pvlm.config import AnswerOptions
@@ -73,6 +74,6 @@ def refusal_of(error: PvlmError | Refusal) -> Refusal:
 
 
 def _field(message: str) -> str | None:
-    """The option that an error names first."""
-    name = message.replace("=", " ").split(" ", 1)[0]
-    return name if name in AnswerOptions.__struct_fields__ else None
+    """The field that an error names first."""
+    name = re.split(r"[^\w]", message, maxsplit=1)[0]
+    return name if name in ("messages", *AnswerOptions.__struct_fields__) else None

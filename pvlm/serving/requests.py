@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -270,11 +270,22 @@ def _frame_options(body: _Body) -> dict[str, Any]:
     return options
 
 
-def question_of(request: ChatRequest) -> str:
-    """The text of a request with one turn. Raises Refusal for a conversation."""
-    if len(request.messages) != 1 or request.messages[0].role != "user":
-        raise invalid("this version answers one message of role 'user'; a conversation is not supported", "messages")
-    return "\n".join(part.text for part in request.messages[0].parts if isinstance(part, TextPart))
+def conversation(request: ChatRequest, media: Sequence[bytes | str]) -> list[dict[str, Any]]:
+    """The turns for `Engine.answer` (``messages``). ``media``: the bytes or the path of each of `ChatRequest.media`."""
+    left = iter(media)
+    turns = []
+    for message in request.messages:
+        parts: list[dict[str, Any]] = []
+        for part in message.parts:
+            match part:
+                case TextPart(text=text):
+                    parts.append({"type": "text", "text": text})
+                case VideoPart():
+                    parts.append({"type": "video", "video": next(left)})
+                case ImagePart():
+                    parts.append({"type": "image", "image": next(left)})
+        turns.append({"role": "system" if message.role == "developer" else message.role, "content": parts})
+    return turns
 
 
 assert set(SAMPLING) <= set(AnswerOptions.__struct_fields__)

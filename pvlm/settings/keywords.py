@@ -42,6 +42,7 @@ class PretrainedKeywords(TypedDict, total=False):
     video_reader: str
     max_sessions: int
     max_waiting: int
+    max_video_bytes: int
     start_timeout_s: float
     decode_timeout_s: float
     draft_restarts: int

@@ -142,7 +142,7 @@ class NoveltyPruner:
             raise ValueError("the 'novelty' pruner needs the target's early states")
         if len(states.video_first) != m:
             raise ValueError(f"the early states hold {len(states.video_first)} video tokens, not {m}")
-        if states.frames == 1:
+        if all(moments == 1 for moments, _ in _runs(states)):
             return UniformPruner().select(m, keep, None, seed)
         return _mass_first(temporal_novelty(states).nan_to_num(nan=0.0).cpu(), keep, self.MASS)
 
@@ -150,12 +150,22 @@ class NoveltyPruner:
 def temporal_novelty(states: EarlyStates) -> Tensor:
     """``1 - cos`` of each video token of the decoder's input and the token at the same place a frame earlier.
 
-    float32 ``(m,)``, from 0 to 2. In the first frame it is 1, as for unrelated tokens.
+    float32 ``(m,)``, from 0 to 2. In the first frame of each video it is 1, as for unrelated tokens.
     """
-    frames = torch.unflatten(normalize(states.video_first.float(), dim=-1), 0, (states.frames, -1))
-    likeness = torch.zeros(frames.shape[:2], device=frames.device)
-    likeness[1:] = (frames[1:] * frames[:-1]).sum(dim=-1)
-    return (1 - likeness).clamp(min=0).flatten()
+    novelty = []
+    normal = normalize(states.video_first.float(), dim=-1)
+    runs = _runs(states)
+    for video, (moments, _) in zip(normal.split([t * n for t, n in runs]), runs, strict=True):
+        frames = torch.unflatten(video, 0, (moments, -1))
+        likeness = torch.zeros(frames.shape[:2], device=frames.device)
+        likeness[1:] = (frames[1:] * frames[:-1]).sum(dim=-1)
+        novelty.append((1 - likeness).clamp(min=0).flatten())
+    return torch.cat(novelty)
+
+
+def _runs(states: EarlyStates) -> tuple[tuple[int, int], ...]:
+    """The moments of each video, and the tokens of each moment."""
+    return states.runs or ((states.frames, len(states.video_first) // states.frames),)
 
 
 def _mass_first(weight: Tensor, keep: int, share: float) -> Tensor:

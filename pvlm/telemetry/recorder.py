@@ -20,9 +20,9 @@ from pvlm_protocols.messages import Open
 class Circumstances:
     """What surrounds an answer.
 
-    ``video``: its name in words, empty without a video. ``settings``: of the engine and the answer, where they differ
-    from the defaults. ``before_s``: seconds before the session, by fields of `AnswerStats` (``startup_s``,
-    ``waiting_s``, ``video_s``).
+    ``video``: names of the videos and images in words, empty without one. ``settings``: of the engine and the answer,
+    where they differ from the defaults. ``before_s``: seconds before the session, by fields of `AnswerStats`
+    (``startup_s``, ``waiting_s``, ``video_s``).
     """
 
     video: str = ""
@@ -34,14 +34,13 @@ class Circumstances:
 class Recorded:
     """What an answer is about.
 
-    ``opening``: how the session is opened at the target; its ``video`` holds the resized frames. ``frame_indices``:
-    their numbers in the source; ``frame_size``: height and width there, in pixels.
+    ``opening``: how the session is opened at the target; its ``visuals`` hold the resized frames. ``frame_indices``:
+    for each video and image, the numbers of its frames in the source.
     """
 
     opening: Open
     with_draft: bool
-    frame_indices: tuple[int, ...]
-    frame_size: tuple[int, int]
+    frame_indices: tuple[tuple[int, ...], ...]
     processor: Processor
     models: Mapping[Role, ModelInfo]
     circumstances: Circumstances = Circumstances()

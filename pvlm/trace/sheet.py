@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,27 +33,31 @@ DIMMED = 0.4
 """Share of its contrast that a dropped token keeps."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """A frame of a video, or an image. ``keep``: bool ``(h, w)``, None where no tokens are shown."""
+
+    frame: NDArray[np.uint8]
+    caption: str
+    keep: NDArray[np.bool_] | None
+
+
 def frame_sheet(recording: Recording) -> bytes:
     """A PNG of every frame that the target saw, with numbers and times; dropped tokens are dimmed, kept ones framed.
 
-    If the processor's grid does not match the target's number of video tokens, or its cells are too small, the frames
-    are shown unchanged, and the sheet says why.
+    Several videos and images follow one another. If the processor's grids do not match the target's number of video
+    tokens, or their cells are too small, the frames are shown unchanged, and the sheet says why.
     """
     subject = recording.subject
-    video = subject.opening.video
-    assert video is not None
-    frames = video.pixels
+    visuals = subject.opening.visuals
     tokens, mask = _kept(recording)
-    height, width = subject.frame_size
-    size = FRAME_WIDTH, max(16, min(3 * FRAME_WIDTH, round(FRAME_WIDTH * height / width)))
-    t, h, w = subject.processor.video_grid(frames)
-    problem = ""
-    if t * h * w != tokens:
-        problem = f"its grid of {t} x {h} x {w} does not hold the {tokens} video tokens: they cannot be shown"
-    elif size[0] / w < SMALLEST_CELL or size[1] / h < SMALLEST_CELL:
-        problem = f"its grid of {h} x {w} tokens a frame is too fine to be shown"
-    columns = _columns(len(frames), size)
-    rows = math.ceil(len(frames) / columns)
+    height, width = max((visual.size for visual in visuals), key=lambda size: size[0] / max(1, size[1]))
+    size = FRAME_WIDTH, max(16, min(3 * FRAME_WIDTH, round(FRAME_WIDTH * height / max(1, width))))
+    grids = [subject.processor.video_grid(visual.pixels) for visual in visuals]
+    problem = _problem(grids, tokens, size)
+    shots = _shots(recording, grids, None if problem or mask.all() else mask)
+    columns = _columns(len(shots), size)
+    rows = math.ceil(len(shots) / columns)
     sheet = Image.new(
         "RGB",
         (
@@ -64,20 +70,47 @@ def frame_sheet(recording: Recording) -> bytes:
     draw.text((MARGIN, 16), _title(tokens, mask), INK, ImageFont.load_default(18))
     draw.text((MARGIN, 40), problem or _subtitle(recording, mask), FAINT, ImageFont.load_default(13))
     small = ImageFont.load_default(12)
-    for index, frame in enumerate(frames):
+    for index, shot in enumerate(shots):
         left = MARGIN + index % columns * (size[0] + GAP)
         top = HEADER + index // columns * (size[1] + CAPTION + GAP)
-        keep = None if problem or mask.all() else mask.reshape(t, h, w)[index * t // len(frames)]
-        sheet.paste(_picture(frame, size, keep), (left, top))
-        caption = f"frame {subject.frame_indices[index]}"
-        if video.timestamps_s:
-            caption += f" · {video.timestamps_s[index]:.2f} s"
-        draw.text((left, top + size[1] + 4), caption, INK, small)
-        if keep is not None:
+        sheet.paste(_picture(shot.frame, size, shot.keep), (left, top))
+        draw.text((left, top + size[1] + 4), shot.caption, INK, small)
+        if (keep := shot.keep) is not None:
             draw.text((left + size[0], top + size[1] + 4), f"{keep.sum()} of {keep.size}", FAINT, small, anchor="ra")
     png = io.BytesIO()
     sheet.save(png, "PNG", optimize=True)
     return png.getvalue()
+
+
+def _problem(grids: Sequence[tuple[int, int, int]], tokens: int, size: tuple[int, int]) -> str:
+    """Why no tokens can be shown; empty if they can."""
+    if sum(map(math.prod, grids)) != tokens:
+        described = " and ".join(f"{t} x {h} x {w}" for t, h, w in grids)
+        return f"its grid of {described} does not hold the {tokens} video tokens: they cannot be shown"
+    for _, h, w in grids:
+        if size[0] / w < SMALLEST_CELL or size[1] / h < SMALLEST_CELL:
+            return f"its grid of {h} x {w} tokens a frame is too fine to be shown"
+    return ""
+
+
+def _shots(recording: Recording, grids: Sequence[tuple[int, int, int]], mask: NDArray[np.bool_] | None) -> list[_Shot]:
+    """The frames of all videos and images; ``mask``: bool ``(m,)``, the kept video tokens of all of them."""
+    subject = recording.subject
+    shots: list[_Shot] = []
+    first = 0
+    for number, (visual, (t, h, w)) in enumerate(zip(subject.opening.visuals, grids, strict=True)):
+        moments = None if mask is None else mask[first : first + t * h * w].reshape(t, h, w)
+        first += t * h * w
+        label = f"video {number + 1} · " if len(grids) > 1 else ""
+        for index, frame in enumerate(visual.pixels):
+            if visual.kind == "image":
+                caption = f"image {number + 1}"
+            else:
+                caption = f"{label}frame {subject.frame_indices[number][index]}"
+            if visual.timestamps_s:
+                caption += f" · {visual.timestamps_s[index]:.2f} s"
+            shots.append(_Shot(frame, caption, None if moments is None else moments[index * t // len(visual.pixels)]))
+    return shots
 
 
 def _kept(recording: Recording) -> tuple[int, NDArray[np.bool_]]:

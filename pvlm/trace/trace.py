@@ -81,7 +81,7 @@ class Trace:
         recording = self.recording()
         folder = make_directory(directory)
         line = timeline(recording)
-        sheet = None if recording.subject.opening.video is None else frame_sheet(recording)
+        sheet = None if not recording.subject.opening.visuals else frame_sheet(recording)
         contents = {"timeline.html": page(recording, line, sheet), "timeline.json": chrome_trace(recording, line)}
         if sheet is not None:
             contents["frames.png"] = sheet

@@ -66,6 +66,8 @@ class FrameReader:
         for size, largest in zip(sizes, _LARGEST, strict=False):
             if size > largest:
                 raise ConnectionDamaged(f"a frame of {size} bytes exceeds the limit of {largest}")
+        if sum(sizes[1:]) > MAX_ARRAY_BYTES:
+            raise ConnectionDamaged(f"arrays of {sum(sizes[1:])} bytes exceed the limit of {MAX_ARRAY_BYTES}")
         return _Header(end + 4, sizes)
 
     def _take(self, header: _Header) -> list[bytes]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from pvlm_protocols.codec import Buffer
 
@@ -34,13 +35,14 @@ class Link:
         self._sent = 0
         self._received = 0
 
-    def send(self, frames: Frames, array_checksum: int | None = None) -> list[Buffer]:
+    def send(self, frames: Frames, known: Sequence[int | None] = ()) -> list[Buffer]:
         """Return the frames of the next message with its header.
 
-        ``array_checksum``: the CRC-32 of ``frames[1]`` where the caller knows it; a large frame takes milliseconds.
+        ``known``: the CRC-32 of ``frames[1]`` and those after it, None where it is unknown; a large frame takes
+        milliseconds.
         """
         self._sent += 1
-        header = _HEADER.pack(_MARK, self._sent, _checksum(self._sent, frames, array_checksum))
+        header = _HEADER.pack(_MARK, self._sent, _checksum(self._sent, frames, known))
         return [header + frames[0], *frames[1:]]
 
     def receive(self, frames: Frames) -> list[Buffer]:
@@ -61,10 +63,11 @@ class Link:
         return message
 
 
-def _checksum(number: int, frames: Frames, array_checksum: int | None = None) -> int:
+def _checksum(number: int, frames: Frames, known: Sequence[int | None] = ()) -> int:
     sizes = [memoryview(frame).nbytes for frame in frames]
-    arrays = [zlib.crc32(frame) for frame in frames[1 if array_checksum is None else 2 :]]
-    if array_checksum is not None and len(frames) > 1:
-        arrays.insert(0, array_checksum)
-    known = struct.pack(f"<Q{len(sizes)}Q{len(arrays)}I", number, *sizes, *arrays)
-    return zlib.crc32(frames[0], zlib.crc32(known))
+    arrays = [
+        zlib.crc32(frame) if checksum is None else checksum
+        for frame, checksum in zip_longest(frames[1:], known[: len(frames) - 1])
+    ]
+    described = struct.pack(f"<Q{len(sizes)}Q{len(arrays)}I", number, *sizes, *arrays)
+    return zlib.crc32(frames[0], zlib.crc32(described))

@@ -13,7 +13,7 @@ from pvlm.log import log
 from pvlm.transports import MAILBOX_BYTES, MAILBOX_MESSAGES, ChannelClosed, ChannelFull
 from pvlm.transports.arrivals import Arrivals
 from pvlm.transports.link import ConnectionDamaged, Frames, Link
-from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_actor, encode
+from pvlm_protocols.codec import INLINE_BYTES, ProtocolError, decode_for_actor, decode_from_actor, encode
 from pvlm_protocols.messages import FromActor, Message, Open, ToActor
 
 Incoming = TypeVar("Incoming", bound=Message)
@@ -33,7 +33,9 @@ class Wire(Generic[Incoming]):
 
     def post(self, message: Message) -> None:
         """Write a message. Raises ProtocolError where it exceeds the limits, and what ``write`` raises."""
-        known = message.video.checksum if isinstance(message, Open) and message.video is not None else None
+        known: tuple[int | None, ...] = ()
+        if isinstance(message, Open):
+            known = tuple(video.checksum for video in message.visuals if video.pixels.nbytes > INLINE_BYTES)
         self._write(self._link.send(encode(message), known))
 
     def arrived(self, frames: Frames) -> Incoming | None:

@@ -6,5 +6,6 @@ neither crash nor block the caller. `pvlm.video.selection` has the formula for t
 
 from pvlm.video.readers import ENTRY_POINT_GROUP, VideoReader
 from pvlm.video.reading import Video, check_source, read_video
+from pvlm.video.room import Lease, Room
 
-__all__ = ["ENTRY_POINT_GROUP", "Video", "VideoReader", "check_source", "read_video"]
+__all__ = ["ENTRY_POINT_GROUP", "Lease", "Room", "Video", "VideoReader", "check_source", "read_video"]

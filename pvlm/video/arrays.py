@@ -13,7 +13,7 @@ from pvlm_protocols.limits import MAX_FRAME_SIDE
 
 
 def as_frames(source: Any) -> np.ndarray | None:
-    """uint8 ``(T, H, W, 3)`` of an array, a torch tensor or a list of PIL images; None for anything else.
+    """uint8 ``(T, H, W, 3)`` of an array, a torch tensor, a PIL image or a list of them; None for anything else.
 
     An array is not copied. Raises VideoError for a wrong dtype or shape, no frames, and images of different sizes.
     """
@@ -26,6 +26,8 @@ def as_frames(source: Any) -> np.ndarray | None:
         return _checked(source.detach().cpu().numpy(), "tensor")
     if isinstance(source, list | tuple):
         return _from_images(source)
+    if _is_image(source):
+        return _from_images([source])
     return None
 
 
@@ -58,17 +60,39 @@ def _from_images(images: Sequence[Any]) -> np.ndarray:
     name = f"<list of {len(images)} images>"
     if not images:
         raise VideoError(name, "it has no frames")
+    upright = []
     for position, image in enumerate(images):
-        if not (hasattr(image, "convert") and hasattr(image, "size")):
+        if not _is_image(image):
             raise VideoError(name, f"a list must hold PIL images, but item {position} is a {type(image).__name__}")
-        if image.size != images[0].size:
-            wide, high = image.size
+        try:
+            upright.append(rgb_of_image(image, name, f"image {position}"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise VideoError(name, f"image {position} cannot be read: {error}") from error
+        if upright[-1].shape != upright[0].shape:
+            (high, wide, _), (first_high, first_wide, _) = upright[-1].shape, upright[0].shape
             raise VideoError(
                 name,
                 f"images must be of one size, but image {position} is {wide}x{high} and image 0 is "
-                f"{images[0].size[0]}x{images[0].size[1]}; resize them",
+                f"{first_wide}x{first_high}; resize them",
             )
-    try:
-        return _checked(np.stack([np.asarray(image.convert("RGB")) for image in images]), "list of images")
-    except OSError as error:
-        raise VideoError(name, f"an image cannot be read: {error}") from error
+    return _checked(np.stack(upright), "list of images")
+
+
+def _is_image(source: Any) -> bool:
+    return hasattr(source, "convert") and hasattr(source, "getbands") and hasattr(source, "size")
+
+
+def rgb_of_image(image: Any, name: str, label: str) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` of a PIL image, turned as its EXIF data say.
+
+    Raises VideoError (for ``name``) for more than 8 bits a channel, where the range of the numbers is unknown.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise VideoError(
+            name,
+            f"{label} has the mode {image.mode!r}, whose numbers have no known range; scale them to 0 .. 255 and give "
+            "an image of mode 'L' or 'RGB'",
+        )
+    from PIL import ImageOps
+
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -1,13 +1,15 @@
 """The process that decodes one video: ``python -m pvlm.video.decoding REQUEST``; started by `pvlm.video.process`.
 
 REQUEST is a JSON object (`Request`). The process writes the frames to file descriptor ``frames_fd`` as raw bytes, in
-order. It writes a JSON object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Standard input
-is a life-line: at its end this process exits. An alarm ends the process if it hangs in native code.
+order. It writes a JSON object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Over ``talk_fd``
+it asks for room for its frames, and reports progress (`pvlm.video.conversation`). Standard input is a life-line: at
+its end this process exits. An alarm ends the process if it hangs in native code.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -22,11 +24,14 @@ import numpy as np
 from pvlm.errors import ConfigError, ModelError, OptionError, VideoError
 from pvlm.video.arrays import check_sides
 from pvlm.video.containers import check_file
-from pvlm.video.readers import VideoReader, load_reader
+from pvlm.video.conversation import Reporter
+from pvlm.video.readers import FramesRecounted, VideoReader, load_reader
 from pvlm.video.request import Reply, Request
 from pvlm.video.selection import at_default_rate, at_rate, check_count, consecutive, frame_range, uniform
 
 _BATCH_BYTES = 64 << 20
+_STEPS = 50
+"""Reports of progress."""
 _ALARM_MARGIN_S = 10
 _MEMORY_MARGIN_BYTES = 4 << 30
 """Address space in addition to the frames: libraries, the decoder's own frames, its threads' stacks."""
@@ -69,11 +74,21 @@ def _decode(request: Request) -> Reply:
     reader_class = load_reader(request["reader"])
     check_file(request["path"], request["name"])
     reader: VideoReader = reader_class(os.path.abspath(request["path"]))
+    talk = Reporter(request["talk_fd"])
+    try:
+        return _read(request, reader, talk)
+    except FramesRecounted:
+        os.ftruncate(request["frames_fd"], 0)
+        os.lseek(request["frames_fd"], 0, os.SEEK_SET)
+        return _read(request, reader, talk)
+
+
+def _read(request: Request, reader: VideoReader, talk: Reporter) -> Reply:
     if reader.num_frames < 1:
         raise VideoError(request["name"], "it has no frames")
     indices, times = _select(request, reader)
     check_count(len(indices))
-    shape = _write_frames(request, reader, indices)
+    shape = _write_frames(request, reader, indices, talk)
     reader.finish()
     return Reply(
         shape=shape,
@@ -104,10 +119,16 @@ def _select(request: Request, reader: VideoReader) -> tuple[tuple[int, ...], Seq
     return choose(first, last, request["num_frames"]), times
 
 
-def _write_frames(request: Request, reader: VideoReader, indices: Sequence[int]) -> tuple[int, ...]:
-    """Decode in batches of bounded size. The first batch is one frame, which gives the size of all."""
+def _write_frames(request: Request, reader: VideoReader, indices: Sequence[int], talk: Reporter) -> tuple[int, ...]:
+    """Decode in batches of bounded size, once there is room for all frames.
+
+    A reader with a ``frame_size`` gives their size before the first one is decoded. Else the first batch is one frame.
+    """
     shape: tuple[int, ...] = ()
     position, batch = 0, 1
+    size: tuple[int, int] | None = getattr(reader, "frame_size", None)
+    if size is not None:
+        _ask_for((len(indices), *size, 3), request, talk)
     with open(request["frames_fd"], "wb", closefd=False) as file:
         while position < len(indices):
             part = indices[position : position + batch]
@@ -116,14 +137,26 @@ def _write_frames(request: Request, reader: VideoReader, indices: Sequence[int])
                 raise TypeError(f"read gave {frames.dtype} {frames.shape} for {len(part)} frames")
             if not shape:
                 shape = (len(indices), *frames.shape[1:])
-                check_sides(shape, request["name"])
-                _check_size(shape, request["max_bytes"])
-                batch = max(1, _BATCH_BYTES // frames.nbytes)
+                if size is None:
+                    _ask_for(shape, request, talk)
+                elif sorted(size) != sorted(shape[1:3]):
+                    raise TypeError(f"read gave frames of {shape[1:3]}, where frame_size is {size}")
+                batch = max(1, min(_BATCH_BYTES // frames.nbytes, -(-len(indices) // _STEPS)))
             elif frames.shape[1:] != shape[1:]:
                 raise VideoError(request["name"], f"the size of its frames changes from {shape} to {frames.shape}")
             file.write(frames.data)
             position += len(part)
+            talk.progress(position / len(indices))
     return shape
+
+
+def _ask_for(shape: tuple[int, ...], request: Request, talk: Reporter) -> None:
+    """Wait for room. Raises VideoError or OptionError if the frames exceed a limit by themselves."""
+    check_sides(shape, request["name"])
+    _check_size(shape, request["max_bytes"])
+    left_s = signal.alarm(0)
+    talk.ask_for(math.prod(shape))
+    signal.alarm(left_s)
 
 
 def _check_size(shape: tuple[int, ...], max_bytes: int) -> None:
@@ -132,7 +165,8 @@ def _check_size(shape: tuple[int, ...], max_bytes: int) -> None:
     if needed > max_bytes:
         raise OptionError(
             f"{frames} frames of {width}x{height} need {needed / 2**30:.1f} GiB, more than the limit of "
-            f"{max_bytes / 2**30:.1f} GiB; ask for at most {max_bytes // (height * width * 3)} frames"
+            f"{max_bytes / 2**30:.1f} GiB for all videos (max_video_bytes); ask for at most "
+            f"{max_bytes // (height * width * 3)} frames"
         )
 
 

@@ -4,16 +4,18 @@ The faults of decord 0.6, and their remedies:
 
 - decord seeks by counting key frames in file order, but numbers frames in time order. With *open* groups of pictures
   (x265's default) random access silently returns wrong frames, as it does for MPEG program streams and WMV. Decoding
-  from the start returns the right ones. So the reader seeks only where the container's index proves it safe
-  (`Mp4Index.exact_seeking`), and decodes everything else from the start to the end.
+  from the start returns the right ones. So the reader seeks only where the table of packets proves it safe, and decodes
+  everything else from the start to the end.
 - decord counts frames that an edit list hides (as ``ffmpeg -ss ... -c copy`` writes), but never returns them. Indices
-  are shifted, and reading the last ones repeats the last frame, or never returns (decord issue 373). Hidden frames have
-  a negative time, or one after the end of the edit list.
+  are shifted, and reading the last ones repeats the last frame, or never returns (decord issue 373). The table of
+  packets has the right number and the right times.
 - decord replaces frames that it cannot decode by their neighbours. ``fault_tol`` makes that an error.
 - On a busy machine decord sometimes takes the end of the file for lost frames: with one thread about one time in four,
   with more threads hardly ever. So it gets at least two threads, and three attempts before frames count as lost.
 - FFmpeg only prints damage within a frame (`complaints`).
 - Times are float32 seconds, and meaningless where packets have none.
+- decord turns frames, but cannot mirror them, and its FFmpeg (4.1) guesses the format of a file. So mirrored videos and
+  all but a few containers are refused.
 """
 
 from __future__ import annotations
@@ -26,18 +28,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import av
 import numpy as np
 
 from pvlm.errors import VideoError
-from pvlm.video.complaints import Witness, witness
-from pvlm.video.containers import check_file
-from pvlm.video.selection import SAME_TIME_S
+from pvlm.video.complaints import Witness, summary, witness
+from pvlm.video.containers import recognize
+from pvlm.video.orientation import display_matrix
+from pvlm.video.packets import OpenVideo, read_table, seconds
 
 _ANY_FAULT = 1e-12
 """Tolerated share of faulty frames; 0 would tolerate any number."""
 
 _SOURCE_LINE = re.compile(r"(\[[\d:]+\] )?\S+\.cc:\d+: ")
 """Time and source line of a decord error, once for each of its layers: useless to users."""
+
+_READ_RIGHT = frozenset(("mov", "matroska", "avi", "flv", "mpeg", "asf"))
+"""FFmpeg's names of the containers that decord reads rightly."""
 
 _ATTEMPTS = 3
 """How often a file is decoded before its frames count as lost."""
@@ -52,23 +59,34 @@ class DecordReader:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        index = check_file(path, path)
-        self._seek = index is not None and index.exact_seeking
+        container = recognize(path)
+        if container.demuxer not in _READ_RIGHT or container.offset:
+            raise VideoError(path, f"decord cannot read {container.name}; use the reader 'auto'")
+        table = read_table(path, container) if container.indexed else None
+        if table is not None and _is_mirrored(OpenVideo(path, container)):
+            raise VideoError(path, "its frames are shown mirrored, which decord cannot do; use the reader 'auto'")
         self._open()
-        encoded = len(self._reader)
-        if index is not None and encoded != index.samples and not (index.hides_frames and encoded < index.samples):
-            raise VideoError(path, f"the file's index lists {index.samples} frames, but {encoded} can be found")
         self._keys: list[int] = self._reader.get_key_indices()
-        self._timestamps = _usable_times(self._reader.get_frame_timestamp(range(encoded)))
-        self._num_frames = encoded
-        if self._timestamps is not None:
-            limit = math.inf if index is None or index.shown_s is None else index.shown_s - SAME_TIME_S
-            self._timestamps = [time for time in self._timestamps if 0 <= time < limit]
-            self._num_frames = len(self._timestamps)
+        encoded = len(self._reader)
+        if table is None:
+            self._timestamps = _usable_times(self._reader.get_frame_timestamp(range(encoded)))
+            if self._timestamps is not None:
+                self._timestamps = [time for time in self._timestamps if time >= 0]
+            self._num_frames = encoded if self._timestamps is None else len(self._timestamps)
+        elif encoded < len(table.times):
+            raise VideoError(path, f"the file's index lists {len(table.times)} frames, but {encoded} can be found")
+        else:
+            self._timestamps = seconds(table.times, OpenVideo(path, container).tick_s)
+            self._num_frames = len(table.times)
         if self._num_frames < 1:
             raise VideoError(path, "it has no frames")
-        if self._num_frames < encoded or self._keys[:1] != [0]:
-            self._seek = False
+        self._seek = (
+            table is not None
+            and self._num_frames == encoded == len(table.packets)
+            and self._keys[:1] == [0]
+            and table.closed_groups
+            and _all_idr(OpenVideo(path, container))
+        )
         fps = float(self._reader.get_avg_fps())
         self._fps = fps if math.isfinite(fps) and fps > 0 else None
 
@@ -140,8 +158,7 @@ class DecordReader:
             part = steps[start : start + 8]
             batch, log = self._get_batch(part)
             if complaints := log.complaints():
-                more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
-                raise VideoError(self._path, f"it is damaged: the decoder says {complaints[0]!r}{more}")
+                raise VideoError(self._path, summary(complaints))
             frames.extend(frame for step, frame in zip(part, batch, strict=True) if step in wanted)
         return np.stack(frames)
 
@@ -160,6 +177,38 @@ class DecordReader:
             raise failure
         self._next = indices[-1] + 1
         return frames, log
+
+
+def _is_mirrored(video: OpenVideo) -> bool:
+    with suppress(av.FFmpegError):  # decord meets the same damage
+        for packet in video.packets():
+            for frame in video.codec.decode(packet):
+                a, b, c, d = display_matrix(frame)
+                return a * d - b * c < 0
+    return False
+
+
+def _all_idr(video: OpenVideo) -> bool:
+    """Whether the first slice of each key frame is of an IDR picture; True for codecs without NAL units.
+
+    H.264: NAL unit type 5 (types 1 to 5 are slices); HEVC: 19 and 20 (0 to 31 are slices).
+    """
+    codec, extra = video.codec.name, video.codec.extradata or b""
+    if codec not in ("h264", "hevc"):
+        return True
+    at = 4 if codec == "h264" else 21
+    width = (extra[at] & 3) + 1 if len(extra) > at else 4
+    for packet in video.packets():
+        data, position, kind = bytes(packet) if packet.is_keyframe else b"", 0, 5 if codec == "h264" else 19
+        while position + width < len(data):
+            header = data[position + width]
+            kind = header & 31 if codec == "h264" else header >> 1 & 63
+            if 1 <= kind <= 5 if codec == "h264" else kind <= 31:
+                break
+            position += width + int.from_bytes(data[position : position + width], "big")
+        if kind not in ((5,) if codec == "h264" else (19, 20)):
+            return False
+    return True
 
 
 def _usable_times(times_s: np.ndarray) -> list[float] | None:

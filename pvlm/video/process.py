@@ -7,9 +7,11 @@ remains when either process dies. POSIX only.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ import numpy as np
 from pvlm.children import end_child, reached_limit, start_child
 from pvlm.errors import OptionError, RemoteTraceback, VideoError
 from pvlm.video.anonymous import anonymous_file, read_all, write_all
+from pvlm.video.conversation import Listener, NonsenseError, OnProgress
 from pvlm.video.request import Reply, Request
+from pvlm.video.room import Lease
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,13 @@ async def decode(
     rate_bounds: tuple[int, int] | None,
     start: float | None,
     end: float | None,
-    max_bytes: int,
     timeout_s: float,
+    lease: Lease,
+    on_progress: OnProgress | None,
 ) -> Decoded:
     """Decode in a process of its own. ``source``: a path, or the bytes of an encoded video.
+
+    ``lease``: takes room for the frames. ``on_progress``: gets the share that has been read.
 
     Raises VideoError, and OptionError for a request that this video cannot satisfy. A cancellation kills and reaps the
     process before it propagates.
@@ -56,7 +63,9 @@ async def decode(
     with ExitStack() as files:
         files.enter_context(_limits_named(name))
         frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
-        fds = [frames_fd, reply_fd]
+        ours, theirs = (files.enter_context(end) for end in socket.socketpair())
+        listener = Listener(ours, lease, on_progress)
+        fds = [frames_fd, reply_fd, theirs.fileno()]
         if not isinstance(source, str):
             video_fd = files.enter_context(anonymous_file())
             fds.append(video_fd)
@@ -72,12 +81,13 @@ async def decode(
             rate_bounds=rate_bounds,
             start=start,
             end=end,
-            max_bytes=max_bytes,
+            max_bytes=lease.max_bytes,
             timeout_s=timeout_s,
             frames_fd=frames_fd,
             reply_fd=reply_fd,
+            talk_fd=theirs.fileno(),
         )
-        status = await _run(request, fds, log_fd)
+        status = await _run(request, fds, log_fd, theirs, listener)
         if status is None:
             raise VideoError(name, f"decoding took longer than {timeout_s:g} s (decode_timeout_s), so it was stopped")
         log = read_all(log_fd).decode(errors="replace").strip()[-4000:]
@@ -105,20 +115,24 @@ def _limits_named(name: str) -> Iterator[None]:
         raise VideoError(name, f"the decoder process cannot be started: {reached_limit(error)}") from error
 
 
-async def _run(request: Request, fds: list[int], log_fd: int) -> int | None:
+async def _run(request: Request, fds: list[int], log_fd: int, theirs: socket.socket, listener: Listener) -> int | None:
     """Exit status of the process; None if the time limit ended it."""
     process = await start_child("pvlm.video.decoding", json.dumps(request), stdout=log_fd, stderr=log_fd, pass_fds=fds)
     try:
-        with anyio.move_on_after(request["timeout_s"]):
+        theirs.close()
+        with anyio.move_on_after(request["timeout_s"]) as limit:
+            await listener.listen(limit)
             return await process.wait()
         return None
+    except NonsenseError as error:
+        raise VideoError(request["name"], f"the decoder process says what it should not say: {error}") from error
     finally:
         await end_child(process)
 
 
 def _map_frames(fd: int, shape: tuple[int, ...], name: str) -> np.ndarray:
     """The frames in place, as a writable array. The mapping lives as long as the array and costs no copy."""
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size < 1 or os.fstat(fd).st_size != size:
         raise VideoError(name, f"the decoder gave {os.fstat(fd).st_size} bytes for frames of {size} bytes")
     return np.frombuffer(mmap.mmap(fd, size), np.uint8).reshape(shape)

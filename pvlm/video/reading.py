@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
@@ -14,7 +14,9 @@ import numpy as np
 
 from pvlm.errors import OptionError, VideoError
 from pvlm.video.arrays import as_frames
+from pvlm.video.conversation import OnProgress
 from pvlm.video.process import decode
+from pvlm.video.room import Lease, Room
 from pvlm.video.selection import check_count, consecutive, uniform
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 
@@ -25,13 +27,10 @@ if TYPE_CHECKING:
     from pvlm_protocols.backend import FrameDefaults
 
     VideoSource: TypeAlias = (
-        str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | torch.Tensor | list[Image]
+        str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | torch.Tensor | Image | list[Image]
     )
 
 _URL = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
-
-MAX_BYTES = 8 << 30
-"""Limit of decoded frames in memory, before they are resized."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +48,10 @@ class Video:
     source_fps: float | None
     source_frames: int
 
+    def without_frames(self) -> Video:
+        """The same without its frames, ``(0, H, W, 3)``, whose memory is free then."""
+        return replace(self, frames=self.frames[:0].copy())
+
 
 async def read_video(
     source: VideoSource,
@@ -58,17 +61,20 @@ async def read_video(
     start: float | None,
     end: float | None,
     defaults: FrameDefaults,
-    reader: str = "decord",
+    reader: str = "auto",
     timeout_s: float = 120,
-    max_bytes: int = MAX_BYTES,
+    lease: Lease | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Video:
     """Read frames of a video; `pvlm.video.selection` defines their choice.
 
     ``source``: a path, the bytes of an encoded video, a uint8 ``(T, H, W, 3)`` array or tensor (not copied if all of
-    its frames are taken), or a list of PIL images.
+    its frames are taken), or a PIL image or a list of them.
     ``num_frames``: that many frames, uniformly; ``fps``: frames a second; neither: ``defaults``. ``start`` and ``end``,
     in seconds, restrict the part of the video. ``reader``: name of a plug-in (`VideoReader`).
-    ``timeout_s``: time limit of decoding. ``max_bytes``: memory limit of the frames.
+    ``timeout_s``: time limit of decoding. ``lease``: takes room for the frames of a file, which other videos share;
+    None: `MAX_BYTES` for this one. A wait for room does not count for the time limit. ``on_progress``: called with the
+    share of the frames that has been read, for files.
 
     Files are decoded in a process of their own, which is killed at the time limit or when the caller is cancelled.
 
@@ -102,8 +108,9 @@ async def read_video(
         rate_bounds=(defaults.min_frames, defaults.multiple) if at_default_rate else None,
         start=None if start is None else float(start),
         end=None if end is None else float(end),
-        max_bytes=max_bytes,
         timeout_s=timeout_s,
+        lease=lease or Room().lease(),
+        on_progress=on_progress,
     )
     return Video(decoded.frames, decoded.indices, decoded.timestamps_s, decoded.source_fps, decoded.source_frames)
 
@@ -132,7 +139,8 @@ def _encoded(source: object) -> tuple[str | bytes | bytearray | memoryview, str]
             raise VideoError(path, "URLs are not read: download the video, and give its path or its bytes")
         return path, path
     raise OptionError(
-        f"a video is a path, bytes, a uint8 array (T, H, W, 3) or a list of PIL images, not a {type(source).__name__}"
+        "a video is a path, bytes, a uint8 array (T, H, W, 3), a PIL image or a list of PIL images, not a "
+        f"{type(source).__name__}"
     )
 
 

@@ -25,6 +25,8 @@ class Request(TypedDict):
     timeout_s: float
     frames_fd: int
     reply_fd: int
+    talk_fd: int
+    """A socket; see `pvlm.video.conversation`."""
 
 
 class Reply(TypedDict, total=False):

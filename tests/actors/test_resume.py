@@ -31,6 +31,7 @@ from pvlm_protocols.messages import (
     Window,
 )
 from tests.coordination.harness import PRUNING, SCHEDULES, sampling
+from tests.support.openings import asking
 from tests.support.toy import ToyBackend
 
 TOKENS = 30
@@ -67,7 +68,7 @@ class Cut:
 
 def opening(schedule: str = "ar", session: int = 1) -> Open:
     return Open(
-        session=session, question="?", video=None, pruning=PRUNING, schedule=SCHEDULES[schedule],
+        session=session, turns=asking(), pruning=PRUNING, schedule=SCHEDULES[schedule],
         window=Window(gamma=4), sampling=sampling(max_tokens=TOKENS, end_token_ids=()),
     )  # fmt: skip
 

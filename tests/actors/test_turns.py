@@ -28,6 +28,7 @@ from pvlm_protocols.messages import (
     Window,
 )
 from tests.coordination.harness import PRUNING, SCHEDULES, Mailbox, sampling
+from tests.support.openings import asking
 from tests.support.toy import SharingToyBackend, ToyBackend
 
 TOKENS = 40
@@ -38,8 +39,7 @@ WHOLE = ToyBackend().greedy(TOKENS, end_tokens=())
 def opening(session: int, schedule: str = "parallel") -> Open:
     return Open(
         session=session,
-        question="?",
-        video=None,
+        turns=asking(),
         pruning=PRUNING,
         schedule=SCHEDULES[schedule],
         window=Window(gamma=4),

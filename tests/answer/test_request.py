@@ -15,9 +15,11 @@ from pvlm.config import answer_options
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.policies import WindowPolicies
 from pvlm_protocols.codec import decode_for_actor, encode
-from pvlm_protocols.messages import Schedule, VideoFrames
+from pvlm_protocols.messages import Schedule
+from pvlm_protocols.turns import VideoFrames
 from tests.engine.conftest import FRAMES, TOY
 from tests.protocols.samples import plain
+from tests.support.openings import asking
 
 TARGET_FRAMES = VideoFrames(pixels=np.zeros((1, 2, 2, 3), np.uint8))
 DRAFT_FRAMES = VideoFrames(pixels=np.zeros((1, 4, 4, 3), np.uint8))
@@ -43,16 +45,16 @@ class AnyPair:
 def request(config: EngineConfig | None = None, question: str = "?", **options: Any) -> Request:
     given_options = answer_options(options)
     pair = cast(Pair, AnyPair())
-    frames: Any = {"target": TARGET_FRAMES, "draft": DRAFT_FRAMES}
-    return build_request(config or EngineConfig(), given_options, pair, question, frames)
+    turns: Any = {"target": asking(question, TARGET_FRAMES), "draft": asking(question, DRAFT_FRAMES)}
+    return build_request(config or EngineConfig(), given_options, pair, turns)
 
 
 def test_both_openings_differ_in_frames_and_vocabulary_alone() -> None:
     made = request(window=5)
     assert made.method == "parallel"
     assert made.draft is not None
-    assert made.target.video is TARGET_FRAMES
-    assert made.draft.video is DRAFT_FRAMES
+    assert made.target.visuals == (TARGET_FRAMES,)
+    assert made.draft.visuals == (DRAFT_FRAMES,)
     assert made.target.sampling.vocab_limit == 12
     assert made.draft.sampling.vocab_limit == 10
     for name in ("session", "question", "pruning", "schedule", "window"):
@@ -122,7 +124,7 @@ def test_coupling_auto() -> None:
 
 @pytest.mark.anyio
 async def test_frames_that_are_too_many_bytes_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvlm.answer.request.MAX_ARRAY_BYTES", FRAMES.nbytes - 1)
+    monkeypatch.setattr("pvlm.answer.frames.MAX_ARRAY_BYTES", FRAMES.nbytes - 1)
     async with Engine.create(TOY) as engine:
         with pytest.raises(
             OptionError, match=r"4 frames of 8x8 take 768 bytes, more than the limit of 767: take fewer"

@@ -14,6 +14,7 @@ from pvlm.coordination.events import Emit
 from pvlm.coordination.statistics import Counts
 from pvlm.telemetry.figures import figures
 from tests.answer.test_request import DRAFT_FRAMES, TARGET_FRAMES, AnyPair
+from tests.support.openings import asking
 
 MOMENTS = ("asked", "queued", "admitted", "reading", "opened", "prefilled", "first_token", "finished")
 
@@ -46,8 +47,8 @@ def test_origins_say_who_wrote_each_token() -> None:
 def test_figures_are_those_of_times_counts_and_request() -> None:
     options = answer_options({"seed": 3, "temperature": 1.0, "method": "sd"})
     pair: object = AnyPair()
-    frames = {"target": TARGET_FRAMES, "draft": DRAFT_FRAMES}
-    request = build_request(EngineConfig(), options, pair, "?", frames)  # type: ignore[arg-type]
+    turns = {"target": asking("?", TARGET_FRAMES), "draft": asking("?", DRAFT_FRAMES)}
+    request = build_request(EngineConfig(), options, pair, turns)  # type: ignore[arg-type]
     timeline = Timeline()
     for moment in MOMENTS:
         timeline.reach(moment)  # type: ignore[arg-type]
@@ -57,7 +58,7 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
         drafted_tokens=8, draft_token_ms=[], accepted_tokens=2, rejected_tokens=1, rollbacks=1, windows=[4, 4],
         prompt_tokens=20, video_tokens=16, kept_video_tokens=12, prefill_ms={"draft": 7.0}, draft_lost="gone",
     )  # fmt: skip
-    stats = answer_stats(timeline, counts, request, None, options.seed)
+    stats = answer_stats(timeline, counts, request, (), options.seed)
     parts = (stats.startup_s, stats.waiting_s, stats.video_s, stats.prefill_s, stats.decode_s)
     assert parts == (1, 2, 1, 1, 2)
     assert stats.total_s == sum(parts)

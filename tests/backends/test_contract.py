@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from pvlm_protocols.backend import Backend, BackendError, InterruptibleOpening, LoadOptions, Processor, Prompt
-from tests.backends.conftest import BACKENDS
+from tests.backends.conftest import ANYWHERE, BACKENDS
 from tests.backends.contract import BackendContract
 from tests.backends.families.llava_onevision.checkpoint import IMAGE_SIZE
 from tests.backends.families.qwen2_5_vl.checkpoint import TOKEN_SIDE, qwen_checkpoint
+from tests.backends.families.qwen3_vl.checkpoint import TOKEN_SIDE as QWEN3_TOKEN_SIDE
+from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.support.checkpoints import random_frames
 from tests.support.native import NATIVE, NOT_NATIVE
 
@@ -28,6 +30,12 @@ def checkpoint(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backend]:
     folder = qwen_checkpoint(tmp_path_factory.mktemp("qwen") / "checkpoint")
+    return cache(lambda name: BACKENDS[name].load(LoadOptions(str(folder))))
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backend]:
+    folder = qwen3_checkpoint(tmp_path_factory.mktemp("qwen3") / "checkpoint")
     return cache(lambda name: BACKENDS[name].load(LoadOptions(str(folder))))
 
 
@@ -69,6 +77,18 @@ class TestQwen(BackendContract):
     @pytest.fixture
     def prompt(self) -> Prompt:
         return Prompt("What happens first in the video?", random_frames(3, 5 * TOKEN_SIDE, 3 * TOKEN_SIDE))
+
+
+class TestQwen3(BackendContract):
+    """Qwen3-VL, by both that run it."""
+
+    @pytest.fixture(params=ANYWHERE)
+    def backend(self, request: pytest.FixtureRequest, qwen3: Callable[[str], Backend]) -> Backend:
+        return qwen3(str(request.param))
+
+    @pytest.fixture
+    def prompt(self) -> Prompt:
+        return Prompt("What happens first in the video?", random_frames(3, 3 * QWEN3_TOKEN_SIDE, 2 * QWEN3_TOKEN_SIDE))
 
 
 @pytest.mark.parametrize(

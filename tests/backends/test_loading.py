@@ -225,6 +225,27 @@ def test_quantised_weights_are_not_taken_for_plain_ones(tmp_path: Path) -> None:
         BACKENDS["torch"].load(LoadOptions(str(folder)))
 
 
+@pytest.mark.parametrize(("window", "refused"), [(8, True), (100_000, False)])
+def test_a_window_that_drops_rows_is_refused(tmp_path: Path, window: int, refused: bool) -> None:
+    """transformers cannot take tokens back from such a cache once it is full."""
+    folder = llava_checkpoint(tmp_path / "checkpoint")
+    settings = json.loads((folder / "config.json").read_text())
+    text = settings["text_config"]
+    text |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    text["layer_types"] = ["full_attention", *["sliding_attention"] * (text["num_hidden_layers"] - 1)]
+    (folder / "config.json").write_text(json.dumps(settings))
+    options = LoadOptions(str(folder))
+    if refused:
+        with pytest.raises(CheckpointError, match="layer 2 of the decoder keeps only the last 8 tokens"):
+            BACKENDS["hf"].load(options)
+    else:
+        session = BACKENDS["hf"].load(options).open(PROMPT, 8)
+        session.prefill()
+        expected = session.extend([5, 6, 7]).clone()
+        session.truncate(1)
+        torch.testing.assert_close(session.extend([6, 7]), expected[1:], rtol=1e-4, atol=1e-4)
+
+
 # ---- names on the Hub ---------------------------------------------------------------------------------------------
 
 NAME = "somebody/a-model"

@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["pvlm", "pvlm_protocols"]):
     from pvlm.errors import VideoError
     from pvlm.transports.framing import FrameReader, framed
     from pvlm.transports.link import ConnectionDamaged, Link
-    from pvlm.video.mp4 import read_index
+    from pvlm.video.containers import container_of
     from pvlm_protocols.codec import ProtocolError, decode_for_actor, decode_from_actor, encode
 
 from tests.protocols.samples import SAMPLES, plain
@@ -48,9 +48,9 @@ def framing(data: bytes) -> None:
         pass
 
 
-def mp4(data: bytes) -> None:
+def containers(data: bytes) -> None:
     try:
-        read_index(io.BytesIO(data), len(data), "fuzzed")
+        container_of(io.BytesIO(data), len(data), "fuzzed")
     except VideoError:
         pass
 
@@ -73,7 +73,7 @@ def videos() -> list[bytes]:
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "codec": (codec, encoded),
     "framing": (framing, streamed),
-    "mp4": (mp4, videos),
+    "containers": (containers, videos),
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pvlm.video.decord_reader import DecordReader
+from pvlm.video.pyav_reader import PyAVReader
 from pvlm_backends.emulated import EmulatedBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import LoadOptions, Prompt, Session
@@ -74,7 +74,7 @@ class SlowTorch(TorchBackend):
         return super().load(options, paused(on_progress))
 
 
-class SlowReader(DecordReader):
+class SlowReader(PyAVReader):
     """Now and then it waits for longer than an engine does."""
 
     def read(self, indices: Sequence[int]) -> np.ndarray:

@@ -1,13 +1,15 @@
 """``python -m tests.cli.command``: the command ``pvlm`` on an engine without models, which answers a fixed text.
 
 ``PAUSE`` names moments at which it sleeps until it is interrupted: ``import NAME``, ``open``, ``text``, ``close``,
-``exit``. ``PIECE`` is answered instead of `PIECES`; ``QUESTION``: the question.
+``exit``. At ``reader`` it waits until nobody reads its output. ``PIECE`` is answered instead of `PIECES`;
+``QUESTION``: the question.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import select
 import sys
 import time
 from collections.abc import Sequence
@@ -82,6 +84,10 @@ class Stream:
         for index, piece in enumerate(self._pieces):
             yield Chunk(piece, (index,))
             await anyio.sleep(0.05)
+            if index == 1 and "reader" in PAUSES:
+                reader = select.poll()
+                reader.register(1, 0)
+                reader.poll(60_000)
             if index == 1 and "text" in PAUSES:
                 os.write(2, b"[text]")
                 await anyio.sleep(60)

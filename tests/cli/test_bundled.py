@@ -20,8 +20,8 @@ NOISE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
 def notes(frames: NDArray[np.uint8] | None, question: str) -> list[str]:
     """What is noted about a question on these frames."""
     noted: list[str] = []
-    video = None if frames is None else SimpleNamespace(pixels=frames)
-    recorded: Any = SimpleNamespace(opening=SimpleNamespace(video=video))
+    visuals = [] if frames is None else [SimpleNamespace(pixels=frames)]
+    recorded: Any = SimpleNamespace(opening=SimpleNamespace(visuals=visuals))
     LimitNote(noted.append, question, None).began(recorded)
     return noted
 

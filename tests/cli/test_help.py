@@ -61,7 +61,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_loads_nothing_that_takes_long() -> None:
     code = (
         "import sys; from pvlm.cli import main;"
-        "[main([*words, '--help']) for words in ([], ['answer'], ['plan'], ['worker'], ['serve'], ['bench'])]; main(['-V']);"
+        "[main([*words, '--help']) for words in ([], ['answer'], ['plan'], ['serve'], ['worker'], ['bench'])];"
+        "main(['-V']);"
         f"print({HEAVY!r} & sys.modules.keys())"
     ).replace(f"{HEAVY!r}", f"set({HEAVY!r})")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -106,7 +107,10 @@ def test_installed_plug_ins_are_named(capsys: pytest.CaptureFixture[str]) -> Non
         (["answer", "clip.mp4", "?", "--framse", "3"], "Did you mean --frames?"),
         (["answer", "clip.mp4", "?", "--method", "paralel"], "'paralel' is not one of 'parallel', 'sd', 'ar'"),
         (["answer", "clip.mp4", "?", "--window", "wide"], "'wide' is neither a number nor auto"),
-        (["answer", "clip.mp4", "?", "--video-reader", "nothing"], "there is no 'nothing': use one of decord"),
+        (
+            ["answer", "clip.mp4", "?", "--video-reader", "nothing"],
+            "there is no 'nothing': use one of auto, decord, pictures, pyav",
+        ),
         (["answer", "clip.mp4"], "Missing argument 'QUESTION'"),
         (["bench", "--methods", "sdd"], "invalid choice: 'sdd' (choose from all, ar"),
     ],

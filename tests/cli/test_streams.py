@@ -32,7 +32,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     [
         (f"{ANSWER} >&-", "standard output is closed"),
         (f"{ANSWER} >/dev/full", "cannot write to standard output: No space left on device"),
-        (f"{ANSWER} | head -c 1 | cat", "standard output was closed by its reader"),
+        (f"PAUSE=reader {ANSWER} | head -c 1 | cat", "standard output was closed by its reader"),
         (f"{COMMAND} --version >/dev/full", "cannot write to standard output: No space left on device"),
         (f"{COMMAND} --help >/dev/full", "cannot write to standard output: No space left on device"),
     ],

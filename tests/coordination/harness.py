@@ -29,6 +29,7 @@ from pvlm.coordination.events import (
 from pvlm.speculation.windows import FixedWindow, WindowPolicy
 from pvlm.telemetry.reporter import AnswerReport
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
+from tests.support.openings import asking
 from tests.support.totals import Totals
 from tests.support.toy import END_TOKEN, VOCABULARY, ToyBackend
 
@@ -108,8 +109,7 @@ class Harness:
         """What is to happen next to an actor that is not there, by role."""
         opening = Open(
             session=session,
-            question="?",
-            video=None,
+            turns=asking(),
             sampling=sampling,
             pruning=pruning,
             schedule=SCHEDULES[schedule],

@@ -44,6 +44,7 @@ from pvlm_protocols.messages import (
 )
 from tests.coordination.harness import PRUNING, SAMPLING, SCHEDULES
 from tests.protocols.samples import SAMPLES
+from tests.support.openings import asking
 
 EVENTS: tuple[type, ...] = get_args(Event)
 PAIRED = {"sd": Mode.TURNS, "parallel": Mode.TOGETHER, "no-prefill": Mode.TOGETHER, "no-decode": Mode.TURNS}
@@ -68,8 +69,7 @@ class Watched:
         self.policy = Policy(patient)
         opening = Open(
             session=1,
-            question="?",
-            video=None,
+            turns=asking(),
             sampling=SAMPLING,
             pruning=PRUNING,
             schedule=SCHEDULES[schedule],

@@ -48,12 +48,13 @@ from pvlm_protocols.messages import (
     Stop,
     ToActor,
     Verdict,
-    VideoFrames,
     Window,
 )
+from pvlm_protocols.turns import VideoFrames
 from tests.coordination.harness import SCHEDULES, Mailbox, sampling
 from tests.protocols.samples import FROM_ACTOR, TO_ACTOR
 from tests.protocols.strategies import messages_of
+from tests.support.openings import asking
 
 ROLES: tuple[Role, ...] = ("target", "draft")
 TOKENS = 12
@@ -82,8 +83,7 @@ class StrictMailbox(Mailbox):
 
 def opening(session: int, **changes: Any) -> Open:
     fields: dict[str, Any] = {
-        "question": "What happens?",
-        "video": VideoFrames(pixels=np.zeros((2, 2, 2, 3), np.uint8)),
+        "turns": asking("What happens?", VideoFrames(pixels=np.zeros((2, 2, 2, 3), np.uint8))),
         "sampling": sampling(max_tokens=TOKENS, vocab_limit=VOCABULARY),
         "pruning": Pruning(method="none"),
         "schedule": SCHEDULES["parallel"],

@@ -22,12 +22,15 @@ from rich.console import Console
 from pvlm import Answer, Engine, ModelMismatch, OptionError, PromptError, VideoError
 from pvlm.cli import main
 from pvlm.cli.console import figures_table
+from pvlm.trace import Trace
 from pvlm_backends.families import load_processor
 from shapes.clips import read_clip, write_clip
 from tests.backends.families.llava_onevision.checkpoint import llava_checkpoint
 from tests.backends.families.llava_onevision.reference import LlavaReference
 from tests.backends.families.qwen2_5_vl.checkpoint import qwen_checkpoint
 from tests.backends.families.qwen2_5_vl.reference import QwenReference
+from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
+from tests.backends.families.qwen3_vl.reference import Qwen3Reference
 from tests.support.checkpoints import edit_settings
 
 pytestmark = pytest.mark.anyio
@@ -41,11 +44,18 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "qwen as saved": lambda folder: qwen_checkpoint(folder),
     "qwen draft": lambda folder: qwen_checkpoint(folder, layers=2, seed=1),
     "qwen padded": lambda folder: qwen_checkpoint(folder, vocab_size=704),
+    "qwen3": lambda folder: qwen3_checkpoint(folder, released=True),
+    "qwen3 draft": lambda folder: qwen3_checkpoint(folder, layers=2, seed=1),
+    "qwen3 padded": lambda folder: qwen3_checkpoint(folder, vocab_size=704),
     "llava": lambda folder: llava_checkpoint(folder, released=True, tied=False),
     "llava padded": lambda folder: llava_checkpoint(folder, vocab_size=832),
     "llava unpadded": lambda folder: llava_checkpoint(folder, vocab_size=616),
 }
-REFERENCES: dict[str, type[QwenReference | LlavaReference]] = {"qwen": QwenReference, "llava": LlavaReference}
+REFERENCES: dict[str, type[QwenReference | Qwen3Reference | LlavaReference]] = {
+    "qwen": QwenReference,
+    "qwen3": Qwen3Reference,
+    "llava": LlavaReference,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,30 +89,40 @@ async def ask(target: str, draft: str | None, video: Any, **options: Any) -> Ans
         return await engine.answer(video, QUESTION, **{"max_tokens": MAX_TOKENS, **options})
 
 
-# ---- Qwen2.5-VL ---------------------------------------------------------------------------------------------------
+# ---- Qwen ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["torch", "hf"])
-@pytest.mark.parametrize("checkpoint", ["qwen", "qwen as saved"])
+@pytest.mark.parametrize(
+    ("checkpoint", "draft", "side"),
+    [("qwen", "qwen draft", 28), ("qwen as saved", "qwen draft", 28), ("qwen3", "qwen3 draft", 32)],
+)
 async def test_every_method_says_what_generate_says(
-    find: Callable[[str], str], clip: Path, frames: NDArray[np.uint8], checkpoint: str, backend: str
+    find: Callable[[str], str],
+    clip: Path,
+    frames: NDArray[np.uint8],
+    checkpoint: str,
+    draft: str,
+    side: int,
+    backend: str,
 ) -> None:
     """From a file: two frames a second, so a pair of frames is a second."""
     target = find(checkpoint)
     frames = resized(target, frames)
-    reference = QwenReference(Path(target))
+    reference = REFERENCES[checkpoint.split()[0]](Path(target))
+    assert isinstance(reference, QwenReference)
     end = load_processor(target).end_token_ids
     expected = reference.generate(QUESTION, frames, MAX_TOKENS, end, second_per_grid=1.0)
     other_times = reference.generate(QUESTION, frames, MAX_TOKENS, end, second_per_grid=8.0)
     assert expected != other_times, "this prompt cannot show a mistake in the positions"
-    async with Engine.create(target=target, draft=find("qwen draft"), backend=backend, **INPROC) as engine:
+    async with Engine.create(target=target, draft=find(draft), backend=backend, **INPROC) as engine:
         for method in METHODS:
             source = clip if method == "parallel" else frames
             answer = await engine.answer(source, QUESTION, max_tokens=MAX_TOKENS, method=method)
             assert answer.tokens == expected, method
             assert answer.stats.draft_lost == ""
             assert answer.stats.frame_indices == ((0, 2, 4, 6, 8, 10) if source is clip else tuple(range(6)))
-            assert answer.stats.video_tokens == 3 * frames[0, ..., 0].size // 28**2
+            assert answer.stats.video_tokens == 3 * frames[0, ..., 0].size // side**2
 
 
 @pytest.mark.parametrize("backend", ["torch", "hf"])
@@ -168,6 +188,7 @@ async def test_two_answers_at_once_do_not_disturb_each_other(
     [
         ("qwen", "qwen padded"),
         ("qwen padded", "qwen"),
+        ("qwen3", "qwen3 padded"),
         ("llava", "llava padded"),
         ("llava padded", "llava unpadded"),
     ],
@@ -192,7 +213,7 @@ async def test_vocabularies_that_are_padded_differently(
         assert max(answers[0].tokens) >= sizes["draft"], "no id that the draft does not have"
 
 
-@pytest.mark.parametrize(("target", "draft"), [("qwen", "llava"), ("llava", "qwen")])
+@pytest.mark.parametrize(("target", "draft"), [("qwen", "llava"), ("llava", "qwen"), ("qwen3", "qwen")])
 async def test_a_draft_of_another_family(
     find: Callable[[str], str], frames: NDArray[np.uint8], target: str, draft: str
 ) -> None:
@@ -348,3 +369,17 @@ def setup_module() -> None:
 
 def teardown_module() -> None:
     structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+async def test_a_picture_is_a_video_of_one_frame(find: Callable[[str], str], tmp_path: Path, family: str) -> None:
+    image = Image.fromarray(
+        np.kron(np.eye(8, dtype=np.uint8)[..., None] * [250, 120, 30], np.ones((8, 8, 1))).astype(np.uint8)
+    )
+    image.save(tmp_path / "still.png")
+    async with Engine.create(target=find(family), method="ar", **INPROC) as engine:
+        texts = [
+            (await engine.answer(video, QUESTION, max_tokens=8, ignore_eos=True, trace=Trace())).text
+            for video in (tmp_path / "still.png", image, [image])
+        ]
+    assert len(set(texts)) == 1

@@ -78,7 +78,7 @@ def test_importing_it_is_cheap() -> None:
     """Neither torch nor transformers nor a video library is imported, nor by making an engine."""
     code = (
         "import sys, pvlm; pvlm.Engine.create();"
-        "heavy = {'torch', 'transformers', 'decord', 'tokenizers', 'PIL', 'prometheus_client'};"
+        "heavy = {'torch', 'transformers', 'decord', 'av', 'tokenizers', 'PIL', 'prometheus_client'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

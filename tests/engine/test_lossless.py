@@ -55,13 +55,13 @@ def references(samples: list[Sample]) -> list[Reference]:
     for sample in samples:
         prompt = processor.prepare(Prompt(sample.question, processor.resize(sample.frames)))
         ids = torch.from_numpy(prompt.ids)[None]
-        assert prompt.pixels is not None
+        (video,) = prompt.visuals
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers' own
             said = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                pixel_values_videos=torch.from_numpy(prompt.pixels)[None],
+                pixel_values_videos=torch.from_numpy(video.values)[None],
             )
         best = torch.stack([logits[0].float().topk(2).values for logits in said.logits])
         tokens = tuple(said.sequences[0, ids.shape[1] :].tolist())

@@ -6,13 +6,17 @@ They change only together with `PROTOCOL_VERSION`: an old worker and a new engin
 # fmt: off
 GOLDEN: dict[str, bytes] = {
     "Open": (
-        b"\x8b\xa4type\xa4Open"
+        b"\x8a\xa4type\xa4Open"
         b"\xa7session\x07"
-        b"\xa8question\xb3Wo ist der W\xc3\xbcrfel?"
-        b"\xa5video\x83"
+        b"\xa5turns\x91\x82"
+        b"\xa4role\xa4user"
+        b"\xa5parts\x92\x85"
         b"\xa6pixels\x93\xa5uint8\x94\x02\x01\x02\x03\xc4\x0c\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b"
         b"\xactimestamps_s\x92\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa8checksum\x09"
+        b"\xa4kind\xa5image"
+        b"\xa4size\x92\x03\x04"
+        b"\xb3Wo ist der W\xc3\xbcrfel?"
         b"\xa8sampling\x89"
         b"\xaamax_tokens\x09"
         b"\xabtemperature\xcb?\xe0\x00\x00\x00\x00\x00\x00"

@@ -40,9 +40,9 @@ from pvlm_protocols.messages import (
     Stopped,
     ToActor,
     Verdict,
-    VideoFrames,
     Window,
 )
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 
 TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
 FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)
@@ -53,9 +53,20 @@ _WINDOW = Window(gamma=5, wait=2, patience_ms=1.5)
 SAMPLES: tuple[Message, ...] = (
     Open(
         session=7,
-        question="Wo ist der Würfel?",
-        video=VideoFrames(
-            pixels=np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3), timestamps_s=(0.0, 0.25), checksum=9
+        turns=(
+            OpenTurn(
+                role="user",
+                parts=(
+                    VideoFrames(
+                        pixels=np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3),
+                        timestamps_s=(0.0, 0.25),
+                        checksum=9,
+                        kind="image",
+                        size=(3, 4),
+                    ),
+                    "Wo ist der Würfel?",
+                ),
+            ),
         ),
         sampling=Sampling(
             max_tokens=9,

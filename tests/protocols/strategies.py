@@ -12,7 +12,8 @@ from msgspec import inspect
 
 from pvlm_protocols.codec import INLINE_BYTES
 from pvlm_protocols.limits import MAX_WINDOW
-from pvlm_protocols.messages import DraftWindow, Message, VideoFrames
+from pvlm_protocols.messages import DraftWindow, Message
+from pvlm_protocols.turns import VideoFrames
 
 WIDE = 2**63 - 1
 
@@ -39,7 +40,7 @@ def of_type(kind: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.UnionType(types=types):
             return st.one_of([of_type(option) for option in types])
         case inspect.VarTupleType(item_type=item):
-            return st.lists(of_type(item), max_size=5).map(tuple)
+            return st.lists(of_type(item), min_size=kind.min_length or 0, max_size=5).map(tuple)
         case inspect.StructType(cls=cls):
             return a_struct(cls)
         case _:

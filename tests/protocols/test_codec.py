@@ -29,24 +29,16 @@ from pvlm_protocols.limits import (
     MAX_ANSWER_TOKENS,
     MAX_FRAME_SIDE,
     MAX_ID,
+    MAX_PROMPT_CHARACTERS,
     MAX_PROPOSAL,
-    MAX_QUESTION_CHARACTERS,
     MAX_VIDEO_FRAMES,
+    MAX_VISUALS,
 )
-from pvlm_protocols.messages import (
-    Close,
-    DraftWindow,
-    Message,
-    Open,
-    Ping,
-    Rollback,
-    SetMode,
-    Stopped,
-    VideoFrames,
-    Window,
-)
+from pvlm_protocols.messages import Close, DraftWindow, Message, Open, Ping, Rollback, SetMode, Stopped, Window
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 from tests.protocols.samples import ALL_TYPES, FROM_ACTOR, SAMPLES, TO_ACTOR, plain
 from tests.protocols.strategies import LARGE_FRAMES, LARGE_IDS, LARGE_PROBS, fields_of, messages_of
+from tests.support.openings import asking
 
 HEADER = b"PVLM" + bytes([PROTOCOL_VERSION])
 DECODERS: tuple[Callable[..., Any], ...] = (decode_for_actor, decode_from_actor)
@@ -70,7 +62,7 @@ def test_any_message_comes_back_as_it_went(message: Message) -> None:
 
 def an_opening(pixels: np.ndarray) -> Open:
     (sample,) = (message for message in SAMPLES if isinstance(message, Open))
-    return msgspec.structs.replace(sample, video=VideoFrames(pixels=pixels))
+    return msgspec.structs.replace(sample, turns=asking("?", VideoFrames(pixels=pixels)))
 
 
 def test_a_small_array_travels_inline_and_a_large_one_as_a_frame_that_is_not_copied() -> None:
@@ -82,12 +74,10 @@ def test_a_small_array_travels_inline_and_a_large_one_as_a_frame_that_is_not_cop
     assert np.shares_memory(np.frombuffer(frames[1], np.uint8), pixels)
     back = decode_for_actor(frames)
     assert isinstance(back, Open)
-    assert back.video is not None
-    assert np.shares_memory(back.video.pixels, pixels)
+    assert np.shares_memory(back.visuals[0].pixels, pixels)
     again = decode_for_actor([bytes(frame) for frame in frames])
     assert isinstance(again, Open)
-    assert again.video is not None
-    assert not again.video.pixels.flags.writeable
+    assert not again.visuals[0].pixels.flags.writeable
 
 
 def test_two_large_arrays_keep_their_places() -> None:
@@ -119,7 +109,7 @@ def test_only_arrays_of_the_wires_dtypes_are_sent(array: Any, said: str) -> None
 def test_an_array_beyond_the_limit_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_ARRAY_BYTES", 100)
     message = DraftWindow(session=1, epoch=0, start=0, tokens=(), proposal_ids=np.zeros(26, np.int32))
-    with pytest.raises(ProtocolError, match="an array of 104 bytes exceeds the limit of 100"):
+    with pytest.raises(ProtocolError, match="arrays of 104 bytes exceed the limit of 100"):
         encode(message)
 
 
@@ -252,7 +242,7 @@ def test_an_array_of_another_size_than_its_shape_says(
 ) -> None:
     fields = {
         **msgspec.msgpack.decode(bytes(encode(an_opening(LARGE_FRAMES))[0])[len(HEADER) :]),
-        "video": {"pixels": [dtype, shape, where]},
+        "turns": [{"role": "user", "parts": [{"pixels": [dtype, shape, where]}]}],
     }
     frames = [HEADER + msgspec.msgpack.encode(fields), *extra]
     is_refused_or_a_message(frames)
@@ -268,8 +258,7 @@ def test_an_array_of_another_size_than_its_shape_says(
     if fits:
         opening = decode_for_actor(frames)
         assert isinstance(opening, Open)
-        assert opening.video is not None
-        assert opening.video.pixels.shape == tuple(shape)
+        assert opening.visuals[0].pixels.shape == tuple(shape)
     else:
         with pytest.raises(ProtocolError):
             decode_for_actor(frames)
@@ -291,7 +280,7 @@ def test_an_array_of_another_size_than_its_shape_says(
         ([HEADER + b"\x81\xa4type\xa4Stop\x00"], "trailing characters"),
         ([HEADER + b"\x91" * 400_000], "not a message of this protocol"),
         ([HEADER + b"\x82\xa4type\xa4Stop\xa1x" + b"\x91" * 400_000], "not a message of this protocol"),
-        ([HEADER + b"\x81\xa4type\xa4Stop", b"", b"", b"", b""], f"1 to {MAX_FRAMES} frames, not 5"),
+        ([HEADER + b"\x81\xa4type\xa4Stop", *[b""] * MAX_FRAMES], f"1 to {MAX_FRAMES} frames, not {MAX_FRAMES + 1}"),
         ([HEADER + b"\xdf\xff\xff\xff\xff"], "truncated"),
     ],
 )
@@ -327,6 +316,9 @@ def leaves(message: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield (*path, name), kind
 
 
+STOPPED = Stopped(epoch=0, start=0, tokens=0, draft_ms=0.0, ended_s=0.0)
+
+
 def beyond(kind: inspect.Type) -> list[Any]:
     """Values that are just out of bounds; KeyError for a field without bounds."""
     match kind:
@@ -346,8 +338,14 @@ def beyond(kind: inspect.Type) -> list[Any]:
             return [[0] * (most + 1), *([value] for value in beyond(item))]
         case inspect.VarTupleType(item_type=inspect.FloatType() as item, max_length=int(most)):
             return [[0.0] * (most + 1), *([value] for value in beyond(item))]
-        case inspect.VarTupleType(item_type=inspect.StructType(), max_length=int(most)):
-            return [[Stopped(epoch=0, start=0, tokens=0, draft_ms=0.0, ended_s=0.0)] * (most + 1)]
+        case inspect.VarTupleType(item_type=inspect.StructType(cls=cls), max_length=int(most)):
+            return [[OpenTurn(role="user", parts=()) if cls is OpenTurn else STOPPED] * (most + 1)]
+        case inspect.VarTupleType(
+            item_type=inspect.UnionType(types=[inspect.StrType() as item, _]), max_length=int(most)
+        ):
+            return [["x"] * (most + 1), *([value] for value in beyond(item))]
+        case inspect.TupleType(item_types=[inspect.IntType() as item, *others]):
+            return [[value, *[0] * len(others)] for value in beyond(item)]
         case inspect.BoolType() | inspect.LiteralType() | inspect.UnionType() | inspect.CustomType():
             return []
         case _:
@@ -377,9 +375,11 @@ def test_the_most_of_everything_fits_in_a_message() -> None:
     times = tuple(0.1 * k for k in range(MAX_VIDEO_FRAMES))
     opening = msgspec.structs.replace(
         an_opening(np.zeros((MAX_VIDEO_FRAMES, 2, 2, 3), np.uint8)),
-        question="\U0001f3ac" * MAX_QUESTION_CHARACTERS,
+        turns=asking(
+            "\U0001f3ac" * MAX_PROMPT_CHARACTERS,
+            VideoFrames(pixels=np.zeros((MAX_VIDEO_FRAMES, 2, 2, 3), np.uint8), timestamps_s=times),
+        ),
         committed=(MAX_ID,) * MAX_ANSWER_TOKENS,
-        video=VideoFrames(pixels=np.zeros((MAX_VIDEO_FRAMES, 2, 2, 3), np.uint8), timestamps_s=times),
     )
     assert plain(decode_for_actor(encode(opening))) == plain(opening)
 
@@ -399,9 +399,23 @@ def test_the_most_of_everything_fits_in_a_message() -> None:
     ids=lambda video: f"{video.pixels.dtype}{video.pixels.shape}",
 )
 def test_arrays_that_are_no_frames_are_refused(video: VideoFrames) -> None:
-    frames = encode(msgspec.structs.replace(an_opening(video.pixels), video=video))
+    frames = encode(msgspec.structs.replace(an_opening(video.pixels), turns=asking("?", video)))
     with pytest.raises(ProtocolError, match=r"are no frames|2 times for 3 frames"):
         decode_for_actor(frames)
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        (asking("?", VideoFrames(pixels=np.zeros((MAX_VIDEO_FRAMES // 2 + 1, 1, 1, 3), np.uint8))) * 2, "16386 frames"),
+        (asking("?", VideoFrames(pixels=np.zeros((1, 1, 1, 3), np.uint8))) * (MAX_VISUALS + 1), "33 videos and images"),
+        (asking("x" * (MAX_PROMPT_CHARACTERS // 2 + 1)) * 2, "65538 characters"),
+    ],
+)
+def test_what_all_turns_have_together_is_bounded(turns: tuple[OpenTurn, ...], said: str) -> None:
+    opening = msgspec.structs.replace(an_opening(LARGE_FRAMES), turns=turns)
+    with pytest.raises(ProtocolError, match=f"a prompt with {said} exceeds the limit"):
+        decode_for_actor(encode(opening))
 
 
 @pytest.mark.parametrize(

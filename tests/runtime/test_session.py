@@ -14,6 +14,7 @@ from pvlm.speculation.windows import FixedWindow
 from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.messages import Close, DraftWindow, Open, PrefillDone, Verdict, Window
 from tests.coordination.harness import PRUNING, SAMPLING, SCHEDULES
+from tests.support.openings import asking
 
 
 class Actor:
@@ -35,8 +36,7 @@ class Reader:
         self.actors = {"target": Actor(), "draft": Actor()}
         opening = Open(
             session=1,
-            question="?",
-            video=None,
+            turns=asking(),
             sampling=SAMPLING,
             pruning=PRUNING,
             schedule=SCHEDULES["parallel"],

@@ -18,6 +18,7 @@ from pvlm_protocols.backend import (
     Prompt,
     PromptError,
     Session,
+    Visual,
 )
 
 VOCABULARY = 12
@@ -134,7 +135,9 @@ class ToySession:
         self._capacity = capacity
         self._tokens: list[int] = []
         self._open = True
-        self.video_tokens = 16 if prompt.frames is None else 4 * len(prompt.frames)
+        parts = [part for turn in prompt.conversation for part in turn.parts]
+        self.video_tokens = sum(4 * len(part.frames) for part in parts if isinstance(part, Visual)) or 16
+        self.prompt = prompt
         self.prompt_tokens = self.video_tokens + 5
         backend.open_sessions += 1
 
@@ -231,6 +234,9 @@ class ToyProcessor:
 
     def resize(self, frames: np.ndarray) -> np.ndarray:
         return frames
+
+    def resize_image(self, image: np.ndarray, images: int) -> np.ndarray:
+        return image
 
     def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
         return len(frames), 2, 2

@@ -23,8 +23,10 @@ from pvlm.trace import Trace
 from pvlm.trace.timeline import SHORTEST_WAIT_MS, Timeline, timeline
 from pvlm_protocols.backend import PromptError as BackendPromptError
 from pvlm_protocols.backend import Session
-from pvlm_protocols.messages import Open, Pruning, Schedule, Verdict, VideoFrames, Window
+from pvlm_protocols.messages import Open, Pruning, Schedule, Verdict, Window
+from pvlm_protocols.turns import VideoFrames
 from tests.coordination.harness import SCHEDULES, Harness, sampling
+from tests.support.openings import asking
 from tests.support.toy import ToyBackend, ToyProcessor
 from tests.trace.conftest import FRAMES, TOY, traced
 
@@ -90,12 +92,13 @@ def test_any_interleaving_gives_a_timeline_that_agrees_with_the_counts(
 def recorded(harness: Harness) -> Trace:
     """A trace of what a harness's coordinator takes in from now on (it has opened the session)."""
     trace = Trace()
+    video = VideoFrames(pixels=np.zeros((4, 8, 8, 3), np.uint8), size=(8, 8))
     opening = Open(
-        session=1, question="?", video=VideoFrames(pixels=np.zeros((4, 8, 8, 3), np.uint8)), sampling=sampling(),
+        session=1, turns=asking("?", video), sampling=sampling(),
         pruning=Pruning(), schedule=Schedule(), window=Window(gamma=4),
     )  # fmt: skip
     with_draft = harness.coordinator.openings.draft is not None
-    trace.began(Recorded(opening, with_draft, (0, 1, 2, 3), (8, 8), ToyProcessor(), {}))
+    trace.began(Recorded(opening, with_draft, ((0, 1, 2, 3),), ToyProcessor(), {}))
     handle = harness.coordinator.handle
 
     def handle_and_record(event: Event) -> Any:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import numpy as np
 import pytest
 from anyio.to_thread import run_sync
 
 from pvlm.transports import MAILBOX_MESSAGES, Channel, ChannelClosed, ChannelFull, Mailbox
-from pvlm_protocols.messages import (
-    DraftWindow,
-    Loading,
-    Open,
-    Ping,
-    Pong,
-    PruneMask,
-    Rollback,
-    Stop,
-    VideoFrames,
-    Window,
-)
+from pvlm_protocols.messages import DraftWindow, Loading, Open, Ping, Pong, PruneMask, Rollback, Stop, Window
+from pvlm_protocols.turns import VideoFrames
 from tests.protocols.samples import FROM_ACTOR, SAMPLES, TO_ACTOR, plain
+from tests.support.openings import asking
 from tests.transports.conftest import Connect
 from tests.transports.echo_actor import echo
 
@@ -104,8 +97,9 @@ async def test_large_arrays_travel_and_keep_their_place_in_the_order(connect: Co
     probs = np.linspace(0, 1, 64 * 1024, dtype=np.float32).reshape(64, -1)
     window = DraftWindow(session=1, epoch=0, start=0, tokens=tuple(range(64)), proposal_ids=ids, proposal_probs=probs)
     async with ends(connect) as (channel, mailbox):
-        large = Open(**{name: getattr(opening, name) for name in opening.__struct_fields__ if name != "video"},
-                     video=VideoFrames(pixels=pixels))  # fmt: skip
+        video = VideoFrames(pixels=pixels, checksum=zlib.crc32(pixels))
+        turns = (*asking("?", video), *asking("?", VideoFrames(pixels=pixels[::2])))
+        large = msgspec.structs.replace(opening, turns=turns)
         channel.post(Ping(nonce=1))
         channel.post(large)
         channel.post(Ping(nonce=2))

@@ -50,8 +50,8 @@ def test_garbage_after_whole_messages_is_found(before: list[list[bytes]], garbag
     ("data", "said"),
     [
         (b"hello, who is there?", "not a framed message: it starts with b'hello'"),
-        (b"PVLF\x00", "1 to 4 frames, not 0"),
-        (b"PVLF\x05", "1 to 4 frames, not 5"),
+        (b"PVLF\x00", "1 to 33 frames, not 0"),
+        (b"PVLF\x22", "1 to 33 frames, not 34"),
         (b"PVLF\x01" + bytes(12), "its checksum differs"),
         (b"PVLF\x02" + (1).to_bytes(8, "little") + (2**63).to_bytes(8, "little"), "its checksum differs"),
     ],
@@ -62,6 +62,6 @@ def test_what_is_no_framed_message_is_named(data: bytes, said: str) -> None:
 
 
 def test_a_frame_beyond_the_limit_is_refused_before_it_is_read() -> None:
-    header = b"PVLF\x01" + (2**21 + 1).to_bytes(8, "little")
-    with pytest.raises(ConnectionDamaged, match="a frame of 2097153 bytes exceeds the limit of 2097152"):
+    header = b"PVLF\x01" + (2**22 + 1).to_bytes(8, "little")
+    with pytest.raises(ConnectionDamaged, match="a frame of 4194305 bytes exceeds the limit of 4194304"):
         list(FrameReader().feed(header + zlib.crc32(header).to_bytes(4, "little")))

@@ -96,7 +96,10 @@ def test_a_gap_and_a_repeat_are_named() -> None:
 def test_a_known_checksum_of_an_array_is_sent_and_not_computed() -> None:
     """The other end computes it: a wrong one is damage."""
     head, array = b"head", bytes(range(256)) * 1024
-    assert Link().send([head, array], zlib.crc32(array)) == Link().send([head, array])
-    with pytest.raises(ConnectionDamaged, match="its checksum differs"):
-        Link().receive(Link().send([head, array], zlib.crc32(array) ^ 1))
-    assert Link().send([head], 17) == Link().send([head])  # the array is small, and travels in the first frame
+    known = zlib.crc32(array)
+    assert Link().send([head, array], [known]) == Link().send([head, array])
+    assert Link().send([head, array, array], [None, known]) == Link().send([head, array, array])
+    for wrong in ([known ^ 1], [known ^ 1, known], [None, known ^ 1]):
+        with pytest.raises(ConnectionDamaged, match="its checksum differs"):
+            Link().receive(Link().send([head, *[array] * len(wrong)], wrong))
+    assert Link().send([head], [17]) == Link().send([head])  # the array is small, and travels in the first frame

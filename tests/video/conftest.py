@@ -11,6 +11,8 @@ from video_files import make_video
 from pvlm.video import Video, read_video
 from pvlm_protocols.backend import FrameDefaults
 
+FILES = Path(__file__).parent / "files"
+
 
 @pytest.fixture
 def anyio_backend() -> str:

@@ -14,8 +14,8 @@ from video_files import box, indices_of, make_video
 
 from pvlm.errors import VideoError
 from pvlm.video import Video
-from pvlm.video.containers import check_file
-from pvlm.video.decord_reader import DecordReader
+from pvlm.video.auto_reader import AutoReader
+from pvlm.video.containers import recognize
 
 pytestmark = pytest.mark.anyio
 
@@ -42,17 +42,25 @@ async def read_all(sources: list[bytes], read: Read, check: Callable[[Video], No
 
 _MANY = """
 import os, signal, sys, traceback
-import decord
+import av
 from video_files import indices_of
 from pvlm.errors import VideoError
-from pvlm.video.decord_reader import DecordReader
+from pvlm.video.auto_reader import AutoReader
+from pvlm.video.readers import FramesRecounted
+
+def seven(reader):
+    indices = sorted({round(k * (reader.num_frames - 1) / 6) for k in range(7)})
+    frames = reader.read(indices)
+    reader.finish()
+    return indices, frames
 
 def outcome(path):
     try:
-        reader = DecordReader(path)
-        indices = sorted({round(k * (reader.num_frames - 1) / 6) for k in range(7)})
-        frames = reader.read(indices)
-        reader.finish()
+        reader = AutoReader(path)
+        try:
+            indices, frames = seven(reader)
+        except FramesRecounted:
+            indices, frames = seven(reader)
         return "exact" if indices_of(frames) == indices else "other"
     except VideoError as error:
         return f"error {error.reason}"
@@ -96,7 +104,7 @@ async def test_a_truncated_mp4_is_never_read(videos: Path, tmp_path: Path, read:
         await path.write_bytes(data[:end])
         if end >= 8:
             with pytest.raises(VideoError, match="cut off"):
-                check_file(str(path), "cut")
+                recognize(str(path))
     reasons = await read_all([data[:end] for end in (1, 7, 40, len(data) // 2, len(data) - 1)], read, exact)
     assert len(reasons) == 5
 
@@ -118,7 +126,7 @@ async def test_an_mdat_without_a_size_is_measured_by_the_index(videos: Path, rea
     at = data.index(b"mdat") - 4
     data[at : at + 4] = bytes(4)  # "up to the end of the file"
     exact(await read(bytes(data), num_frames=7))
-    with pytest.raises(VideoError, match="its frames need"):
+    with pytest.raises(VideoError, match="cut off|is damaged"):
         await read(bytes(data[:-200]))
 
 
@@ -126,7 +134,7 @@ async def test_an_mdat_without_a_size_is_measured_by_the_index(videos: Path, rea
 def test_rubbish_behind_the_end_is_not_a_truncated_video(videos: Path, tmp_path: Path, rubbish: bytes) -> None:
     path = tmp_path / "more.mp4"
     path.write_bytes((videos / "plain.mp4").read_bytes() + rubbish)
-    assert indices_of(DecordReader(str(path)).read([0, 30, 59])) == [0, 30, 59]
+    assert indices_of(AutoReader(str(path)).read([0, 30, 59])) == [0, 30, 59]
 
 
 def test_flipped_bytes_never_crash_or_hang(videos: Path, tmp_path: Path) -> None:
@@ -163,4 +171,4 @@ def test_absurd_numbers_in_the_index(videos: Path, tmp_path: Path, kind: bytes) 
     path = tmp_path / "absurd.mp4"
     path.write_bytes(data)
     with pytest.raises(VideoError):
-        DecordReader(str(path))
+        AutoReader(str(path))

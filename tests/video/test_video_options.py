@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,32 @@ async def test_images(read: Read) -> None:
     video = await read(images, num_frames=5)
     assert video.frames.shape == (5, 4, 6, 3)
     assert video.frames[:, 0, 0, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+async def test_one_image_is_one_frame(read: Read) -> None:
+    assert (await read(Image.new("RGB", (6, 4), "red"))).frames.shape == (1, 4, 6, 3)
+
+
+async def test_images_are_turned_as_their_exif_data_say(read: Read, tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3))
+    exif = image.getexif()
+    for orientation, turned in (
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+    ):
+        exif[0x0112] = orientation
+        image.save(tmp_path / "image.png", exif=exif)
+        with Image.open(tmp_path / "image.png") as stored:
+            video = await read([stored])
+        assert np.array_equal(video.frames[0], turned(np.asarray(image)))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+async def test_images_of_unknown_range(read: Read, mode: str) -> None:
+    with pytest.raises(VideoError, match=f"image 1 has the mode '{mode}', whose numbers have no known range; scale"):
+        await read([Image.new("L", (6, 4)), Image.new(mode, (6, 4))])
 
 
 @pytest.mark.parametrize(

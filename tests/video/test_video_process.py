@@ -13,6 +13,7 @@ import pytest
 from conftest import Read, children
 
 from pvlm.errors import OptionError, RemoteTraceback, VideoError
+from pvlm.video import Room
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
 
@@ -39,7 +40,10 @@ async def test_a_plug_in_is_found_by_entry_point(
     (information / "entry_points.txt").write_text("[pvlm.video_readers]\nmine = fake_readers:WellBehaved\n")
     monkeypatch.syspath_prepend(str(information.parent))
     assert (await read(some_file, reader="mine")).source_frames == 10
-    with pytest.raises(OptionError, match=r"no plug-in 'yours' in group pvlm.video_readers: use one of decord, mine"):
+    with pytest.raises(
+        OptionError,
+        match=r"no plug-in 'yours' in group pvlm.video_readers: use one of auto, decord, mine, pictures, pyav",
+    ):
         await read(some_file, reader="yours")
 
 
@@ -49,7 +53,7 @@ async def test_a_missing_decoder_is_named(
     (tmp_path / "decord.py").write_text("raise ModuleNotFoundError('no', name='decord')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(VideoError, match="needs the package 'decord', which is not installed"):
-        await read(videos / "plain.mp4")
+        await read(videos / "plain.mp4", reader="decord")
 
 
 async def test_time_limit_kills(read: Read, some_file: Path) -> None:
@@ -134,7 +138,7 @@ async def test_unknown_times_are_said_to_be_unknown(read: Read, some_file: Path)
 
 async def test_memory_is_limited_with_numbers(read: Read, some_file: Path) -> None:
     with pytest.raises(OptionError, match=r"10 frames of 1000x1000 need 0.0 GiB.*ask for at most 3 frames"):
-        await read(some_file, reader="fake_readers:Wide", num_frames=10, max_bytes=10_000_000)
+        await read(some_file, reader="fake_readers:Wide", num_frames=10, lease=Room(10_000_000).lease())
 
 
 async def test_a_decoder_that_asks_for_too_much_memory(read: Read, some_file: Path) -> None:

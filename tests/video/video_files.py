@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,26 @@ def make_video(
     container: dict[str, str] | None = None,
     times_ms: list[int] | None = None,
     rate: int = 24,
+    pixels: str = "yuv420p",
+    picture: Callable[[int], np.ndarray] | None = None,
 ) -> Path:
     """An encoded video of patterns 0, 1, 2, ...; groups of 12 frames with up to two B-frames."""
     height, width = size
     with av.open(str(path), "w", options=container or {}) as out:
         stream: Any = out.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.gop_size = 12
         if codec == "libx264":
             stream.options = {"g": "12", "bf": "2", "preset": "veryfast", "sc_threshold": "0", **(options or {})}
+        if codec.startswith("libvpx"):
+            stream.options = {"deadline": "realtime", "cpu-used": "8"}
         if codec == "libx265":
             stream.options = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:bframes=3"}
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(frames):
-            frame = av.VideoFrame.from_ndarray(pattern(index, height, width), format="rgb24")
+            shown = pattern(index, height, width) if picture is None else picture(index)
+            frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
             if times_ms is not None:
                 frame.pts, frame.time_base = times_ms[index], Fraction(1, 1000)
             out.mux(stream.encode(frame))
@@ -66,8 +72,18 @@ def make_video(
     return path
 
 
-def copy_video(source: Path, target: Path, *, shift_s: float = 0.0, container: dict[str, str] | None = None) -> Path:
-    """Copy without encoding. A negative shift hides the frames before 0, as cutting with ``-c copy`` does."""
+def copy_video(
+    source: Path,
+    target: Path,
+    *,
+    shift_s: float = 0.0,
+    container: dict[str, str] | None = None,
+    moved: dict[int, int] | None = None,
+) -> Path:
+    """Copy without encoding. A negative shift hides the frames before 0, as cutting with ``-c copy`` does. ``moved``:
+    packets that get the time of another one, both by number.
+    """
+    times: list[int] = []
     with av.open(str(source)) as given, av.open(str(target), "w", options=container or {}) as out:
         stream = given.streams.video[0]
         copied = out.add_stream_from_template(stream)
@@ -76,6 +92,9 @@ def copy_video(source: Path, target: Path, *, shift_s: float = 0.0, container: d
                 continue
             ticks = round(shift_s / stream.time_base)
             packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, copied
+            times.append(packet.pts)
+            if moved and len(times) - 1 in moved:
+                packet.pts = packet.dts = times[moved[len(times) - 1]]
             out.mux(packet)
     return target
 

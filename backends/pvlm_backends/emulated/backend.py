@@ -18,6 +18,7 @@ from pvlm_protocols.backend import (
     Processor,
     Prompt,
     Session,
+    Visual,
 )
 
 from .model import EmulatedModel, read_model
@@ -78,15 +79,19 @@ class EmulatedBackend:
         started = time.perf_counter()
         if self._closed:
             raise BackendError("this backend is closed")
-        video = 0 if prompt.frames is None else self._model.video_tokens
+        parts = [part for turn in prompt.conversation for part in turn.parts]
+        runs = tuple((1, self._model.video_tokens) for part in parts if isinstance(part, Visual))
+        video = len(runs) * self._model.video_tokens
+        words = sum(len(part.split()) for part in parts if isinstance(part, str))
         start, stop = FIRST_TOKENS, FIRST_TOKENS + video
-        tokens = stop + max(1, len(prompt.question.split()))
+        tokens = stop + max(1, words)
         prepared = PreparedPrompt(
             ids=np.zeros(tokens, np.int64),
-            pixels=None,
+            visuals=(),
             placeholders=np.arange(start, stop),
             video=np.arange(start, stop),
-            question=(stop, tokens),
+            runs=runs,
+            question=np.arange(stop, tokens),
             positions=np.arange(tokens)[None],
         )
         prepared.check_positions(capacity, self.info.max_positions)
@@ -163,6 +168,10 @@ class EmulatedProcessor:
     def resize(self, frames: np.ndarray) -> np.ndarray:
         """Nothing to do: the model ignores frames."""
         return frames
+
+    def resize_image(self, image: np.ndarray, images: int) -> np.ndarray:
+        """Nothing to do: the model ignores images."""
+        return image
 
     def video_grid(self, frames: np.ndarray) -> tuple[int, int, int]:
         """Return ``(T, h, w)`` with h as near to w as possible.

@@ -13,10 +13,11 @@ from ..processing.files import locate_checkpoint, read_settings
 from .family import Family, VideoTower
 from .llava_onevision import LLAVA_ONEVISION
 from .qwen2_5_vl import QWEN2_5_VL
+from .qwen3_vl import QWEN3_VL
 
 __all__ = ["FAMILIES", "Family", "VideoTower", "find_family", "load_processor"]
 
-FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (LLAVA_ONEVISION, QWEN2_5_VL)}
+FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL)}
 """Every family by its ``model_type``."""
 
 

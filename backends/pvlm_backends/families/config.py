@@ -104,7 +104,8 @@ def read_decoder(
 def stored_dtype(settings: Mapping[str, Any]) -> str:
     """Return the dtype that config.json, or its text part, names; ``float32`` if neither does."""
     text = settings.get("text_config") or {}
-    return settings.get("dtype") or settings.get("torch_dtype") or text.get("torch_dtype") or "float32"
+    named = (place.get(key) for place in (settings, text) for key in ("dtype", "torch_dtype"))
+    return next(filter(None, named), "float32")
 
 
 def require(folder: Path, key: str, found: object, supported: object) -> None:

@@ -50,7 +50,7 @@ class HuggingFaceBackend:
         if self._model is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare_for(self._info, prompt, capacity)
-        return HuggingFaceSession(self._model, prepared, self._video(prepared), capacity)
+        return HuggingFaceSession(self._model, prepared, self._visuals(prepared), capacity)
 
     def generate(
         self,
@@ -70,20 +70,26 @@ class HuggingFaceBackend:
 
         Raises:
             PromptError: the prompt cannot be built.
-            BackendError: a backend is closed; or a video has positions with several axes, which `generate` would need
-                to get in transformers' own form.
+            BackendError: a backend is closed; or the prompt has several videos or an image; or the video reaches to a
+                later position than the prompt's last token, after which `generate` would number the answer.
         """
         from .generation import generate
 
         if self._model is None or (assistant is not None and assistant._model is None):
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare(prompt)
-        if prepared.pixels is not None and len(prepared.positions) > 1:
-            raise BackendError(f"transformers' generate cannot be run here on a video of {self._info.family!r}")
+        if int(prepared.positions[:, -1].max()) + 1 != prepared.next_position:
+            raise BackendError(
+                f"transformers' generate cannot be compared on this video of {self._info.family!r}: its times reach "
+                f"to position {prepared.next_position - 1}, beyond the prompt's last token; take a shorter video"
+            )
+        if [visual.kind for visual in prepared.visuals] not in ([], ["video"]):
+            raise BackendError("transformers' generate is compared on prompts with one video, or without")
+        visuals = self._visuals(prepared)
         return generate(
             self._model,
             prepared,
-            self._video(prepared),
+            visuals[0] if visuals else {},
             max_tokens=max_tokens,
             end_token_ids=self._info.end_token_ids,
             video_token_id=self._processor.video_token_id,
@@ -91,14 +97,14 @@ class HuggingFaceBackend:
             lookup_tokens=lookup_tokens,
         )
 
-    def _video(self, prompt: PreparedPrompt) -> dict[str, Tensor]:
-        """The model's keyword arguments for a prompt's video, on its device; empty without one."""
+    def _visuals(self, prompt: PreparedPrompt) -> list[dict[str, Tensor]]:
+        """The model's keyword arguments for each of a prompt's videos and images, on its device."""
         import torch
 
-        if prompt.pixels is None:
-            return {}
-        pixels = torch.from_numpy(prompt.pixels).to(self._model.device, self._model.dtype)
-        return self._family.transformers_video(pixels)
+        return [
+            self._family.transformers_video(torch.from_numpy(visual.values).to(self._model.device, self._model.dtype))
+            for visual in prompt.visuals
+        ]
 
     def close(self) -> None:
         """Free the model, once its sessions are closed too."""

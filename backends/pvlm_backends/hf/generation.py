@@ -73,6 +73,8 @@ def generate(
     )
     ids = torch.from_numpy(prompt.ids)[None].to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **video}
+    if len(prompt.positions) > 1:  # else transformers needs the kinds of tokens and the times, to make them itself
+        inputs["position_ids"] = torch.from_numpy(prompt.positions).to(model.device)[:, None]
     watch, target, draft = _Watch(), _Passes(model), _Passes(assistant)
     with target, draft, _own_video(assistant, video):
         started_s = time.perf_counter()

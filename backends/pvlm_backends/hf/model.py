@@ -12,7 +12,9 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions
@@ -51,7 +53,10 @@ def load_model(
         BackendError: there are several devices, and accelerate is missing or does not support them.
     """
     pickled = options.allow_pickle and not any(folder.glob("*.safetensors"))
-    by_transformers = pickled or options.trust_remote_code or "quantization_config" in settings
+    quantised = settings.get("quantization_config") is not None
+    if quantised:
+        _check_quantisation(folder, settings["quantization_config"])
+    by_transformers = pickled or options.trust_remote_code or quantised
     files = None
     if by_transformers:
         check_weight_files(folder)
@@ -65,6 +70,7 @@ def load_model(
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+            _check_cache(folder, config.get_text_config())
             with torch.device("meta"):
                 skeleton = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
                     copy.deepcopy(config), trust_remote_code=options.trust_remote_code
@@ -75,10 +81,13 @@ def load_model(
             if files is not None:
                 weights = {name: _WeightOnDisk(files, name, dtype) for name in files}
                 source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
+            placed = device_map(skeleton, devices) if spread else None
+            if quantised and not spread:  # some kinds cannot be moved once they are loaded
+                placed = {"": str(devices[0])}
             loaded: Any = type(skeleton).from_pretrained(
                 **source,
                 dtype=dtype,
-                device_map=device_map(skeleton, devices) if spread else None,
+                device_map=placed,
                 output_loading_info=True,
                 **options.extra,
             )
@@ -93,7 +102,33 @@ def load_model(
     if missing := sorted(report["missing_keys"]):  # transformers would use random weights in their place
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise CheckpointError(f"{folder} holds no weight {missing[0]!r}{others}")
-    return model.eval() if spread else model.to(devices[0]).eval()
+    return model.eval() if placed else model.to(devices[0]).eval()
+
+
+def _check_cache(folder: Path, config: Any) -> None:
+    """Raise CheckpointError for a layer whose cache loses rows, so that a rejection cannot be undone."""
+    for number, layer in enumerate(DynamicCache(config=config).layers, 1):
+        window = getattr(layer, "sliding_window", 0)
+        never_full = type(layer) is DynamicSlidingWindowLayer and window > config.max_position_embeddings
+        if type(layer) is DynamicLayer or never_full:
+            continue
+        kept = f"the last {window} tokens" if window else f"a state ({type(layer).__name__})"
+        raise CheckpointError(
+            f"{folder}: layer {number} of the decoder keeps only {kept}, so that rejected tokens cannot be taken back "
+            "exactly; pvlm runs models whose layers all keep every token"
+        )
+
+
+def _check_quantisation(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a method that transformers does not know: it would take the weights for plain ones."""
+    method = settings.get("quant_method")
+    if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):  # as old files have it
+        method = "bitsandbytes"
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING and method != "bitsandbytes":
+        raise CheckpointError(
+            f"{folder}/config.json: quantization_config.quant_method is {method!r}, which this transformers does not "
+            "know"
+        )
 
 
 def random_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

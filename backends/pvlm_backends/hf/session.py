@@ -26,28 +26,31 @@ class HuggingFaceSession(CachedSession):
     Args:
         model: transformers' model.
         prompt: the prepared prompt.
-        video: the model's keyword arguments for the video, ``pixel_values_videos`` among them; empty without one.
+        visuals: the model's keyword arguments for each video and image, ``pixel_values_videos`` among them.
         capacity: answer tokens to make room for.
     """
 
-    def __init__(self, model: Any, prompt: PreparedPrompt, video: Mapping[str, torch.Tensor], capacity: int) -> None:
+    def __init__(
+        self, model: Any, prompt: PreparedPrompt, visuals: Sequence[Mapping[str, torch.Tensor]], capacity: int
+    ) -> None:
         vocab_size = model.get_output_embeddings().weight.shape[0]
         super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers)
         self._model = model
         self._device = model.device
-        self._embeddings: torch.Tensor | None = self._embed(prompt, video)
+        self._embeddings: torch.Tensor | None = self._embed(prompt, visuals)
         self._cache: DynamicCache | None = None
 
     @torch.no_grad()
-    def _embed(self, prompt: PreparedPrompt, video: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _embed(self, prompt: PreparedPrompt, visuals: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
         """``(1, P, hidden_size)``: the decoder's input. Keeps the features for its first layers."""
         embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
-        if video:
+        if visuals:
             rows = torch.from_numpy(prompt.placeholders).to(self._device)
-            features = self._model.get_video_features(**video)
-            embeddings[rows] = features.pooler_output[0]
-            if deep := getattr(features, "deepstack_features", None):
-                self._layer_features = torch.stack([layer[0] for layer in deep])
+            features = [self._model.get_video_features(**visual) for visual in visuals]
+            embeddings[rows] = torch.cat([found.pooler_output[0] for found in features])
+            if hasattr(features[0], "deepstack_features"):
+                deep = [torch.stack([layer[0] for layer in found.deepstack_features]) for found in features]
+                self._layer_features = torch.cat(deep, dim=1)
         return embeddings[None]  # type: ignore[no-any-return]
 
     @torch.no_grad()

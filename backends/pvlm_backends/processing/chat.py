@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,10 +14,14 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pvlm_protocols.backend import CheckpointError, PromptError
+from pvlm_protocols.backend import CheckpointError, PromptError, Turn, Visual
 
 from .files import read_optional_settings, read_text
 
+Span = tuple[int, int]
+"""First character, and one more than the last."""
+
+_SENTINEL = re.compile("\ue000(\\d+)\ue001")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -83,22 +88,73 @@ class ChatTemplate:
                 return cls(source, special_tokens)
         raise CheckpointError(f"{folder} holds no chat template (chat_template.jinja or chat_template.json)")
 
-    def render(self, content: Sequence[dict[str, str]]) -> str:
-        """Render the prompt for one user message with these content parts, up to the assistant's turn.
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Render the prompt for these messages, up to the assistant's turn.
 
         Raises:
-            PromptError: the template refuses the message.
+            PromptError: the template refuses the messages.
         """
         try:
             return self._template.render(
-                messages=[{"role": "user", "content": list(content)}],
+                messages=list(messages),
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
         except TemplateError as error:
-            raise PromptError(f"the chat template failed on this question: {error}") from error
+            raise PromptError(f"the chat template failed on this prompt: {error}") from error
+
+
+class ChatText:
+    """A rendered conversation, and where its texts are in it.
+
+    Args:
+        template: the checkpoint's.
+        turns: the conversation; its last turn asks.
+        name: the checkpoint's, for errors.
+
+    Raises:
+        PromptError: the template refuses the conversation.
+        CheckpointError: the template leaves out a text, or changes one.
+    """
+
+    def __init__(self, template: ChatTemplate, turns: Sequence[Turn], name: str) -> None:
+        self.rendered = template.render(_messages(turns))
+        texts = [(turn is turns[-1], part) for turn in turns for part in turn.parts if isinstance(part, str)]
+        # Sentinels take the places of the texts, so that the template's own text is known; no template holds them.
+        literal, *others = _SENTINEL.split(template.render(_messages(turns, iter(range(len(texts))))))
+        written = [int(number) for number in others[::2]]
+        if sorted(written) != list(range(len(texts))):
+            raise _changed(name)
+        self.spans: list[Span] = []
+        """First character of each text, and one more than the last."""
+        self.asked: list[Span] = []
+        """Those of the last turn."""
+        for number, after in zip(written, others[1::2], strict=True):
+            asks, text = texts[number]
+            span = len(literal), len(literal) + len(text)
+            self.spans.append(span)
+            if asks:
+                self.asked.append(span)
+            literal += text + after
+        if literal != self.rendered:
+            raise _changed(name)
+
+
+def _messages(turns: Sequence[Turn], numbers: Iterator[int] | None = None) -> list[dict[str, Any]]:
+    """The turns as a template takes them; with ``numbers``, each text is replaced by a numbered sentinel."""
+
+    def part_of(part: str | Visual) -> dict[str, str]:
+        if isinstance(part, Visual):
+            return {"type": part.kind}
+        return {"type": "text", "text": part if numbers is None else f"\ue000{next(numbers)}\ue001"}
+
+    return [{"role": turn.role, "content": [part_of(part) for part in turn.parts]} for turn in turns]
+
+
+def _changed(name: str) -> CheckpointError:
+    return CheckpointError(f"{name}: the chat template does not hold every text of the prompt as it stands")
 
 
 def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:

@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, PromptError
 
-from .pixels import FrameFilter, check_frames, frame_settings
-from .processor import VideoProcessor
+from .pixels import FrameFilter, check_frames, frame_settings, image_settings
+from .processor import VideoPart, VideoProcessor
 
 # Of transformers' video processors, for checkpoints that leave a value out.
 _FEWEST_FRAMES = 4
 _MOST_FRAMES = 768
+
+# Of transformers' Qwen2VLImageProcessor, for checkpoints that leave a value out.
+_FEWEST_IMAGE_PIXELS = 56 * 56
+_MOST_IMAGE_PIXELS = 1280 * 28 * 28
 
 _LARGEST_ASPECT = 200
 _FRAMES_A_SECOND = 2.0
@@ -48,6 +52,13 @@ class PatchProcessor(VideoProcessor):
         self._check_patches(config.get("vision_config") or {})
         self._filter = FrameFilter(settings)
         self._rate: float = settings.get("fps") or _FRAMES_A_SECOND
+        images = {**(defaults or {}), **image_settings(folder)}
+        size = images.get("size") or {}
+        self._image_filter = FrameFilter(images)
+        self._image_pixels: tuple[int, int] = (
+            images.get("min_pixels") or size.get("shortest_edge") or _FEWEST_IMAGE_PIXELS,
+            images.get("max_pixels") or size.get("longest_edge") or _MOST_IMAGE_PIXELS,
+        )
 
     @property
     def frame_defaults(self) -> FrameDefaults:
@@ -72,6 +83,13 @@ class PatchProcessor(VideoProcessor):
         check_frames(frames)
         return self._filter.resize(frames, *self.frame_size(*frames.shape[:3]))
 
+    def resize_image(self, image: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
+        """Resize an image, uint8 ``(1, H, W, 3)``, within the checkpoint's bounds for images. Raises PromptError."""
+        check_frames(image)
+        height, width = image.shape[1:3]
+        check_aspect(height, width)
+        return self._image_filter.resize(image, *fitted_size(height, width, self.token_side, *self._image_pixels))
+
     @abstractmethod
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """Return the height and width to resize to, in pixels; multiples of a token's side. Raises PromptError."""
@@ -81,8 +99,22 @@ class PatchProcessor(VideoProcessor):
         side = self.token_side
         return math.ceil(len(frames) / self.temporal_patch_size), frames.shape[1] // side, frames.shape[2] // side
 
-    def patches(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _image_part(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> VideoPart:
+        pixels = self.patches(frames, self._image_filter)
+        _, height, width = pixels.shape[:3]
+        return self._single_run(
+            pixels, height * width, self._grid_positions(*pixels.shape[:3]), max(height, width), "image"
+        )
+
+    @staticmethod
+    def _grid_positions(time: int, height: int, width: int) -> NDArray[np.int64]:
+        """``(3, time * height * width)``: the moment, row and column of each token."""
+        return np.indices((time, height, width)).reshape(3, -1)
+
+    def patches(self, frames: NDArray[np.uint8], pixel_filter: FrameFilter | None = None) -> NDArray[np.float32]:
         """Cut resized frames, uint8 ``(T, H, W, 3)``, into patches, grouped by the token that they become.
+
+        ``pixel_filter``: normalises them, if not as a video.
 
         Returns:
             float32 ``(t, h, w, patches of a token, numbers of a patch)``. ``t`` is T halved and rounded up; an odd last
@@ -100,7 +132,7 @@ class PatchProcessor(VideoProcessor):
             )
         if missing := -len(frames) % depth:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-        pixels = self._filter.normalize(frames)
+        pixels = (pixel_filter or self._filter).normalize(frames)
         time, height, width = self.video_grid(frames)
         patch = self.patch_size
         by_patch = pixels.reshape(time, depth, 3, height, merge, patch, width, merge, patch)
@@ -127,10 +159,29 @@ class PatchProcessor(VideoProcessor):
             raise CheckpointError(f"{self._folder}: do_resize=False is not supported: frames must fit whole tokens")
 
 
-def check_aspect(height: int, width: int) -> None:
-    """Raise PromptError if one side is more than 200 times the other."""
+def fitted_size(height: int, width: int, side: int, fewest: int, most: int) -> tuple[int, int]:
+    """Return the height and width nearest to the aspect, multiples of ``side``, of ``fewest`` to ``most`` pixels."""
+    rounded = round(height / side) * side, round(width / side) * side
+    if rounded[0] * rounded[1] > most:
+        shrink = math.sqrt(height * width / most)
+        return (
+            max(side, math.floor(height / shrink / side) * side),
+            max(side, math.floor(width / shrink / side) * side),
+        )
+    if rounded[0] * rounded[1] < fewest:
+        grow = math.sqrt(fewest / (height * width))
+        return math.ceil(height * grow / side) * side, math.ceil(width * grow / side) * side
+    return rounded
+
+
+def check_aspect(height: int, width: int, given: tuple[int, int] | None = None) -> None:
+    """Raise PromptError if one side is more than 200 times the other.
+
+    ``given``: height and width for the error, if the frames had others.
+    """
     if max(height, width) > _LARGEST_ASPECT * min(height, width):
+        shown_height, shown_width = given or (height, width)
         raise PromptError(
-            f"frames of {width}x{height} are more than {_LARGEST_ASPECT} times as long as wide, "
+            f"frames of {shown_width}x{shown_height} are more than {_LARGEST_ASPECT} times as long as wide, "
             "which this model does not take; crop them"
         )

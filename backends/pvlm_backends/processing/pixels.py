@@ -32,6 +32,13 @@ def frame_settings(folder: Path) -> dict[str, Any]:
     return dict(settings)
 
 
+def image_settings(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint's image settings, or else its video settings. Raises CheckpointError."""
+    nested = read_optional_settings(folder, "processor_config.json") or {}
+    settings = read_optional_settings(folder, "preprocessor_config.json") or nested.get("image_processor")
+    return dict(settings) if settings else frame_settings(folder)
+
+
 class FrameFilter:
     """Resizes frames, and turns bytes into normalised numbers, by the checkpoint's settings."""
 

@@ -11,20 +11,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Prompt, PromptError
+from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Prompt, PromptError, Visual
+from pvlm_protocols.prompt import VisualKind
 
-from .chat import ChatTemplate
+from .chat import ChatTemplate, ChatText, Span
 from .generation import end_token_ids, ignored_generation_options
-from .prompt import PreparedPrompt, Rows
+from .prompt import Pixels, PreparedPrompt, Rows
 from .tokenizer import TextTokenizer
-
-# Takes the question's place while the template's own text is measured; no template and no question holds its letters.
-_SENTINEL = "\ue000question\ue001"
 
 
 @dataclass(frozen=True)
 class VideoPart:
-    """The n tokens that replace the video's single token in a prompt. Counts begin at the first of them."""
+    """The n tokens that replace the single token of a video or an image. Counts begin at the first of them."""
 
     pixels: NDArray[np.float32]
     """As the family's vision tower takes them; the first dimension counts moments."""
@@ -38,6 +36,11 @@ class VideoPart:
     """``(axes, n)``."""
     advance: int
     """Position of the text after the video."""
+
+    @property
+    def moments(self) -> int:
+        """Moments of the video, each with as many prunable tokens."""
+        return len(self.pixels)
 
 
 class VideoProcessor(ABC):
@@ -58,8 +61,12 @@ class VideoProcessor(ABC):
         self._folder = folder
         self._tokenizer = TextTokenizer(folder)
         self._template = ChatTemplate.from_folder(folder)
-        self.video_token_id = video_token_id(config)
-        self._video_token = self._special_token(self.video_token_id)
+        self.video_token_id = token_id(config, "video_token_index", "video_token_id")
+        image_token_id = token_id(config, "image_token_index", "image_token_id")
+        self._placeholders: dict[VisualKind, tuple[int, str]] = {
+            "video": (self.video_token_id, self._special_token(self.video_token_id)),
+            "image": (image_token_id, self._special_token(image_token_id)),
+        }
         self._end_token_ids = end_token_ids(folder, config)
         self._ignored = ignored_generation_options(folder)
 
@@ -121,88 +128,167 @@ class VideoProcessor(ABC):
         return prepared
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
-        """Build a prompt: one user message with the video, if any, and the question.
+        """Build a prompt by the checkpoint's own chat template: one user message with the question, or a conversation.
 
         Raises:
-            PromptError: the question is empty or holds special tokens, or the frames are not as `resize` returns them.
-            CheckpointError: the chat template has no single place for the video, or changes the question.
+            PromptError: the question is empty, a text holds special tokens, or frames are not as `resize` returns them.
+            CheckpointError: the chat template has no single place for each video and image, or changes a text.
         """
-        question = self._checked_question(prompt.question)
-        content = [] if prompt.frames is None else [{"type": "video"}]
-        text = self._template.render([*content, {"type": "text", "text": question}])
-        ids, offsets = self._tokenizer.encode(text)
-        first, last = self._question_in(text, content)
-        rows = [row for row, (start, stop) in enumerate(offsets) if start < last and stop > first]
-        if not rows:
-            raise PromptError(f"the question {question!r} leaves no token in the chat template")
-        asked = (rows[0], rows[-1] + 1)
-        if prompt.frames is None:
-            none = np.arange(0)
-            return PreparedPrompt(np.array(ids, np.int64), None, none, none, asked, self._text_positions(0, len(ids)))
+        turns = prompt.conversation
+        if not turns[-1].text.strip():
+            raise PromptError("the question is empty")
+        text = ChatText(self._template, turns, str(self._folder))
+        ids, offsets = self._tokenizer.encode(text.rendered)
+        self._check_texts(ids, offsets, text.spans)
+        asked = _rows_in(offsets, text.asked)
+        if not len(asked):
+            raise PromptError(f"the question {turns[-1].text!r} leaves no token in the chat template")
+        visuals = [part for turn in turns for part in turn.parts if isinstance(part, Visual)]
+        places = self._places(ids, visuals)
+        parts = [self._part(visual) for visual in visuals]
 
-        if ids.count(self.video_token_id) != 1:
-            raise CheckpointError(
-                f"{self._folder}: the chat template writes {self._video_token!r} "
-                f"{ids.count(self.video_token_id)} times for one video"
-            )
-        video = self._video_part(prompt.frames, prompt.timestamps_s)
-        at = ids.index(self.video_token_id)
-        longer = len(video.ids) - 1
-        before = self._text_positions(0, at)
-        after = self._text_positions(at + video.advance, len(ids) - at - 1)
+        joined = _Joined(self.axes, ids)
+        for row, index in places:
+            joined.replace(row, parts[index], index)
+        joined.finish()
+        pixels = (Pixels(visuals[index].kind, parts[index].pixels, visuals[index].size) for _, index in places)
         return PreparedPrompt(
-            ids=np.array([*ids[:at], *video.ids, *ids[at + 1 :]], np.int64),
-            pixels=video.pixels,
-            placeholders=at + video.placeholders,
-            video=at + video.video,
-            question=(asked[0] + longer, asked[1] + longer) if asked[0] > at else asked,
-            positions=np.concatenate([before, at + video.positions, after], axis=1),
+            ids=np.concatenate(joined.ids).astype(np.int64),
+            visuals=tuple(pixels),
+            placeholders=_concatenated(joined.placeholders),
+            video=_concatenated([joined.video[index] for index in range(len(visuals))]),
+            runs=tuple((part.moments, len(part.video) // part.moments) for part in parts),
+            question=joined.moved(asked),
+            positions=np.concatenate(joined.positions, axis=1),
         )
+
+    @abstractmethod
+    def resize_image(self, image: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
+        """See `pvlm_protocols.backend.Conversations`. Raises PromptError."""
+
+    def _part(self, visual: Visual) -> VideoPart:
+        if visual.kind == "image":
+            return self._image_part(visual.frames, visual.size)
+        return self._video_part(visual.frames, visual.timestamps_s)
 
     @abstractmethod
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         """Return the video's tokens. Raises PromptError if the frames are not as `resize` returns them."""
 
+    @abstractmethod
+    def _image_part(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> VideoPart:
+        """Return an image's tokens. Raises PromptError if the frames are not as `resize_image` returns them."""
+
     def _single_run(
-        self, pixels: NDArray[np.float32], prunable: int, positions: NDArray[np.int64], advance: int
+        self,
+        pixels: NDArray[np.float32],
+        prunable: int,
+        positions: NDArray[np.int64],
+        advance: int,
+        kind: VisualKind = "video",
     ) -> VideoPart:
-        """A video without text between its placeholders, of which the first so many may be pruned."""
+        """A video or image without text between its placeholders, of which the first so many may be pruned."""
         count = positions.shape[1]
-        ids = np.full(count, self.video_token_id)
+        ids = np.full(count, self._placeholders[kind][0])
         return VideoPart(pixels, ids, np.arange(count), np.arange(prunable), positions, advance)
 
     def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
         """``(axes, count)``: a text token has the same position on all axes."""
-        return np.tile(np.arange(first, first + count), (self.axes, 1))
+        return text_positions(self.axes, first, count)
 
-    def _checked_question(self, question: str) -> str:
-        if not question.strip():
-            raise PromptError("the question is empty")
-        if found := [token for token in self._tokenizer.special_tokens if token in question]:
-            raise PromptError(
-                f"the question holds the special token {found[0]!r}, which would change the prompt's structure; "
-                "write it differently"
-            )
-        return question
+    def _check_texts(self, ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> None:
+        """Raise PromptError if a special token is in a text, or begins or ends in one."""
+        special = {index: token for token, index in self._tokenizer.special_tokens.items()}
+        for index, (start, stop) in zip(ids, offsets, strict=True):
+            if index in special and any(start < last and stop > first for first, last in spans):
+                raise PromptError(
+                    f"a text of the prompt holds the special token {special[index]!r}, which would change the prompt's "
+                    "structure; write it differently"
+                )
 
-    def _question_in(self, text: str, content: list[dict[str, str]]) -> tuple[int, int]:
-        """The question's place in the rendered ``text``: first character, and one more than the last."""
-        around = self._template.render([*content, {"type": "text", "text": _SENTINEL}])
-        before, found, after = around.partition(_SENTINEL)
-        if not found or not (text.startswith(before) and text.endswith(after)):
-            raise CheckpointError(f"{self._folder}: the chat template does not hold the question's text as it stands")
-        return len(before), len(text) - len(after)
+    def _places(self, ids: Sequence[int], visuals: Sequence[Visual]) -> list[tuple[int, int]]:
+        """The token of each video and image, and its index in ``visuals``, in the order of the tokens."""
+        places: list[tuple[int, int]] = []
+        for kind, (index, token) in self._placeholders.items():
+            rows = [row for row, found in enumerate(ids) if found == index]
+            given = [number for number, visual in enumerate(visuals) if visual.kind == kind]
+            if len(rows) != len(given):
+                raise CheckpointError(
+                    f"{self._folder}: the chat template writes {token!r} {len(rows)} times for {len(given)} {kind}s"
+                )
+            places += zip(rows, given, strict=True)
+        return sorted(places)
 
     def _special_token(self, index: int) -> str:
         for token, token_index in self._tokenizer.special_tokens.items():
             if token_index == index:
                 return token
-        raise CheckpointError(f"{self._folder}: the video token's id {index} is no special token of tokenizer.json")
+        raise CheckpointError(f"{self._folder}: the placeholder's id {index} is no special token of tokenizer.json")
 
 
-def video_token_id(config: Mapping[str, Any]) -> int:
-    """Return the id of the video's placeholder, under its old key or its new one. Raises CheckpointError."""
-    for key in ("video_token_index", "video_token_id"):
+def token_id(config: Mapping[str, Any], *keys: str) -> int:
+    """Return the id of a token from config.json, under the first of the keys that it has. Raises CheckpointError."""
+    for key in keys:
         if isinstance(config.get(key), int):
             return int(config[key])
-    raise CheckpointError("config.json names neither video_token_index nor video_token_id")
+    raise CheckpointError(f"config.json names no {' or '.join(keys)}")
+
+
+def text_positions(axes: int, first: int, count: int) -> NDArray[np.int64]:
+    """``(axes, count)``: a text token has the same position on all axes."""
+    return np.tile(np.arange(first, first + count), (axes, 1))
+
+
+class _Joined:
+    """A prompt whose placeholders are replaced one after the other."""
+
+    def __init__(self, axes: int, rendered: Sequence[int]) -> None:
+        self.ids: list[NDArray[np.int64]] = []
+        self.positions: list[NDArray[np.int64]] = []
+        self.placeholders: list[Rows] = []
+        self.video: dict[int, Rows] = {}
+        """By the index of the video or image."""
+        self._axes = axes
+        self._rendered = np.array(rendered, np.int64)
+        self._moved = np.arange(len(rendered))
+        self._next = 0  # of the rendered tokens
+        self._rows = 0  # of the prompt's tokens so far
+        self._position = 0
+
+    def replace(self, row: int, part: VideoPart, index: int) -> None:
+        """Append the text before a rendered token, and what replaces the token."""
+        self._append_text(row)
+        self.ids.append(part.ids)
+        self.positions.append(self._position + part.positions)
+        self.placeholders.append(self._rows + part.placeholders)
+        self.video[index] = self._rows + part.video
+        self._moved[row + 1 :] += len(part.ids) - 1
+        self._rows += len(part.ids)
+        self._position += part.advance
+        self._next = row + 1
+
+    def finish(self) -> None:
+        """Append the rest."""
+        self._append_text(len(self._rendered))
+
+    def moved(self, rows: Rows) -> Rows:
+        """Return where rendered tokens are in the prompt."""
+        return self._moved[rows]
+
+    def _append_text(self, stop: int) -> None:
+        count = stop - self._next
+        self.ids.append(self._rendered[self._next : stop])
+        self.positions.append(text_positions(self._axes, self._position, count))
+        self._rows += count
+        self._position += count
+        self._next = stop
+
+
+def _rows_in(offsets: Sequence[Span], spans: Sequence[Span]) -> Rows:
+    """The tokens of which a character lies in one of the spans."""
+    inside = [any(start < last and stop > first for first, last in spans) for start, stop in offsets]
+    return np.flatnonzero(inside)
+
+
+def _concatenated(rows: Sequence[Rows]) -> Rows:
+    return np.concatenate([np.arange(0), *rows])

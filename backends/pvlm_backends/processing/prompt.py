@@ -9,14 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvlm_protocols.backend import PromptError
+from pvlm_protocols.prompt import VisualKind
 
 if TYPE_CHECKING:
     import torch
 
-Span = tuple[int, int]
-"""First index, and one more than the last."""
 Rows = NDArray[np.int64]
-"""Indices of tokens, ascending."""
+"""Indices of tokens; ascending, if nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Of a video or an image, as the family's vision tower takes them."""
+
+    kind: VisualKind
+    values: NDArray[np.float32]
+    """Normalised. For a video, the first dimension counts moments."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the source."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +35,17 @@ class PreparedPrompt:
 
     ids: NDArray[np.int64]
     """``(P,)``, one id for each token of the unpruned prompt."""
-    pixels: NDArray[np.float32] | None
-    """Normalised, as the family's vision tower takes them; None for a question without a video."""
+    visuals: tuple[Pixels, ...]
+    """Those of the videos and images, in the order of the tokens that they become."""
     placeholders: Rows
     """The tokens that the vision tower's output replaces, in its order. Text may lie between them."""
     video: Rows
-    """The prunable ones of the placeholders: m in all, one moment of the video after another."""
-    question: Span
-    """The tokens of the question's own text."""
+    """The prunable ones of the placeholders: m in all, one moment after another, one video or image after another, in
+    the order of the prompt's turns. A template may put the tokens in another order."""
+    runs: tuple[tuple[int, int], ...]
+    """For each video and image, in the same order: its moments, and the prunable tokens of each moment."""
+    question: Rows
+    """The tokens of the question's own text: that of the last turn."""
     positions: NDArray[np.int64]
     """``(axes, P)``: one axis, or time, row and column."""
 
@@ -79,8 +92,9 @@ class PreparedPrompt:
 
     @property
     def frames(self) -> int:
-        """Moments of the video, each with the same number of prunable tokens; 1 without pixels."""
-        return 1 if self.pixels is None else len(self.pixels)
+        """Moments of all videos and images, each with the same number of prunable tokens; 1 if the numbers differ."""
+        alike = len({tokens for _, tokens in self.runs}) == 1
+        return sum(moments for moments, _ in self.runs) if alike else 1
 
     def kept_rows(self, keep: torch.Tensor) -> NDArray[np.int64]:
         """Return the indices of the prompt's tokens that stay after pruning.

@@ -52,13 +52,15 @@ class TorchBackend:
         if self._decoder is None or self._tower is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare_for(self._info, prompt, capacity)
-        video = None
-        if prepared.pixels is not None:
-            decoder = self._decoder
-            with torch.inference_mode():
-                pixels = torch.from_numpy(prepared.pixels).to(decoder.device, decoder.dtype)
-                video = self._tower.encode(pixels, on_progress)
-        return TorchSession(self._decoder, prepared, video, capacity)
+        decoder, video = self._decoder, None
+        with torch.inference_mode():
+            features = [
+                self._tower.encode(torch.from_numpy(visual.values).to(decoder.device, decoder.dtype), on_progress)
+                for visual in prepared.visuals
+            ]
+            if features:
+                video = torch.cat(features, dim=1)
+        return TorchSession(decoder, prepared, video, capacity)
 
     def extend_together(
         self,
@@ -111,7 +113,10 @@ class TorchBackend:
         folder = Path(options.model) if random else locate_checkpoint(options.model)
         settings = read_settings(folder, "config.json")
         if settings.get("quantization_config") is not None:
-            raise CheckpointError(f"{folder}/config.json: quantization_config: this backend reads no quantised weights")
+            raise CheckpointError(
+                f"{folder}/config.json: quantization_config: this backend reads no quantised weights; "
+                "take the backend 'hf'"
+            )
         family = find_family(folder, settings)
         config = family.read_config(folder, settings)
         dtype = choose_dtype(options, devices[0], config.dtype)

@@ -219,7 +219,8 @@ class Decoder:
         heads, head_dim = config.heads, config.head_dim
         qkv = hidden.new_empty(len(hidden), (heads + 2 * config.kv_heads) * head_dim)
         turned = (heads + config.kv_heads) * head_dim
-        rotated = weights.qkv.write(weights.input_norm(hidden), qkv)[:, :turned].unflatten(-1, (-1, head_dim))
+        projected = weights.qkv.write(weights.input_norm(hidden), qkv)[:, :turned]
+        rotated = torch.unflatten(projected, -1, (-1, head_dim))
         if weights.qk_norm is not None:
             rotated = weights.qk_norm(rotated)
         pairs = torch.view_as_complex(torch.unflatten(rotated[:, :heads].float(), -1, (-1, 2)))

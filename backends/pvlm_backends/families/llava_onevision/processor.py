@@ -67,6 +67,13 @@ class LlavaOnevisionProcessor(VideoProcessor):
         # One more for the newline after the video.
         return self._single_run(pixels, count, np.arange(count + 1)[None], count + 1)
 
+    def resize_image(self, image: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
+        """Not supported yet."""
+        raise PromptError("images are not supported for this family: give the image as a video of one frame")
+
+    def _image_part(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> VideoPart:
+        raise PromptError("images are not supported for this family: give the image as a video of one frame")
+
     def _check_size(self, settings: dict[str, Any]) -> None:
         size = settings.get("size", {"height": 384, "width": 384})
         sides = {size.get("height"), size.get("width")} if isinstance(size, dict) else {size}

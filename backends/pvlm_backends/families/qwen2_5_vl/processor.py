@@ -6,7 +6,6 @@ processor resizes by torchvision, which rounds differently.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...processing import VideoPart
-from ...processing.patches import PatchProcessor, check_aspect
+from ...processing.patches import PatchProcessor, check_aspect, fitted_size
 
 # Of transformers' Qwen2VLVideoProcessor and Qwen2_5_VLVisionConfig, for checkpoints that leave a value out.
 _FEWEST_PIXELS = 128 * 28 * 28
@@ -61,17 +60,7 @@ class Qwen25VLProcessor(PatchProcessor):
             whole_video = int(self._video_tokens * side * side * _SHARE_OF_TOKENS)
             share = whole_video * self.temporal_patch_size // frames
             most = max(min(most, share), int(self._fewest_pixels * 1.05))
-        rounded = round(height / side) * side, round(width / side) * side
-        if rounded[0] * rounded[1] > most:
-            shrink = math.sqrt(height * width / most)
-            return (
-                max(side, math.floor(height / shrink / side) * side),
-                max(side, math.floor(width / shrink / side) * side),
-            )
-        if rounded[0] * rounded[1] < self._fewest_pixels:
-            grow = math.sqrt(self._fewest_pixels / (height * width))
-            return math.ceil(height * grow / side) * side, math.ceil(width * grow / side) * side
-        return rounded
+        return fitted_size(height, width, side, self._fewest_pixels, most)
 
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         pixels = self.patches(frames)

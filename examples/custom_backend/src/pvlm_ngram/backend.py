@@ -44,10 +44,9 @@ class NgramBackend:
 
     def open(self, prompt: Prompt, capacity: int) -> NgramSession:
         """Start on a prompt. Raises PromptError."""
-        text_tokens = len(self._processor.prepare(Prompt(prompt.question)))
+        prepared = self._processor.prepare(prompt)
         # The target's number of video tokens, though none is used: any prune mask of the target then fits.
-        frames = 0 if prompt.frames is None else len(prompt.frames)
-        return NgramSession(self._model, frames * self._processor.tokens_per_frame, text_tokens, capacity)
+        return NgramSession(self._model, prepared.video_tokens, len(prepared) - prepared.video_tokens, capacity)
 
     def close(self) -> None:
         """Nothing to free."""

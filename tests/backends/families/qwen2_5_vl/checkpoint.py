@@ -85,7 +85,7 @@ def qwen_checkpoint(
         if weight.ndim == 1:  # biases are zero and norms one in a fresh model, which would hide mistakes
             weight.data += 0.1 * torch.randn_like(weight)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    _write(folder / "tokenizer.json", _tokenizer())
+    _write(folder / "tokenizer.json", shared_tokenizer())
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     _write(folder / "tokenizer_config.json", special)
     _write(folder / "chat_template.json", {"chat_template": TEMPLATE})
@@ -111,7 +111,8 @@ def _preprocessor() -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> dict[str, Any]:
+def shared_tokenizer() -> dict[str, Any]:
+    """The tokenizer of the bundled pair, with the special tokens of the Qwen families."""
     settings: dict[str, Any] = json.loads((BUNDLED / "target" / "tokenizer.json").read_text())
     template = settings["added_tokens"][0]
     replaced = [token for token in settings["added_tokens"] if token["id"] not in SPECIAL_TOKENS]

@@ -74,7 +74,7 @@ def test_logits(load: LOAD, references: REFERENCES, backend_name: str, checkpoin
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     frames=st.integers(1, 9),
     height=st.integers(1, 9),

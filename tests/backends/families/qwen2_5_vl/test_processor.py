@@ -75,7 +75,7 @@ def test_patches_are_those_of_transformers(
     np.testing.assert_array_equal(patches.reshape(expected.shape), expected.numpy())
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(SIDES, SIDES)
 def test_sizes_are_those_of_transformers(processor: Qwen25VLProcessor, height: int, width: int) -> None:
     bounds = {"factor": TOKEN_SIDE, "min_pixels": 4 * TOKEN_SIDE**2, "max_pixels": 40 * TOKEN_SIDE**2}
@@ -114,13 +114,13 @@ def test_prompt_ids_are_those_of_transformers(
     for frames in (None, random_frames(3, 3 * TOKEN_SIDE, 4 * TOKEN_SIDE)):
         prepared = processor.prepare(Prompt(question, frames))
         assert prepared.ids.tolist() == reference.inputs(question, frames)["input_ids"][0].tolist()
-        start, stop = prepared.question
-        assert reference.tokenizer.decode(prepared.ids[start:stop]).strip() == question.strip()
+        assert reference.tokenizer.decode(prepared.ids[prepared.question]).strip() == question.strip()
         assert prepared.video_tokens == (0 if frames is None else 2 * 3 * 4)
         for rows in (prepared.placeholders, prepared.video):
             np.testing.assert_array_equal(rows, np.flatnonzero(prepared.ids == 4))
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(2, 6), st.integers(2, 6), st.sampled_from([0.3, 1.0, 2.0, 2.5, 24.0, None]))
 def test_positions_are_those_of_transformers(
     processor: Qwen25VLProcessor,
@@ -149,6 +149,7 @@ def test_positions_do_not_hang_on_the_frame_nearest_to_a_time(processor: Qwen25V
     assert prepared.positions[0, prepared.video[::4]].tolist() == [start + 2 * pair for pair in range(18)]
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.data())
 def test_compact_positions(
     processor: Qwen25VLProcessor, frames: int, height: int, width: int, data: st.DataObject
