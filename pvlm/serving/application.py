@@ -23,7 +23,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
+    from starlette.routing import Mount, Route
 
     from pvlm.serving.callers import LEFT, ApiKeys, CancelWhenCallerLeaves, RequestLog
     from pvlm.serving.completions import ChatCompletions
@@ -57,17 +57,20 @@ def create_app(
                 yield
 
     keys = [Middleware(ApiKeys, keys=config.api_keys)] if config.api_keys else []
+    api = [
+        Route("/chat/completions", ChatCompletions(engine, config, workload, names), methods=["POST"]),
+        Route("/models", described.models),
+        Route("/models/{name:path}", described.model),
+    ]
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(engine, config, workload, names), methods=["POST"]),
-            Route("/v1/models", described.models),
-            Route("/v1/models/{name:path}", described.model),
+            Mount("/v1", routes=api, middleware=keys),
             Route("/health", described.health),
             Route("/metrics", described.metrics),
             Route("/version", described.version),
         ],
         lifespan=lifespan,
-        middleware=[Middleware(RequestLog), Middleware(CancelWhenCallerLeaves), *keys],
+        middleware=[Middleware(RequestLog), Middleware(CancelWhenCallerLeaves)],
         exception_handlers={
             Refusal: _refused,
             PvlmError: _refused,

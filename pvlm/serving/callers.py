@@ -71,14 +71,14 @@ class RequestLog:
 
 
 class ApiKeys:
-    """Middleware that refuses requests below ``/v1/`` without one of the keys."""
+    """Middleware that refuses requests without one of the keys."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/") and not self._known(scope):
+        if scope["type"] == "http" and not self._known(scope):
             refused = Refusal(
                 401, "send a valid key: 'Authorization: Bearer KEY'", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},

@@ -11,10 +11,13 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from pvlm import Engine, VideoError, configure_logging
-from tests.serving.conftest import SLOW, asked, asking, refused, serving, until, video
+from pvlm.serving import ServerConfig, create_app
+from tests.serving.conftest import SLOW, TOY, asked, asking, refused, serving, until, video
 
 pytestmark = pytest.mark.anyio
 Served = tuple[httpx.AsyncClient, Engine, Starlette]
@@ -123,6 +126,16 @@ async def test_a_key_is_needed_where_there_are_keys() -> None:
             assert (await asked(client, asking("Why?"), **headers)).status_code == 401
         assert (await client.get("/v1/models", headers={"Authorization": "Bearer two"})).status_code == 200
         assert (await client.get("/health")).status_code == 200
+
+
+async def test_a_key_is_needed_below_another_application_too() -> None:
+    inner = create_app(Engine.create(**TOY), ServerConfig(api_keys=("one",)), registry=CollectorRegistry())
+    outer = Starlette(routes=[Mount("/inner", inner)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://app") as client:
+        for path in ("/inner/v1/models", "/inner//v1/models", "/inner/v1/", "/inner/v1/../v1/models"):
+            assert (await client.get(path)).status_code in (401, 404)
+        assert (await client.get("/inner/v1/models")).status_code == 401
+        assert (await client.get("/inner/v1/models", headers={"Authorization": "Bearer one"})).status_code == 200
 
 
 # ---- bodies -------------------------------------------------------------------------------------------------------

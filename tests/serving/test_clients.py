@@ -39,8 +39,21 @@ def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[str
 
 
 @pytest.fixture(scope="module")
-def reference(clip: Path) -> Answer:
-    return Engine.create(method="ar", threads=1, transport="inproc").answer_sync(clip, QUESTION)
+def answers(clip: Path) -> tuple[Answer, Answer]:
+    """The target's own: about the clip, and in a conversation about it."""
+    turns = [
+        {"role": "system", "content": "Answer in short."},
+        {"role": "user", "content": [{"type": "video", "video": clip}, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": "The video has one scene."},
+        {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "video", "video": clip}]},
+    ]
+    with Engine.create(method="ar", threads=1, transport="inproc") as engine:
+        return engine.answer_sync(clip, QUESTION), engine.answer_sync(messages=turns, max_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def reference(answers: tuple[Answer, Answer]) -> Answer:
+    return answers[0]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,20 @@ async def test_openai_s_asynchronous_client(server: str, reference: Answer, mess
             tasks.start_soon(ask)
             tasks.start_soon(listen)
         assert found == [reference.text] * 2
+
+
+def test_a_conversation_about_two_videos(
+    server: str, answers: tuple[Answer, Answer], messages: list, data_url: str
+) -> None:
+    turns = [
+        {"role": "developer", "content": "Answer in short."},
+        *messages,
+        {"role": "assistant", "content": "The video has one scene."},
+        *asking("And this?", video(data_url))["messages"],
+    ]
+    with openai.OpenAI(base_url=f"{server}/v1", api_key=KEY) as client:
+        found = client.chat.completions.create(model="bundled", messages=turns, max_completion_tokens=20)
+    assert found.choices[0].message.content == answers[1].text
 
 
 def test_openai_s_errors(server: str, messages: list) -> None:

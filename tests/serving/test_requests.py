@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm.serving.refusals import Refusal
-from pvlm.serving.requests import IGNORED, NEUTRAL, parse
+from pvlm.serving.requests import IGNORED, NEUTRAL, conversation, parse
 from tests.serving.conftest import asking, video
 
 
@@ -58,6 +58,18 @@ def test_media_keep_their_order() -> None:
         "file:///a",
         image["image_url"]["url"],
         None,
+    ]
+
+
+def test_turns_are_the_engine_s() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    turns = [{"role": "developer", "content": "Be brief."}, *asking(video("file:///a"), "One?")["messages"]]
+    turns += [{"role": "assistant", "content": "Yes."}, *asking("Two?", image)["messages"]]
+    assert conversation(parse(json.dumps({"messages": turns}).encode()), ["/a", b"image"]) == [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "video", "video": "/a"}, {"type": "text", "text": "One?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Two?"}, {"type": "image", "image": b"image"}]},
     ]
 
 
