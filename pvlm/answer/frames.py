@@ -15,7 +15,7 @@ from pvlm.errors import OptionError, PromptError, VideoError
 from pvlm.runtime.pair import Pair
 from pvlm.video import Room, Video, read_video
 from pvlm.video.room import Lease
-from pvlm_protocols.backend import BackendError, Conversations, FrameDefaults, Processor, Role
+from pvlm_protocols.backend import BackendError, Conversations, Processor, Role
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 from pvlm_protocols.turns import OpenTurn, VideoFrames
@@ -70,29 +70,23 @@ async def read_turns(
 async def _read(
     one: Media, options: AnswerOptions, pair: Pair, lease: Lease, on_progress: Callable[[float], None]
 ) -> Video:
-    common = {
-        "reader": pair.config.video_reader,
-        "timeout_s": pair.config.decode_timeout_s,
-        "lease": lease,
-        "on_progress": on_progress,
-    }
-    if one.kind == "video":
-        return await read_video(
-            one.source,
-            num_frames=options.num_frames,
-            fps=options.fps,
-            start=options.start,
-            end=options.end,
-            defaults=pair.target_processor.frame_defaults,
-            **common,
-        )
-    source = one.source
-    if getattr(source, "ndim", None) == 3:  # an array or tensor (H, W, 3)
-        source = source[None]
-    image = await read_video(source, num_frames=1, fps=None, start=None, end=None, defaults=FrameDefaults(), **common)
-    if image.source_frames != 1:
-        raise VideoError(one.name, f"it has {image.source_frames} frames, but an image has one: give it as a video")
-    return image
+    image = one.kind == "image"
+    chosen = AnswerOptions(num_frames=1) if image else options
+    video = await read_video(
+        one.source,
+        num_frames=chosen.num_frames,
+        fps=chosen.fps,
+        start=chosen.start,
+        end=chosen.end,
+        defaults=pair.target_processor.frame_defaults,
+        reader=pair.config.video_reader,
+        timeout_s=pair.config.decode_timeout_s,
+        lease=lease,
+        on_progress=on_progress,
+    )
+    if image and video.source_frames != 1:
+        raise VideoError(one.name, f"it has {video.source_frames} frames, but an image has one: give it as a video")
+    return video
 
 
 async def _resized(video: Video, one: Media, processor: Processor, images: int) -> VideoFrames:

@@ -127,7 +127,7 @@ def _turn(message: object, place: str, first: bool) -> AskedTurn:
 def _part(part: object, place: str, role: Speaker) -> str | Media:
     if not isinstance(part, Mapping):
         raise OptionError(f"{place} must be a dict, such as {{'type': 'text', 'text': '...'}}, not {shown(part)}")
-    kind = part.get("type")
+    kind: Any = part.get("type")
     if kind not in ("text", *get_args(VisualKind)):
         raise OptionError(f"{place} has the type {shown(kind)}: it may be text, video or image")
     if set(part) != {"type", kind} or part[kind] is None:
@@ -137,4 +137,7 @@ def _part(part: object, place: str, role: Speaker) -> str | Media:
         return str(part["text"])
     if role != "user":
         raise OptionError(f"{place} is of type {kind}: only the user's turns may hold videos and images")
-    return Media(kind, part[kind])
+    source = part[kind]
+    if kind == "image" and getattr(source, "ndim", None) == 3:  # an array or a tensor (H, W, 3)
+        source = source[None]
+    return Media(kind, source)

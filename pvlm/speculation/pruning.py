@@ -155,7 +155,7 @@ def temporal_novelty(states: EarlyStates) -> Tensor:
     novelty = []
     normal = normalize(states.video_first.float(), dim=-1)
     runs = _runs(states)
-    for video, (moments, _) in zip(normal.split([t * n for t, n in runs]), runs, strict=True):
+    for video, (moments, _) in zip(torch.split(normal, [t * n for t, n in runs]), runs, strict=True):
         frames = torch.unflatten(video, 0, (moments, -1))
         likeness = torch.zeros(frames.shape[:2], device=frames.device)
         likeness[1:] = (frames[1:] * frames[:-1]).sum(dim=-1)

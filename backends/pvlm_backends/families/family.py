@@ -22,8 +22,13 @@ Vision = TypeVar("Vision")
 class VideoTower(Protocol):
     """A vision tower with its projector."""
 
-    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
-        """Turn a prompt's pixels, as the family's processor returns them, into ``(1 + n, placeholders, hidden_size)``.
+    def encode(
+        self, pixels: Tensor, on_progress: Callable[[], None], image_size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Turn the pixels of a video or an image, as the processor returns them, into ``(1 + n, placeholders,
+        hidden_size)``.
+
+        ``image_size``: height and width of the image's source; None for a video.
 
         The first features replace the placeholders in the decoder's input. The others are added to the placeholders'
         rows in the output of the first n decoder layers (DeepStack); most families have none.
@@ -47,4 +52,6 @@ class Family(Generic[Vision]):
     weight_prefixes: tuple[tuple[str, str], ...]
     """Stored prefixes of weight names, each with its canonical one; see `Checkpoint`."""
     transformers_video: Callable[[Tensor], dict[str, Tensor]]
-    """Turns a prompt's pixels into keyword arguments of transformers' model, ``pixel_values_videos`` among them."""
+    """Turns a video's pixels into keyword arguments of transformers' model, ``pixel_values_videos`` among them."""
+    transformers_image: Callable[[Tensor, tuple[int, int]], dict[str, Tensor]]
+    """The same for an image, ``pixel_values`` among them. It also gets height and width of the image's source."""

@@ -101,10 +101,14 @@ class HuggingFaceBackend:
         """The model's keyword arguments for each of a prompt's videos and images, on its device."""
         import torch
 
-        return [
-            self._family.transformers_video(torch.from_numpy(visual.values).to(self._model.device, self._model.dtype))
-            for visual in prompt.visuals
-        ]
+        found = []
+        for visual in prompt.visuals:
+            pixels = torch.from_numpy(visual.values).to(self._model.device, self._model.dtype)
+            if visual.kind == "image":
+                found.append(self._family.transformers_image(pixels, visual.size))
+            else:
+                found.append(self._family.transformers_video(pixels))
+        return found
 
     def close(self) -> None:
         """Free the model, once its sessions are closed too."""

@@ -26,7 +26,8 @@ class HuggingFaceSession(CachedSession):
     Args:
         model: transformers' model.
         prompt: the prepared prompt.
-        visuals: the model's keyword arguments for each video and image, ``pixel_values_videos`` among them.
+        visuals: the model's keyword arguments for each video and image, ``pixel_values_videos`` or ``pixel_values``
+            among them.
         capacity: answer tokens to make room for.
     """
 
@@ -46,7 +47,8 @@ class HuggingFaceSession(CachedSession):
         embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
         if visuals:
             rows = torch.from_numpy(prompt.placeholders).to(self._device)
-            features = [self._model.get_video_features(**visual) for visual in visuals]
+            video, image = self._model.get_video_features, self._model.get_image_features
+            features = [(image if "pixel_values" in visual else video)(**visual) for visual in visuals]
             embeddings[rows] = torch.cat([found.pooler_output[0] for found in features])
             if hasattr(features[0], "deepstack_features"):
                 deep = [torch.stack([layer[0] for layer in found.deepstack_features]) for found in features]

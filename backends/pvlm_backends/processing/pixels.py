@@ -43,6 +43,7 @@ class FrameFilter:
     """Resizes frames, and turns bytes into normalised numbers, by the checkpoint's settings."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        self.mean: tuple[float, ...] = tuple(settings.get("image_mean") or _CLIP_MEAN)
         self._resample = Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC))
         self._levels = _normalized_levels(settings)
 

@@ -36,11 +36,12 @@ class VideoPart:
     """``(axes, n)``."""
     advance: int
     """Position of the text after the video."""
+    kind: VisualKind = "video"
 
     @property
     def moments(self) -> int:
-        """Moments of the video, each with as many prunable tokens."""
-        return len(self.pixels)
+        """Moments of a video, each with as many prunable tokens; 1 for an image."""
+        return len(self.pixels) if self.kind == "video" else 1
 
 
 class VideoProcessor(ABC):
@@ -190,7 +191,7 @@ class VideoProcessor(ABC):
         """A video or image without text between its placeholders, of which the first so many may be pruned."""
         count = positions.shape[1]
         ids = np.full(count, self._placeholders[kind][0])
-        return VideoPart(pixels, ids, np.arange(count), np.arange(prunable), positions, advance)
+        return VideoPart(pixels, ids, np.arange(count), np.arange(prunable), positions, advance, kind)
 
     def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
         """``(axes, count)``: a text token has the same position on all axes."""

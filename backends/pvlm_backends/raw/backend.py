@@ -55,7 +55,11 @@ class TorchBackend:
         decoder, video = self._decoder, None
         with torch.inference_mode():
             features = [
-                self._tower.encode(torch.from_numpy(visual.values).to(decoder.device, decoder.dtype), on_progress)
+                self._tower.encode(
+                    torch.from_numpy(visual.values).to(decoder.device, decoder.dtype),
+                    on_progress,
+                    visual.size if visual.kind == "image" else None,
+                )
                 for visual in prepared.visuals
             ]
             if features:

@@ -27,6 +27,17 @@ def _transformers_video(pixels: Tensor) -> dict[str, Tensor]:
     return {"pixel_values_videos": pixels[None]}
 
 
+def _transformers_image(pixels: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    import torch
+
+    alone = len(pixels) > 1  # transformers cuts an image into pieces only if it is the prompt's only one
+    return {
+        "pixel_values": pixels[None],
+        "image_sizes": torch.tensor([size]),
+        "batch_num_images": torch.tensor([1 if alone else 2]),
+    }
+
+
 LLAVA_ONEVISION = Family(
     model_type="llava_onevision",
     processor=LlavaOnevisionProcessor,
@@ -39,4 +50,5 @@ LLAVA_ONEVISION = Family(
         ("vision_tower.vision_model.", "vision_tower."),
     ),
     transformers_video=_transformers_video,
+    transformers_image=_transformers_image,
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, read_decoder, read_rotary, require, stored_dtype
+from .images import ImageGrid
 
 # Of transformers' Qwen2Config, for checkpoints that leave a value out.
 _TEXT_DEFAULTS = {
@@ -39,6 +40,7 @@ class SiglipConfig:
     """The layers that feed the projector, counted from the front; 0 is the embeddings."""
     projector_activation: str
     projector_bias: bool
+    images: ImageGrid
 
     @property
     def grid(self) -> int:
@@ -65,17 +67,19 @@ def _read_siglip(folder: Path, settings: Mapping[str, Any], vision: Mapping[str,
     strategy = settings.get("vision_feature_select_strategy", "full")
     require(folder, "vision_feature_select_strategy", strategy, "full")  # pooling needs the whole grid of patches
     layers = vision.get("num_hidden_layers", 12)
+    image_size, patch_size = vision.get("image_size", 224), vision.get("patch_size", 16)
     chosen = settings.get("vision_feature_layer", -1)
     return SiglipConfig(
         hidden_size=vision.get("hidden_size", 768),
         intermediate_size=vision.get("intermediate_size", 3072),
         heads=vision.get("num_attention_heads", 12),
         channels=vision.get("num_channels", 3),
-        image_size=vision.get("image_size", 224),
-        patch_size=vision.get("patch_size", 16),
+        image_size=image_size,
+        patch_size=patch_size,
         layer_norm_eps=vision.get("layer_norm_eps", 1e-6),
         activation=vision.get("hidden_act", "gelu_pytorch_tanh"),
         feature_layers=tuple(range(layers + 1)[layer] for layer in ([chosen] if isinstance(chosen, int) else chosen)),
         projector_activation=settings.get("projector_hidden_act", "gelu"),
         projector_bias=settings.get("multimodal_projector_bias", True),
+        images=ImageGrid(settings, image_size, image_size // patch_size),
     )

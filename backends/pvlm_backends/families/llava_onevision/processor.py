@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, PromptError
 
 from ...processing import VideoPart, VideoProcessor
-from ...processing.pixels import FrameFilter, check_frames, frame_settings
+from ...processing.pixels import FrameFilter, check_frames, frame_settings, image_settings
+from .images import ImageGrid, squared
 
 _UNIFORM_FRAMES = 32
 _CONSECUTIVE_FRAMES = 128
@@ -36,6 +37,8 @@ class LlavaOnevisionProcessor(VideoProcessor):
         self._check_size(settings)
         self._filter = FrameFilter(settings)
         self._frame_defaults = _frame_defaults(settings)
+        self._image_filter = FrameFilter(image_settings(folder))
+        self._grid = ImageGrid(config, self._image_size, self._image_size // vision.get("patch_size", 14))
 
     @property
     def frame_defaults(self) -> FrameDefaults:
@@ -51,7 +54,7 @@ class LlavaOnevisionProcessor(VideoProcessor):
         """``(T, side, side)``: every frame has the pooled grid of the tower."""
         return len(frames), self._side, self._side
 
-    def normalize(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def normalize(self, frames: NDArray[np.uint8], pixel_filter: FrameFilter | None = None) -> NDArray[np.float32]:
         """Turn resized frames, uint8 ``(T, H, W, 3)``, into float32 ``(T, 3, H, W)``. Raises PromptError."""
         side = self._image_size
         if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) == 0 or frames.shape[1:] != (side, side, 3):
@@ -59,7 +62,7 @@ class LlavaOnevisionProcessor(VideoProcessor):
                 f"frames must be uint8 (T, {side}, {side}, 3), T >= 1, as `resize` returns them, "
                 f"not {frames.dtype} {frames.shape}"
             )
-        return self._filter.normalize(frames)
+        return (pixel_filter or self._filter).normalize(frames)
 
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         pixels = self.normalize(frames)
@@ -68,11 +71,27 @@ class LlavaOnevisionProcessor(VideoProcessor):
         return self._single_run(pixels, count, np.arange(count + 1)[None], count + 1)
 
     def resize_image(self, image: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
-        """Not supported yet."""
-        raise PromptError("images are not supported for this family: give the image as a video of one frame")
+        """Cut a single image into pieces, see `ImageGrid`; pad one of several to a square. Raises PromptError."""
+        check_frames(image)
+        if images == 1:
+            return self._grid.resize(image, self._image_filter)
+        return self._image_filter.resize(squared(image, self._image_filter.mean), self._image_size, self._image_size)
 
     def _image_part(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> VideoPart:
-        raise PromptError("images are not supported for this family: give the image as a video of one frame")
+        """The whole image's tokens, then those of the pieces in rows; a newline ends each row, or the whole alone."""
+        pixels = self.normalize(frames, self._image_filter)
+        whole = np.ones(self._grid.patches**2, np.bool_)
+        if len(frames) > 1:
+            rows, columns = self._grid.layout(size).tokens
+            prunable = np.ones((rows, columns + 1), np.bool_)
+            prunable[:, -1] = False
+        else:
+            prunable = np.zeros((1, 1), np.bool_)
+        video = np.flatnonzero(np.concatenate([whole, prunable.ravel()]))
+        count = len(whole) + prunable.size
+        every = np.arange(count)
+        ids = np.full(count, self._placeholders["image"][0])
+        return VideoPart(pixels, ids, every, video, every[None], count, "image")
 
     def _check_size(self, settings: dict[str, Any]) -> None:
         size = settings.get("size", {"height": 384, "width": 384})

@@ -14,6 +14,7 @@ from pvlm_protocols.backend import CheckpointError
 
 from ...checkpoint import WeightSource
 from .config import SiglipConfig
+from .images import ImageLayout
 
 _FRAMES_AT_ONCE = 16
 """A bound for the activations: with 729 patches of 1152, a frame's widest layer takes 12 MB in float32."""
@@ -104,17 +105,40 @@ class LlavaOnevisionTower:
         self._linear_2 = take("linear_2", width, width)
         self._newline = weights.take("image_newline", width)
 
-    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
-        """Encode normalised ``(T, 3, H, W)`` to ``(1, T * tokens per frame + 1, hidden_size)``; see `VideoTower`."""
+    def encode(
+        self, pixels: Tensor, on_progress: Callable[[], None], image_size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Encode normalised ``(T, 3, H, W)`` to ``(1, T * tokens per frame + 1, hidden_size)``; see `VideoTower`.
+
+        Of an image, T counts pieces, and the tokens are those of `LlavaOnevisionProcessor`.
+        """
         frames = []
         for part in torch.split(pixels, _FRAMES_AT_ONCE):
             on_progress()
-            frames.append(self._encode_frames(part))
-        return torch.cat([*frames, self._newline[None]])[None]
+            features = self._features(part)
+            frames.append(self._pooled(features) if image_size is None else features)
+        if image_size is None or len(pixels) == 1:
+            return torch.cat([*(frame.flatten(0, -2) for frame in frames), self._newline[None]])[None]
+        return self._packed(torch.cat(frames), self._tower.config.images.layout(image_size))[None]
 
-    def _encode_frames(self, pixels: Tensor) -> Tensor:
+    def _packed(self, features: Tensor, layout: ImageLayout) -> Tensor:
+        """The whole image's features, and then those of the pieces ``(1 + pieces, patches, hidden_size)`` in rows."""
+        grid = self._tower.config.grid
+        pieces = torch.unflatten(features[1:].view(-1, grid, grid, features.shape[-1]), 0, layout.pieces)
+        joined = pieces.transpose(1, 2).flatten(2, 3).flatten(0, 1)[layout.crop]
+        if layout.shrinks:
+            image = joined.permute(2, 0, 1)[None]
+            joined = F.interpolate(image, size=layout.tokens, mode="bilinear")[0].permute(1, 2, 0)
+        newlines = self._newline.expand(len(joined), 1, -1)
+        return torch.cat([features[0], torch.cat([joined, newlines], dim=1).flatten(0, 1)])
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """``(T, patches, hidden_size)``."""
         features = F.linear(self._tower.forward(pixels), *self._linear_1)
-        features = F.linear(self._activation(features), *self._linear_2)
+        return F.linear(self._activation(features), *self._linear_2)
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """``(T * tokens per frame, hidden_size)``."""
         grid = self._tower.config.grid
         patches = torch.unflatten(features, 1, (grid, grid)).permute(0, 3, 1, 2)
         half = (grid + 1) // 2

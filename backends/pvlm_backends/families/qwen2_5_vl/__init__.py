@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..family import Family, VideoTower
-from ..patches import transformers_patches
+from ..patches import transformers_image_patches, transformers_patches
 from .config import QwenVisionConfig, read_config
 from .processor import Qwen25VLProcessor
 
@@ -35,4 +35,5 @@ QWEN2_5_VL = Family(
         ("norm.", "language_model.norm."),
     ),
     transformers_video=transformers_patches,
+    transformers_image=transformers_image_patches,
 )

@@ -48,7 +48,9 @@ class QwenVisionTower:
         exponents = torch.arange(quarter, dtype=torch.float32, device=self._patch.device) / quarter
         self._frequencies = 1.0 / config.rope_theta**exponents
 
-    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+    def encode(
+        self, pixels: Tensor, on_progress: Callable[[], None], image_size: tuple[int, int] | None = None
+    ) -> Tensor:
         """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(1, t * h * w, out_size)``; see `VideoTower`."""
         _, height, width, patches, _ = pixels.shape
         rotation = self._rotation(height, width)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..family import Family, VideoTower
-from ..patches import transformers_patches
+from ..patches import transformers_image_patches, transformers_patches
 from .config import Qwen3VisionConfig, read_config
 from .processor import Qwen3VLProcessor
 
@@ -29,4 +29,5 @@ QWEN3_VL = Family(
     load_tower=_load_tower,
     weight_prefixes=(("model.", ""),),
     transformers_video=transformers_patches,
+    transformers_image=transformers_image_patches,
 )

@@ -69,7 +69,9 @@ class Qwen3VisionTower:
         exponents = torch.arange(quarter, dtype=torch.float32, device=self._positions.device) / quarter
         self._frequencies = 1.0 / config.rope_theta**exponents
 
-    def encode(self, pixels: Tensor, on_progress: Callable[[], None]) -> Tensor:
+    def encode(
+        self, pixels: Tensor, on_progress: Callable[[], None], image_size: tuple[int, int] | None = None
+    ) -> Tensor:
         """Encode `PatchProcessor.patches` to ``(1 + deep layers, t * h * w, out_size)``; see `VideoTower`."""
         _, height, width, patches, _ = pixels.shape
         places = self._places(height, width)
