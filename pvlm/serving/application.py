@@ -27,6 +27,7 @@ try:
 
     from pvlm.serving.callers import LEFT, ApiKeys, CancelWhenCallerLeaves, RequestLog
     from pvlm.serving.completions import ChatCompletions
+    from pvlm.serving.page import PAGE
 except ImportError as error:
     raise ImportError(f"pvlm.serving needs {error.name}: pip install 'pvlm[serve]'") from error
 
@@ -65,6 +66,7 @@ def create_app(
     app = Starlette(
         routes=[
             Mount("/v1", routes=api, middleware=keys),
+            *PAGE,
             Route("/health", described.health),
             Route("/metrics", described.metrics),
             Route("/version", described.version),

@@ -19,6 +19,7 @@ from pvlm.serving.media import Media
 from pvlm.serving.refusals import Refusal, refusal_of
 from pvlm.serving.replies import DONE, Reply, event
 from pvlm.serving.requests import ChatRequest, conversation, parse
+from pvlm.serving.watch import Watch
 from pvlm.serving.workload import Holding, Workload
 
 SMALL = 1 << 16
@@ -57,15 +58,19 @@ class ChatCompletions:
         with ExitStack() as files:
             media = await self._media.bring(request.media, files, holding.take)
             messages = conversation(request, media)
-            async with self._engine.stream(messages=messages, **request.options) as chunks:
+            watch = Watch(request.stop) if request.watch else None
+            async with self._engine.stream(messages=messages, trace=watch, **request.options) as chunks:
                 async for chunk in chunks:
-                    if request.stream and chunk.text:
-                        await sender.events(*([] if sender.streams else [reply.opening()]), reply.piece(chunk.text))
+                    if request.stream and (chunk.text or watch is not None):
+                        opening = [] if sender.streams else [reply.opening()]
+                        await sender.events(*opening, reply.piece(chunk.text) | await _watched(watch))
             answer = chunks.answer
         if not request.stream:
             await sender.whole(reply.whole(answer))
             return
-        await sender.events(*([] if sender.streams else [reply.opening()]), *reply.closing(answer), last=True)
+        closing = reply.closing(answer)
+        closing[0] |= await _watched(watch)
+        await sender.events(*([] if sender.streams else [reply.opening()]), *closing, last=True)
 
     def _reply_to(self, request: ChatRequest, request_id: str) -> Reply:
         """Raises Refusal for an unknown model."""
@@ -82,6 +87,12 @@ class ChatCompletions:
             speculation=self._config.spec_decode_metrics,
             times=self._config.request_metrics,
         )
+
+
+async def _watched(watch: Watch | None) -> dict[str, Any]:
+    """The field for those who watch; none if nothing has happened."""
+    found = None if watch is None else await anyio.to_thread.run_sync(watch.take)
+    return {"pvlm": found} if found else {}
 
 
 class Sender:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -25,8 +25,6 @@ class Reply:
     """A stream ends with a chunk that has the usage."""
     speculation: Literal["none", "summary", "detailed"] = "none"
     times: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Fields of every object."""
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The object for a request without ``stream``."""
@@ -55,8 +53,7 @@ class Reply:
         return self._object("chat.completion.chunk", [choice]) | ({"usage": None} if self.include_usage else {})
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        named = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return {**named, "choices": choices, **self.extra}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
     def _metrics(self, answer: Answer) -> dict[str, Any]:
         metrics: dict[str, Any] = times(answer.stats) if self.times else {}

@@ -170,6 +170,7 @@ class ChatRequest:
     include_usage: bool
     watch: bool
     """Send what draft and target do with each piece of a stream."""
+    stop: tuple[str, ...]
 
     @property
     def media(self) -> list[VideoPart | ImagePart]:
@@ -193,13 +194,17 @@ def parse(body: bytes | bytearray) -> ChatRequest:
     stream_options = found.stream_options
     if stream_options is not None and not found.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
+    if found.watch and not found.stream:
+        raise invalid("watch needs stream: true", "watch")
+    options = _options(found)
     return ChatRequest(
         messages=tuple(found.messages),
-        options=_options(found),
+        options=options,
         model=found.model,
         stream=found.stream,
         include_usage=stream_options is not None and stream_options.include_usage,
         watch=found.watch,
+        stop=answer_options(options).stop_strings,
     )
 
 
