@@ -132,6 +132,16 @@ class Callers(Options):
             callback=lambda given: None if given is None else given * MIB,
         ),
     ] = None
+    max_kept_bytes: Annotated[
+        int | None,
+        option(
+            "--max-kept-mb",
+            metavar="N",
+            help="limit of the videos kept by their uuid, in MiB (default: 256; 0: none)",
+            panel=MEDIA,
+            callback=lambda given: None if given is None else given * MIB,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

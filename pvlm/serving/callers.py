@@ -71,26 +71,31 @@ class RequestLog:
 
 
 class ApiKeys:
-    """Middleware that refuses requests without one of the keys."""
+    """Middleware that refuses requests without one of the keys, and notes the key as the request's ``caller``."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._known(scope):
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        key = self._known(scope)
+        if key is None:
             refused = Refusal(
                 401, "send a valid key: 'Authorization: Bearer KEY'", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
             return await JSONResponse(refused.to_dict(), refused.status, refused.headers)(scope, receive, send)
+        scope.setdefault("state", {})["caller"] = key
         await self._app(scope, receive, send)
 
-    def _known(self, scope: Scope) -> bool:
+    def _known(self, scope: Scope) -> str | None:
+        """The key, if it is one of the server's."""
         kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         given = key.strip().encode("latin-1")
         found = [hmac.compare_digest(given, known) for known in self._keys]  # each, in a time that reveals nothing
-        return kind.lower() == "bearer" and any(found)
+        return key.strip() if kind.lower() == "bearer" and any(found) else None
 
 
 class CancelWhenCallerLeaves:

@@ -56,7 +56,8 @@ class ChatCompletions:
         del body
         reply = self._reply_to(request, scope["state"]["request_id"])
         with ExitStack() as files:
-            media = await self._media.bring(request.media, files, holding.take)
+            owner = scope["state"].get("caller", ""), request.cache_salt
+            media = await self._media.bring(request.media, owner, files, holding.take)
             messages = conversation(request, media)
             watch = Watch(request.stop) if request.watch else None
             async with self._engine.stream(messages=messages, trace=watch, **request.options) as chunks:

@@ -38,6 +38,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The limit of a request's body, and of a fetched video."""
     max_held_bytes: Annotated[int, Meta(ge=1)] = 1024 * MIB
     """The limit of the bodies and fetched videos of all callers together; one more gets 429."""
+    max_kept_bytes: Annotated[int, Meta(ge=0)] = 256 * MIB
+    """The limit of the videos that are kept under the ``uuid`` that callers gave them."""
     body_timeout_s: Annotated[float, Meta(gt=0)] = 120.0
     """The limit for reading a request's body."""
 

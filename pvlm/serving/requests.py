@@ -15,6 +15,7 @@ from pvlm.errors import OptionError
 from pvlm.redaction import shown
 from pvlm.serving.refusals import Refusal, invalid, refusal_of
 
+Uuid = Annotated[str, Meta(min_length=1, max_length=256)]
 Role = Literal["system", "developer", "user", "assistant"]
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -80,7 +81,7 @@ class VideoPart(_Strict, frozen=True, tag_field="type", tag="video_url"):
     """A video of a message. ``uuid``: the caller's name for it."""
 
     video_url: _VideoUrl
-    uuid: str | None = None
+    uuid: Uuid | None = None
 
     @property
     def url(self) -> str | None:
@@ -92,7 +93,7 @@ class ImagePart(_Strict, frozen=True, tag_field="type", tag="image_url"):
     """An image of a message."""
 
     image_url: _ImageUrl
-    uuid: str | None = None
+    uuid: Uuid | None = None
 
     @property
     def url(self) -> str | None:
@@ -171,6 +172,7 @@ class ChatRequest:
     watch: bool
     """Send what draft and target do with each piece of a stream."""
     stop: tuple[str, ...]
+    cache_salt: str
 
     @property
     def media(self) -> list[VideoPart | ImagePart]:
@@ -205,6 +207,7 @@ def parse(body: bytes | bytearray) -> ChatRequest:
         include_usage=stream_options is not None and stream_options.include_usage,
         watch=found.watch,
         stop=answer_options(options).stop_strings,
+        cache_salt=found.cache_salt or "",
     )
 
 

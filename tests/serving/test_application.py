@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from collections.abc import AsyncIterator
 from functools import partial
 from io import StringIO
@@ -17,6 +19,7 @@ from starlette.routing import Mount
 
 from pvlm import Engine, VideoError, configure_logging
 from pvlm.serving import ServerConfig, create_app
+from pvlm.serving.keeping import KeptMedia
 from tests.serving.conftest import SLOW, TOY, asked, asking, refused, serving, until, video
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +139,37 @@ async def test_a_key_is_needed_below_another_application_too() -> None:
             assert (await client.get(path)).status_code in (401, 404)
         assert (await client.get("/inner/v1/models")).status_code == 401
         assert (await client.get("/inner/v1/models", headers={"Authorization": "Bearer one"})).status_code == 200
+
+
+# ---- kept videos --------------------------------------------------------------------------------------------------
+
+
+async def test_a_video_is_kept_for_the_key_that_brought_it(data_url: str) -> None:
+    async with serving(api_keys=("one", "two"), max_kept_bytes=20_000) as (client, _, _):
+
+        async def status(url: str | None, uuid: str, key: str = "one", **fields: Any) -> int:
+            request = asking(video(url, uuid=uuid), "Why?", max_tokens=2, **fields)
+            return (await asked(client, request, Authorization=f"Bearer {key}")).status_code
+
+        assert await status(None, "clip") == 400
+        assert await status(data_url, "clip") == 200
+        assert await status(None, "clip") == 200
+        assert await status(None, "clip", "two") == 400
+        assert await status(None, "clip", cache_salt="mine") == 400
+        assert await status(None, "other") == 400
+
+
+def test_what_is_kept_is_bounded() -> None:
+    kept = KeptMedia(10)
+    for name in "abc":
+        kept.keep(("", "", name), name.encode() * 4)
+    assert [kept.find(("", "", name)) for name in "abc"] == [None, b"bbbb", b"cccc"]
+    kept.find(("", "", "b"))
+    kept.keep(("", "", "d"), b"dddd")
+    assert kept.find(("", "", "c")) is None
+    kept.keep(("", "", "b"), bytes(11))
+    assert kept.find(("", "", "b")) is None
+    assert kept.find(("", "", "d")) == b"dddd"
 
 
 # ---- bodies -------------------------------------------------------------------------------------------------------
@@ -276,6 +310,38 @@ async def test_what_takes_too_long_is_cut_off_with_an_error(stream: bool) -> Non
         assert (json.loads(last[6:])["error"]["code"], end) == ("stopping", "data: [DONE]")
     else:
         assert response.status_code == 503
+
+
+# ---- nonsense -----------------------------------------------------------------------------------------------------
+
+STRANGE = (None, True, -1, 0, 2**70, 0.5, 1e308, "", "x", "\0", [], [[]], {}, {"type": "text"}, ["x"] * 40)
+
+
+async def test_no_request_is_an_error_of_the_server(client: httpx.AsyncClient, data_url: str) -> None:
+    """Valid requests of which one or two places were changed; the seed is fixed."""
+    rng = random.Random(5)
+    valid = asking(
+        video(data_url[:60]), "Why?", max_tokens=2, temperature=1.0, top_k=3, seed=1, stop=["b"], model="0", window=2,
+        stream_options=None, mm_processor_kwargs={"fps": 1}, media_io_kwargs=None, n=1, prune="uv", method="parallel",
+    )  # fmt: skip
+    seen = set()
+    for number in range(150):
+        request = copy.deepcopy(valid)
+        if number % 2:
+            del request["messages"][0]["content"][0], request["mm_processor_kwargs"]
+        for _ in range(rng.choice((1, 1, 2))):
+            place: Any = request
+            while isinstance(place, dict | list) and place:
+                keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+                key = rng.choice(keys)
+                if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.3:
+                    place[key] = rng.choice(STRANGE)
+                    break
+                place = place[key]
+        response = await asked(client, request)
+        assert response.status_code in (200, 400, 404), (request, response.text)
+        seen.add(response.json()["error"]["param"] if response.status_code != 200 else "")
+    assert len(seen) > 10
 
 
 # ---- the log ------------------------------------------------------------------------------------------------------
