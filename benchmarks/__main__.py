@@ -6,9 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import anyio
+
+from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
-from pvlm.config import bundled
+from pvlm.cli.console import configure_logs, write_json
+from pvlm.cli.progress import ProgressDisplay
+from pvlm.config import bundled, engine_config
 from pvlm.errors import PvlmError
 
 
@@ -29,13 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--draft", default=bundled("draft"), help="checkpoint of the draft (default: the bundled draft)")
     bench.add_argument("--early-layer", type=int, metavar="L", help="default: by the unpadded depth")
     bench.set_defaults(run=run_bench)
+    slower = commands.add_parser(
+        "never-slower",
+        help="parallel decoding with automatic windows, beside plain decoding and taking turns, on many clips",
+        allow_abbrev=False,
+    )
+    slower.add_argument("--clips", type=int, default=40, metavar="N", help="clips to draw (default: 40)")
+    slower.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: 256)")
+    slower.add_argument("--rounds", type=int, default=5, metavar="N", help="alternating rounds (default: 5)")
+    slower.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    for name in ("target", "draft", "backend", "prune"):
+        slower.add_argument(f"--{name}", help="as in pvlm bench")
+    slower.set_defaults(run=run_never_slower)
     pad = commands.add_parser("pad", help=f"write a padded checkpoint: {PADDING}")
     pad.add_argument("folder", metavar="FOLDER", help="folder to write; it must not exist yet")
     pad.add_argument("--layers", type=int, required=True, metavar="K", help="decoder layers to append")
     pad.add_argument("--target", default=bundled("target"), help="checkpoint directory (default: the bundled target)")
     pad.set_defaults(run=run_pad)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.run is run_pad:
+    if rest and options.run is not run_bench:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options, rest)
@@ -48,6 +65,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
     with padded_arguments(options.target, options.draft, options.pad_layers, options.early_layer) as padded:
         return pvlm_main(["bench", *rest, *padded])
+
+
+def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    configure_logs(False)
+    given = {name: getattr(options, name) for name in ("target", "draft", "backend", "prune")}
+    config = engine_config({name: value for name, value in given.items() if value is not None})
+    clips = drawn_clips(options.clips)
+
+    async def measure() -> list[SpeedRow]:
+        with ProgressDisplay() as shown:
+            return await measure_speeds(
+                config,
+                clips,
+                rounds=options.rounds,
+                max_tokens=options.max_tokens,
+                on_turn=lambda fraction: shown.update("measure", fraction),
+            )
+
+    rows = anyio.run(measure)
+    for row in rows:
+        print(
+            f"{row.method} over {row.against}: {row.ratio:.3f} ± {row.half:.3f} in decoding (mean of {row.clips} clips "
+            f"in {row.rounds} rounds; lowest {row.lowest:.3f}; {row.rests:.1f} rests, {row.windows:.1f} windows)"
+        )
+    if options.json:
+        write_json(options.json, rows)
+    if not rows[0].same_tokens:
+        print("the tokens are NOT the same")
+        return 1
+    return 0
 
 
 def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -46,8 +46,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A checkpoint directory, a hub name where the backend resolves one, or ``"bundled"``."""
     draft: str | None = "auto"
     """The same for the draft; None: no draft. "auto": the bundled draft beside the bundled target, else none."""
-    backend: str = "torch"
-    """Entry point of group ``pvlm.backends``."""
+    backend: str = "auto"
+    """Entry point of group ``pvlm.backends``; auto: ``native`` where it can run the model, else ``torch``. Each worker
+    decides for itself (`ModelInfo.backend`).
+    """
     draft_backend: str | None = None
     """The same for the draft."""
 

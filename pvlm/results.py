@@ -52,6 +52,10 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     """
 
     method: str
+    target_backend: str
+    """The plug-in that ran the target."""
+    draft_backend: str | None
+    """The plug-in that ran the draft; null for an answer without one."""
     total_s: float
     """From the call to the last token: the sum of start-up, waiting, reading the video, prefill and decoding."""
     startup_s: float

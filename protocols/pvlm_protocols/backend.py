@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, runt
 import msgspec
 from msgspec import Meta
 
-from pvlm_protocols.limits import MAX_END_TOKENS, MAX_ID, MAX_NAME_CHARACTERS
+from pvlm_protocols.limits import MAX_END_TOKENS, MAX_ERROR_CHARACTERS, MAX_ID, MAX_NAME_CHARACTERS
 from pvlm_protocols.prompt import Prompt as Prompt
 from pvlm_protocols.prompt import Turn as Turn
 from pvlm_protocols.prompt import Visual as Visual
@@ -63,6 +63,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     dtype: Name
     device: Name
+    backend: Name = ""
+    """The plug-in that runs the model. The worker fills it in."""
+    backend_reason: Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)] = ""
+    """Why the setting ``auto`` did not choose a faster plug-in. The worker fills it in."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,19 @@ class Backend(Protocol):
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> Backend:
         """Load a checkpoint; ``on_progress`` gets the loaded fraction, 0 to 1. Raises CheckpointError."""
+        ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """Optional for a backend: it says beforehand whether it can run a model on this host."""
+
+    @classmethod
+    def unavailable(cls, options: LoadOptions) -> str:
+        """Why `Backend.load` would fail on this host, for other causes than the checkpoint's; empty if it would not.
+
+        May take as long as the preparation of the host, for instance compiling. Raises CheckpointError.
+        """
         ...
 
 

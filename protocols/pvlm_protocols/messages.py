@@ -124,13 +124,14 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """Window sizes: ``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which
-    the target waits before its next pass (0: it steps alone at once), but no longer than ``patience_ms``.
+    """``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which the target waits
+    (0: it steps alone at once), at most ``patience_ms``. ``ahead``: the draft does not wait for a verdict to begin one.
     """
 
     gamma: WindowSize
     wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
     patience_ms: Milliseconds = 0.0
+    ahead: bool = True
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from pvlm.actors.mark import Mark
 from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
-from pvlm_protocols.backend import Backend, Role, SharedPasses
+from pvlm_protocols.backend import Backend, ModelInfo, Role, SharedPasses
 from pvlm_protocols.codec import PROTOCOL_VERSION
 from pvlm_protocols.limits import MAX_ERROR_CHARACTERS, MAX_NAME_CHARACTERS, MAX_TRACEBACK_CHARACTERS
 from pvlm_protocols.messages import (
@@ -64,8 +64,12 @@ class Actor(ABC):
     look_every_s = 0.001
     """How often it looks into its mailbox between the layers of a pass."""
 
-    def __init__(self, backend: Backend, mailbox: Mailbox, mark: Mark | None = None) -> None:
+    def __init__(
+        self, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None, mark: Mark | None = None
+    ) -> None:
+        """``info``: what it says of its model (None: the backend's own)."""
         self.backend = backend
+        self.info = info or backend.info
         self.mailbox = mailbox
         self.mark = mark or Mark()
         self.progress = 0
@@ -100,7 +104,7 @@ class Actor(ABC):
         self._stopped = False
         self._inbox.clear()
         try:
-            self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.backend.info, pid=os.getpid()))
+            self.mailbox.post(Hello(version=PROTOCOL_VERSION, role=self.role, info=self.info, pid=os.getpid()))
             while not self._stopped:
                 self.turn()
             self.release()

@@ -120,7 +120,7 @@ class DraftSession(ActorSession):
         if not self.prepared:
             return self.model is None or self._mask is not None
         # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict.
-        lead = 0 if self.opening.schedule.mode == "turns" else self.window.gamma
+        lead = self.window.gamma if self.window.ahead and self.opening.schedule.mode != "turns" else 0
         return self._window_begun <= self.committed + lead and not self._ended()
 
     def _ended(self) -> bool:

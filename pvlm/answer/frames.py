@@ -79,7 +79,7 @@ async def _read(
         start=chosen.start,
         end=chosen.end,
         defaults=pair.target_processor.frame_defaults,
-        reader=pair.config.video_reader,
+        reader="auto" if image else pair.config.video_reader,  # which reads pictures too
         timeout_s=pair.config.decode_timeout_s,
         lease=lease,
         on_progress=on_progress,

@@ -113,7 +113,7 @@ def _turn(message: object, place: str, first: bool) -> AskedTurn:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise OptionError(f"{place} must be a dict with the keys role and content, not {shown(message)}")
     role, content = message["role"], message["content"]
-    if role not in get_args(Speaker):
+    if not _is_one_of(role, get_args(Speaker)):
         raise OptionError(f"{place} has the role {shown(role)}: it may be {', '.join(get_args(Speaker))}")
     if role == "system" and not first:
         raise OptionError(f"{place} is the system's: only the first message may be")
@@ -128,7 +128,7 @@ def _part(part: object, place: str, role: Speaker) -> str | Media:
     if not isinstance(part, Mapping):
         raise OptionError(f"{place} must be a dict, such as {{'type': 'text', 'text': '...'}}, not {shown(part)}")
     kind: Any = part.get("type")
-    if kind not in ("text", *get_args(VisualKind)):
+    if not _is_one_of(kind, ("text", *get_args(VisualKind))):
         raise OptionError(f"{place} has the type {shown(kind)}: it may be text, video or image")
     if set(part) != {"type", kind} or part[kind] is None:
         raise OptionError(f"{place} must have the keys type and {kind} alone, and a value, not {shown(part)}")
@@ -141,3 +141,7 @@ def _part(part: object, place: str, role: Speaker) -> str | Media:
     if kind == "image" and getattr(source, "ndim", None) == 3:  # an array or a tensor (H, W, 3)
         source = source[None]
     return Media(kind, source)
+
+
+def _is_one_of(value: object, names: Sequence[str]) -> bool:
+    return isinstance(value, str) and value in names  # comparing other objects may raise anything

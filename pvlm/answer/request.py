@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,17 +15,22 @@ from pvlm.errors import OptionError
 from pvlm.plugins import plugin_names
 from pvlm.runtime.pair import Pair
 from pvlm.speculation.windows import WindowPolicy
+from pvlm_protocols.backend import Role
 from pvlm_protocols.messages import Coupling, Open, Pruning, Sampling, Schedule, Window
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """How one session is opened. ``draft`` is None where the target answers alone (``method`` "ar")."""
+    """How one session is opened. ``draft`` is None where the target answers alone (``method`` "ar").
+
+    ``backends``: the plug-ins that run the models, by role.
+    """
 
     method: Method
     target: Open
     draft: Open | None
     policy: WindowPolicy
+    backends: Mapping[Role, str]
     ignored_options: tuple[str, ...]
     """See `AnswerStats.ignored_options`."""
 
@@ -51,22 +57,26 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, turn
     pruning = _pruning(config, method, options)
     policy = pair.policies.policy(schedule, pruning, options.window or config.window)
     choice = policy.choice()
+    target_info = pair.info("target")
+    assert target_info is not None  # no engine is open without a target that was started
+    backends: dict[Role, str] = {"target": target_info.backend}
     target = Open(
         session=pair.next_session(),
         turns=turns["target"],
-        sampling=_sampling(pair, options),
+        sampling=_sampling(pair, options, target_info.vocab_size),
         pruning=pruning,
         schedule=schedule,
-        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms),
+        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=not choice.turns),
     )
     draft = None
-    if method != "ar" and (draft_size := pair.vocab_size("draft")) is not None:
+    if method != "ar" and (draft_info := pair.info("draft")) is not None:
         # The draft must not write a token that the target does not have.
-        limit = min(target.sampling.vocab_limit, draft_size)
+        limit = min(target.sampling.vocab_limit, draft_info.vocab_size)
         draft = msgspec.structs.replace(
             target, turns=turns["draft"], sampling=msgspec.structs.replace(target.sampling, vocab_limit=limit)
         )
-    return Request(method, target, draft, policy, pair.target_processor.ignored_generation_options)
+        backends["draft"] = draft_info.backend
+    return Request(method, target, draft, policy, backends, pair.target_processor.ignored_generation_options)
 
 
 def resolve_coupling(
@@ -121,11 +131,9 @@ def _pruning(config: EngineConfig, method: Method, options: AnswerOptions) -> Pr
     )
 
 
-def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
+def _sampling(pair: Pair, options: AnswerOptions, vocab_size: int) -> Sampling:
     """How the target's tokens are chosen, and where the answer ends."""
     seeded = options.seed is not None
-    target_size = pair.vocab_size("target")
-    assert target_size is not None  # no engine is open without a target that was started
     end_token_ids = () if options.ignore_eos else pair.target_processor.end_token_ids
     return Sampling(
         max_tokens=options.max_tokens,
@@ -135,6 +143,6 @@ def _sampling(pair: Pair, options: AnswerOptions) -> Sampling:
         min_p=options.min_p,
         seed=secrets.randbits(63) if options.seed is None else options.seed,
         coupling=resolve_coupling(options.coupling, temperature=options.temperature, seeded=seeded),
-        vocab_limit=target_size,
+        vocab_limit=vocab_size,
         end_token_ids=end_token_ids + options.stop_token_ids,
     )

@@ -59,6 +59,8 @@ def answer_stats(
     figures = {
         **vars(counts),
         "method": request.method,
+        "target_backend": request.backends["target"],
+        "draft_backend": request.backends.get("draft"),
         "total_s": timeline.between_s("asked", "finished"),
         "startup_s": timeline.between_s("asked", "queued"),
         "waiting_s": timeline.between_s("queued", "reading"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import eq
 from statistics import fmean, median
 from typing import Any
 
 import msgspec
 
-from pvlm.bench.methods import Clip, Contender, Measurement, OpenContenders
+from pvlm.bench.methods import WHOLE, Clip, Contender, Measurement, OpenContenders
 from pvlm.bench.planning import time_passes
 from pvlm.bench.rows import Quartiles, pooled_acceptance, quartiles
 from pvlm.config import EngineConfig
@@ -31,6 +32,12 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     the tokens of plain decoding (``ar``). ``peak_rss_mb``: peak of the resident memory while the method answered, with
     weights, summed over its processes: target, and draft if it drafts; for transformers' loops one process with both
     models. The engine's own process does not count.
+
+    ``lossy``: the target sees a part of the video, so it gives another answer. ``agreement``: the share of tokens that
+    are equal, at the same position, to those of plain decoding; ``exact_answers``: the share of answers with all tokens
+    equal. Of a lossy method ``same_tokens`` is whether every round has the same, and its answers are shorter or longer:
+    ``decode_s``, and what is computed from it, is scaled to the length of plain decoding's answer. It is compared with
+    plain decoding by the same process (``pruned-none``), because no messages travel in either.
 
     ``predicted``: the speed-up by theorem 7 (`parallel` methods) or 4 (sd, specvlm, parallel-no-pd), at the best window
     for the measured acceptance, T_q (measured while the target works) and T_p(n) (``target_ms``, in the row of ``ar``).
@@ -56,6 +63,9 @@ class MethodRow(msgspec.Struct, frozen=True, kw_only=True):
     acceptance_rate: float | None
     window: float | None
     same_tokens: bool
+    lossy: bool
+    agreement: float
+    exact_answers: float
     peak_rss_mb: float
     target_pass_ms: float | None
     draft_token_ms: float | None
@@ -117,7 +127,7 @@ async def measure_methods(
         raise OptionError("no clip was given: at least 1 is needed")
     records = {contender.name: _Record(contender) for contender in chosen}
     passes = PassTimeEstimate()
-    drafting = any(contender.drafts and not contender.loop for contender in chosen)
+    drafting = any(contender.drafts and contender.in_engine for contender in chosen)
     done, turns_in_all = 0, (rounds + 1) * len(clips) * len(chosen)
     async with OpenContenders(config, chosen, max_tokens) as opened:
         for number in range(rounds + 1):
@@ -156,15 +166,21 @@ def _stats_of(opened: OpenContenders, clip: Clip) -> Callable[..., Any]:
 
 
 def _rows(records: dict[str, _Record], target_ms: dict[int, float] | None, layers: int, note: str) -> list[MethodRow]:
-    plain, everywhere = records["ar"], records.get("ar-all-cores")
+    plain, all_cores = records["ar"], records.get("ar-all-cores")
     rows = []
     for name, record in records.items():
         answers = record.all
         beta, mean_length = pooled_acceptance(answers)
         draft_ms = median_or_none([m.draft_token_ms for m in answers if m.draft_token_ms is not None])
         windows = [size for m in answers for size in m.windows]
-        ratios = _ratios(plain, record, _decode_s)
-        ratios_everywhere = _ratios(everywhere, record, _decode_s) if everywhere else None
+        lossy = record.contender.lossy
+        timed = _of_equal_length(record, plain) if lossy else record
+        base, everywhere = (records[WHOLE], None) if lossy else (plain, all_cores)
+        ratios = _ratios(base, timed, _decode_s)
+        ratios_everywhere = _ratios(everywhere, timed, _decode_s) if everywhere else None
+        agreements = [
+            equal_share(one.tokens, full.tokens) for one, full in zip(record.rounds[0], plain.rounds[0], strict=True)
+        ]
         speeds = [sum(len(m.tokens) for m in clips) / sum(map(_decode_s, clips)) for clips in record.rounds]
         rows.append(
             MethodRow(
@@ -173,18 +189,21 @@ def _rows(records: dict[str, _Record], target_ms: dict[int, float] | None, layer
                 speedup_vs_ar_quartiles=quartiles(ratios),
                 speedup_vs_ar_all_cores=median(ratios_everywhere) if ratios_everywhere else None,
                 speedup_vs_ar_all_cores_quartiles=quartiles(ratios_everywhere) if ratios_everywhere else None,
-                end_to_end_vs_ar=median(_ratios(plain, record, _total_s)),
-                end_to_end_vs_ar_all_cores=median(_ratios(everywhere, record, _total_s)) if everywhere else None,
+                end_to_end_vs_ar=median(_ratios(base, timed, _total_s)),
+                end_to_end_vs_ar_all_cores=median(_ratios(everywhere, timed, _total_s)) if everywhere else None,
                 predicted=_predicted(record.contender, beta, draft_ms, target_ms),
                 predicted_busy=_predicted_busy(record, beta, draft_ms, target_ms),
                 tokens_per_second=median(speeds),
                 time_to_first_token_s=median(record.per_round(lambda m: m.first_token_s)),
                 prefill_s=median(record.per_round(lambda m: m.prefill_s)),
-                decode_s=median(record.per_round(_decode_s)),
+                decode_s=median(timed.per_round(_decode_s)),
                 mean_accepted_length=mean_length,
                 acceptance_rate=beta,
                 window=fmean(windows) if windows else None,
-                same_tokens=same_tokens(plain.rounds, record.rounds),
+                same_tokens=same_tokens((record if lossy else plain).rounds, record.rounds),
+                lossy=lossy,
+                agreement=fmean(agreements),
+                exact_answers=fmean(agreement == 1 for agreement in agreements),
                 peak_rss_mb=max(m.peak_mb for m in answers),
                 target_pass_ms=median_or_none([m.target_pass_ms for m in answers if m.target_pass_ms is not None]),
                 draft_token_ms=draft_ms,
@@ -211,6 +230,24 @@ def same_tokens(reference: Sequence[Sequence[Measurement]], rounds: Sequence[Seq
     )
 
 
+def _of_equal_length(record: _Record, plain: _Record) -> _Record:
+    """The record with the times that answers of plain decoding's length would have taken."""
+    rounds = [
+        [
+            replace(one, decode_s=one.decode_s * (len(full.tokens) - 1) / max(1, len(one.tokens) - 1))
+            for one, full in zip(answers, plain.rounds[0], strict=True)
+        ]
+        for answers in record.rounds
+    ]
+    return _Record(record.contender, rounds)
+
+
+def equal_share(tokens: Sequence[int], full: Sequence[int]) -> float:
+    """The share of positions at which two answers have the same token. One that an answer lacks counts as different."""
+    longer = max(len(tokens), len(full))
+    return sum(map(eq, tokens, full)) / longer if longer else 1.0
+
+
 def _decode_s(measurement: Measurement) -> float:
     return measurement.decode_s
 
@@ -229,7 +266,7 @@ def _predicted(
     contender: Contender, beta: float | None, draft_ms: float | None, target_ms: dict[int, float] | None
 ) -> float | None:
     """The best speed-up over windows of up to `GAMMA_MAX` tokens, by the theorem of the method."""
-    if contender.loop or beta is None or draft_ms is None or target_ms is None:
+    if not contender.in_engine or beta is None or draft_ms is None or target_ms is None:
         return None
     curve = MeasuredCurve(target_ms)
     if _takes_turns(contender):
@@ -245,7 +282,7 @@ def _predicted_busy(
     Plain decoding's pass is not slower.
     """
     contender = record.contender
-    if contender.loop or beta is None or draft_ms is None or target_ms is None or _takes_turns(contender):
+    if not contender.in_engine or beta is None or draft_ms is None or target_ms is None or _takes_turns(contender):
         return None
     passes = PassTimeEstimate()
     for measurement in record.all:

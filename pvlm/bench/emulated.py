@@ -99,7 +99,7 @@ async def measure_emulated(
         answers: dict[Trial, Answer] = {}
         trials = pair.trials()
         for accepted_length in dict.fromkeys(trial.accepted_length for trial in trials):
-            settings = _settings(pair, accepted_length, time_scale, transport)
+            settings = pair_settings(pair, accepted_length, time_scale, transport)
             async with Engine.create(settings) as engine:
                 await warm_up(engine)
                 for trial in trials:
@@ -111,7 +111,8 @@ async def measure_emulated(
     return rows
 
 
-def _settings(pair: Pair, accepted_length: float, time_scale: float, transport: Transport) -> dict[str, Any]:
+def pair_settings(pair: Pair, accepted_length: float, time_scale: float, transport: Transport) -> dict[str, Any]:
+    """Settings of an engine for a pair of the paper's table, with guesses of this mean accepted length."""
     target = {
         "pass_ms": pair.target_ms,
         "prefill_ms": PREFILL_PASSES * pair.target_ms,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from pvlm.bench.memory import peak_mb, reset_peak
 from pvlm.bench.peers import Loop, PeerModels, PeerProcess, check_transformers
+from pvlm.bench.pruned import PrunedAnswer, PrunedProcess, PrunedView
 from pvlm.bench.rows import same_named
 from pvlm.config import EngineConfig, Method
 from pvlm.engine import Engine
 from pvlm.errors import ConfigError, ModelError, OptionError
-from pvlm.plugins import load_plugin
 from pvlm.results import Answer
 from pvlm.video import read_video
+from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
+from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import Processor, Prompt, Role
 
 if TYPE_CHECKING:
@@ -37,22 +39,48 @@ has all cores.
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the comparison. ``options``: of an engine's answer; ``loop``: a loop of transformers instead."""
+    """One row of the comparison. ``options``: of an engine's answer; ``loop``: a loop of transformers instead;
+    ``pruned``: plain decoding by a target that sees a part of the video itself, outside of an engine.
+    """
 
     name: str
     meaning: str
     options: Mapping[str, Any] = field(default_factory=dict)
     loop: Loop | None = None
     cores: Cores = "pair"
+    pruned: PrunedView | None = None
+
+    @property
+    def method(self) -> str:
+        """The name by which it is chosen: contenders that differ in `PrunedView.kept` alone share one."""
+        return f"pruned-{self.pruned.prune}" if self.pruned else self.name
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the target sees only a part of the video."""
+        return self.pruned is not None and self.pruned.kept < 1
+
+    @property
+    def in_engine(self) -> bool:
+        return self.loop is None and self.pruned is None
 
     @property
     def drafts(self) -> bool:
         """Whether the method uses a draft model."""
-        return self.loop == "assisted" if self.loop else self.options["method"] != "ar"
+        return self.options["method"] != "ar" if self.in_engine else self.loop == "assisted"
 
 
 def _parallel(name: str, meaning: str, **options: Any) -> Contender:
     return Contender(name, meaning, {"method": "parallel", **options})
+
+
+WHOLE = "pruned-none"
+"""Plain decoding with the whole video, with which pruned targets are compared: no messages travel in either."""
+
+
+def _pruned(prune: str, kept: float) -> Contender:
+    meaning = f"plain decoding by a target that sees {kept:.0%} of the video tokens: another answer"
+    return Contender(f"pruned-{prune}-{kept * 100:.0f}", meaning, pruned=PrunedView(prune, kept))
 
 
 CONTENDERS = {
@@ -73,20 +101,27 @@ CONTENDERS = {
         Contender("assisted", "transformers' assisted generation on the target's cores", loop="assisted"),
         Contender("assisted-all-cores", "... on all cores", loop="assisted", cores="all"),
         Contender("prompt-lookup", "transformers' prompt lookup on the target's cores", loop="prompt-lookup"),
+        Contender(WHOLE, "plain decoding in the process of the pruned targets", pruned=PrunedView("none", 1.0)),
+        *(_pruned(prune, kept) for prune in ("uniform", "attention", "uv") for kept in (0.1, 0.5)),
     )
 }
 """By name. The others are compared with ``ar``."""
+METHODS = tuple(dict.fromkeys(contender.method for contender in CONTENDERS.values()))
+"""The names by which they are chosen."""
 
 
 def contenders(names: Iterable[str]) -> list[Contender]:
-    """The contenders of these names in the order of `CONTENDERS`, with ``ar``.
+    """The contenders of these names (see `METHODS`) in the order of `CONTENDERS`, with those that they are compared
+    with.
 
     Raises OptionError for an unknown name, and if transformers is needed but not installed.
     """
     wanted = {"ar", *names}
-    if unknown := sorted(wanted - set(CONTENDERS)):
-        raise OptionError(f"unknown method '{unknown[0]}': use some of {', '.join(CONTENDERS)}")
-    chosen = [contender for contender in CONTENDERS.values() if contender.name in wanted]
+    if unknown := sorted(wanted - set(METHODS)):
+        raise OptionError(f"unknown method '{unknown[0]}': use some of {', '.join(METHODS)}")
+    if any(contender.lossy and contender.method in wanted for contender in CONTENDERS.values()):
+        wanted.add(WHOLE)
+    chosen = [contender for contender in CONTENDERS.values() if contender.method in wanted]
     if any(contender.loop for contender in chosen):
         check_transformers()
     return chosen
@@ -128,13 +163,11 @@ async def read_clip(
 
 def _processor(config: EngineConfig) -> Processor:
     model = config.checkpoint("target")
+    assert model is not None
     try:
-        processor: Processor = load_plugin("pvlm.backends", config.backend).processor(
-            model, trust_remote_code=config.trust_remote_code
-        )
+        return find_backend(config.backend).processor(model, trust_remote_code=config.trust_remote_code)
     except Exception as error:
         raise ModelError(f"cannot load the target '{model}': {error}") from error
-    return processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +202,8 @@ class OpenContenders:
     """The models of some contenders, all loaded at the same time. An async context manager.
 
     One engine serves all methods of the pair, and another serves plain decoding on all cores. transformers' loops have
-    a process with both models for each choice of cores. A process that does not answer uses no CPU time.
+    a process with both models for each choice of cores, and pruned targets share a process. A process that does not
+    answer uses no CPU time.
     """
 
     def __init__(self, config: EngineConfig, chosen: Iterable[Contender], max_tokens: int) -> None:
@@ -179,19 +213,22 @@ class OpenContenders:
         self._stack = AsyncExitStack()
         self._engines: dict[Cores, Engine] = {}
         self._peers: dict[Cores, PeerProcess] = {}
+        self._pruned: PrunedProcess | None = None
 
     async def __aenter__(self) -> Self:
         """Raises ConfigError, ModelError."""
         await self._stack.__aenter__()
         try:
             self._check_draft()
-            for cores in dict.fromkeys(contender.cores for contender in self._chosen if not contender.loop):
+            for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.in_engine):
                 method: Method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
                 engine = Engine.create(self._config, method=method)
                 self._engines[cores] = await self._stack.enter_async_context(engine)
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.loop):
                 peer = PeerProcess(self._peer_models(), self._cores(cores))
                 self._peers[cores] = await self._stack.enter_async_context(peer)
+            if any(contender.pruned for contender in self._chosen):
+                self._pruned = await self._stack.enter_async_context(PrunedProcess(self._target_spec()))
         except BaseException:
             await self._stack.aclose()
             raise
@@ -223,6 +260,11 @@ class OpenContenders:
             prompt = Prompt(clip.question, clip.frames, clip.timestamps_s)
             generated = await self._peers[contender.cores].answer(contender.loop, prompt, self._max_tokens)
             return _of_peer(generated, peak_mb(processes))
+        if contender.pruned is not None:
+            assert self._pruned is not None
+            view = replace(contender.pruned, early_layer=self._config.early_layer)
+            prompt = Prompt(clip.question, clip.frames, clip.timestamps_s)
+            return _of_peer(await self._pruned.answer(view, prompt, self._max_tokens), peak_mb(processes))
         answer = await self._engines[contender.cores].answer(
             clip.frames, clip.question, num_frames=len(clip.frames), max_tokens=self._max_tokens, **contender.options
         )
@@ -233,6 +275,8 @@ class OpenContenders:
     def _processes(self, contender: Contender) -> list[int]:
         if contender.loop:
             return [self._peers[contender.cores].process]
+        if contender.pruned:
+            return [] if self._pruned is None else [self._pruned.process]
         of_role = self._engines[contender.cores].processes
         roles: list[Role] = ["target", "draft"] if contender.drafts else ["target"]
         return list({of_role[role] for role in roles if role in of_role})
@@ -244,6 +288,11 @@ class OpenContenders:
         return PeerModels(
             target, config.checkpoint("draft"), config.device, config.dtype, trust_remote_code=config.trust_remote_code
         )
+
+    def _target_spec(self) -> WorkerSpec:
+        model = self._config.checkpoint("target")
+        assert model is not None
+        return worker_spec(self._config, "target", model, self._config.backend, alone=False)
 
     def _cores(self, cores: Cores) -> tuple[int, ...]:
         """The cores of the engine's target, so that transformers' loops have as many."""
@@ -262,5 +311,5 @@ def _of_engine(answer: Answer, memory_mb: float) -> Measurement:
     )
 
 
-def _of_peer(answer: GeneratedAnswer, memory_mb: float) -> Measurement:
+def _of_peer(answer: GeneratedAnswer | PrunedAnswer, memory_mb: float) -> Measurement:
     return Measurement(**same_named(Measurement, answer), peak_mb=memory_mb)

@@ -18,8 +18,8 @@ import torch
 
 from pvlm.config import BUNDLED, EngineConfig, bundled
 from pvlm.errors import ModelError, OptionError
-from pvlm.plugins import load_plugin
-from pvlm_protocols.backend import ENTRY_POINT_GROUP, Backend, BackendError, LoadOptions, PassCost, Prompt, Role
+from pvlm.workers.backends import choose_backend
+from pvlm_protocols.backend import BackendError, LoadOptions, PassCost, Prompt, Role
 
 QUESTION = "Describe the video in detail."
 FRAME_SIDE = 64
@@ -113,12 +113,13 @@ class _LoadedModel:
         checkpoint = _checkpoint(config, role)
         assert checkpoint is not None
         draft = role == "draft"
-        plugin: type[Backend] = load_plugin(ENTRY_POINT_GROUP, (draft and config.draft_backend) or config.backend)
         dtype = (draft and config.draft_dtype) or config.dtype
+        options = LoadOptions(checkpoint, role=role, dtype=dtype, threads=threads)
+        plugin = choose_backend(config.backend_of(role), options).backend
         self.role = role
         self._prune_ratio = config.prune_ratio if draft else 0.0
         self._processor = plugin.processor(checkpoint)
-        self._backend = plugin.load(LoadOptions(checkpoint, role=role, dtype=dtype, threads=threads))
+        self._backend = plugin.load(options)
 
     def prefill(self, frames: int, capacity: int) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (frames, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)

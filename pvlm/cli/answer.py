@@ -38,6 +38,9 @@ def answer(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="path of a video")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="the question, in quotes; -: standard input")],
     *,
+    system: Annotated[
+        str | None, option("--system", metavar="TEXT", help="instructions for the model, before the question")
+    ] = None,
     as_json: Annotated[bool, option("--json", help="print one object: text, tokens, finish_reason, stats")] = False,
     trace: Annotated[
         str | None,
@@ -70,7 +73,8 @@ def answer(
     try:
         engine = settings(models, places, decoding, pruning, view, reading)
         options = settings(part, sampling)
-        found = run_async(lambda: _stream(video, question, engine, options, recorder, output, show_text=not as_json))
+        asked = _asked(video, question, system)
+        found = run_async(lambda: _stream(question, asked, engine, options, recorder, output, show_text=not as_json))
     finally:  # the trace of a failed answer is the most useful one
         if trace is not None and recorder is not None and recorder.recorded:
             note(f"trace: {', '.join(map(str, recorder.write(trace)))}")
@@ -91,9 +95,20 @@ def _question(given: str) -> str:
         raise OptionError(f"the question on standard input is not UTF-8: {error}") from None
 
 
+def _asked(video: str, question: str, system: str | None) -> dict[str, Any]:
+    """The arguments of `Engine.stream`. Raises OptionError."""
+    from pvlm.config import check_question
+
+    if system is None:
+        return {"video": video, "question": question}
+    check_question(question)  # a text in messages may be longer
+    parts = [{"type": "video", "video": video}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "system", "content": system}, {"role": "user", "content": parts}]}
+
+
 async def _stream(
-    video: str,
     question: str,
+    asked: dict[str, Any],
     engine: dict[str, Any],
     options: dict[str, Any],
     trace: Trace | None,
@@ -114,7 +129,7 @@ async def _stream(
         recorder: Recorder | None = trace
         if opened.config.target == BUNDLED and not output.quiet:
             recorder = LimitNote(progress.note, question, trace)
-        async with opened.stream(video, question, trace=recorder, **options) as chunks:
+        async with opened.stream(**asked, trace=recorder, **options) as chunks:
             async for chunk in chunks:
                 if show_text:
                     progress.pause()

@@ -16,16 +16,26 @@ from pvlm.cli.options import Decoding, DraftView, Models, Output, Places, Prunin
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from pvlm.cli.bundled import BundledClip
     from pvlm.results import Answer
+    from pvlm.trace import Trace
 
 DRAFTED, OWN = "■▲"
 DRAFTED_ASCII, OWN_ASCII = "#^"
 A_ROW = 60
 """Tokens in a row of the picture."""
+BACKEND = "torch"
+"""Of the bundled pair here: with ``native`` its passes are as short as the messages between draft and target."""
+PAIR, SCALE, EMULATED_TOKENS = "ov-7b-72b", 0.1, 96
+"""The emulated pair, the factor of its times, and the tokens of its answers."""
+
+
+NAMES = {"parallel": "parallel", "sd": "draft and target in turns (sd)", "ar": "plain decoding"}
+"""Of the methods, in the tables."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +68,18 @@ def demo(
 ) -> int:
     """Answer a question about a bundled clip, and measure the speed.
 
-    The answer is compared with the true one, and parallel decoding with plain decoding.
+    The answer is compared with the true one, and parallel decoding with taking turns and plain decoding. Then the same
+    runtime decodes with the times of the paper's largest pair, emulated.
     """
     from pvlm.cli.bundled import bundled_clips, clips_folder
     from pvlm.cli.console import configure_logs
 
     configure_logs(output.verbose)
     clip = bundled_clips()[0]
-    engine = settings(models, places, decoding, pruning, view, reading)
+    engine = {"backend": BACKEND, **settings(models, places, decoding, pruning, view, reading)}
     with clips_folder() as folder:
         run_async(lambda: _demonstrate(clip, folder / clip.file, engine, max(1, rounds), output))
+    run_async(lambda: _demonstrate_emulated(output))
     return 0
 
 
@@ -76,12 +88,14 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
     from pvlm.cli.progress import ProgressDisplay
     from pvlm.cli.streams import write
     from pvlm.engine import Engine
+    from pvlm.trace import Trace
 
     console = ResultConsole()
     console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}", soft_wrap=True)
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
         async with Engine.create(on_progress=progress.update, **engine) as opened:
-            async with opened.stream(path, clip.question) as chunks:
+            trace = Trace()
+            async with opened.stream(path, clip.question, trace=trace) as chunks:
                 label = "[bold]answer[/]    "
                 async for chunk in chunks:
                     progress.pause()
@@ -94,10 +108,13 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
             console.print("This is the true answer.\n" if true else f"The true answer is: {clip.answer}\n")
             progress.resume()
             ours = Measured(opened.config.resolved_method(), [])
+            turns = Measured(NAMES["sd"], [])
             plain = Measured("plain decoding, the same target on the same cores", [])
             for turn in range(rounds):
                 progress.update("measure", turn / (2 * rounds))
                 ours.answers.append(await opened.answer(path, clip.question))
+                if ours.name == "parallel":
+                    turns.answers.append(await opened.answer(path, clip.question, method="sd"))
                 plain.answers.append(await opened.answer(path, clip.question, method="ar"))
         async with Engine.create(on_progress=progress.update, **{**engine, "method": "ar"}) as opened:
             alone = Measured("plain decoding, the target alone on all cores", [])
@@ -108,10 +125,61 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
         console.print("Who wrote it: [green]drafted and accepted[/], [bold red]the target's own[/]")
         console.print(_who_wrote(answer, console.encoding))
         console.print()
+        _print_lanes(console, trace)
     if not output.quiet:
         console.print(figures_table(answer.stats))
         console.print()
-    console.print(_speeds([ours, plain, alone]))
+    console.print(_speeds([way for way in (ours, turns, plain, alone) if way.answers]))
+    console.print(f"\n{_sentence(ours, plain)}", soft_wrap=True)
+
+
+async def _demonstrate_emulated(output: Output) -> None:
+    """The same runtime with models that only take the paper's times."""
+    from pvlm.bench.emulated import FRAMES, QUESTION, pair_settings, warm_up
+    from pvlm.bench.pairs import PAIRS, PRUNE_RATIO
+    from pvlm.cli.console import ResultConsole
+    from pvlm.cli.progress import ProgressDisplay
+    from pvlm.engine import Engine
+    from pvlm.trace import Trace
+
+    pair = PAIRS[PAIR]
+    options: dict[str, Any] = {"max_tokens": EMULATED_TOKENS, "prune_ratio": PRUNE_RATIO}
+    found = {}
+    trace = Trace()
+    with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+        settings = pair_settings(pair, pair.accepted_length, SCALE, "ipc")
+        async with Engine.create(on_progress=progress.update, **settings) as opened:
+            await warm_up(opened)
+            for step, method in enumerate(("parallel", "sd", "ar")):
+                progress.update("measure", step / 3)
+                recorder = trace if method == "parallel" else None
+                answer = await opened.answer(FRAMES, QUESTION, method=method, trace=recorder, **options)
+                found[method] = Measured(NAMES[method], [answer])
+    console = ResultConsole()
+    console.print(
+        f"\n[bold]The same runtime with the times of {pair.models}[/], emulated at {SCALE:g} of their length: no model "
+        "runs, and each pass waits for as long as the paper measured.\n"
+    )
+    _print_lanes(console, trace)
+    console.print(_speeds(list(found.values())))
+    console.print(f"\n{_sentence(found['parallel'], found['ar'])}", soft_wrap=True)
+
+
+def _print_lanes(console: Console, trace: Trace) -> None:
+    from pvlm.cli.lanes import lanes
+    from pvlm.trace.timeline import timeline
+
+    if trace.recorded:
+        console.print(lanes(timeline(trace.recording()), console.encoding))
+        console.print()
+
+
+def _sentence(ours: Measured, plain: Measured) -> str:
+    ratio = plain.decode_s / ours.decode_s
+    same = all(answer.tokens == plain.answers[0].tokens for answer in ours.answers)
+    return f"Here {ours.name} decoding was {ratio:.2f} times as fast as plain decoding on the same cores, with " + (
+        "the same tokens." if same else "other tokens!"
+    )
 
 
 def _who_wrote(answer: Answer, encoding: str) -> Text:

@@ -56,6 +56,7 @@ def doctor(*, output: Output) -> int:
             table.add_row(package, _version(package))
         table.add_row("cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used")
         table.add_row("devices", _devices())
+        table.add_row("backend auto", automatic_backend())
         for group in PLUGINS.values():
             for name in plugin_names(group):
                 found = "ok"
@@ -74,6 +75,19 @@ def doctor(*, output: Output) -> int:
     return 0 if healthy else 1
 
 
+def automatic_backend() -> str:
+    """The backend that ``auto`` chooses for the bundled target, and what a faster one lacks."""
+    from pvlm.config import bundled
+    from pvlm.workers.backends import AUTO, choose_backend
+    from pvlm_protocols.backend import BackendError, LoadOptions
+
+    try:
+        chosen = choose_backend(AUTO, LoadOptions(bundled("target")))
+    except (BackendError, PvlmError) as error:
+        return str(error)
+    return f"{chosen.name}: {chosen.reason}" if chosen.reason else chosen.name
+
+
 async def _load_bundled(output: Output) -> str:
     from pvlm.cli.progress import ProgressDisplay
     from pvlm.engine import Engine
@@ -82,7 +96,7 @@ async def _load_bundled(output: Output) -> str:
         async with Engine.create(on_progress=progress.update) as engine:
             return "; ".join(
                 f"{role}: {info.family}, {info.parameters / 1e6:.1f} M parameters, {info.layers} layers, "
-                f"{info.dtype} on {info.device}"
+                f"{info.dtype} on {info.device}, backend {info.backend}"
                 for role, info in engine.models.items()
             )
 

@@ -12,7 +12,7 @@ import typer
 PLUGINS = {"backends": "pvlm.backends", "pruners": "pvlm.pruners", "readers": "pvlm.video_readers"}
 """Groups of entry points."""
 TABLES = {
-    "contenders": "pvlm.bench.methods:CONTENDERS",
+    "contenders": "pvlm.bench.methods:METHODS",
     "pairs": "pvlm.bench.pairs:PAIRS",
     "all_pairs": "pvlm.bench.sessions:NAMES",
     "scenarios": "pvlm.bench.adaptive:SCENARIOS",
@@ -26,7 +26,7 @@ def names(kind: str) -> list[str]:
     if kind in PLUGINS:
         from pvlm.plugins import plugin_names
 
-        return plugin_names(PLUGINS[kind])
+        return [*(["auto"] if kind == "backends" else []), *plugin_names(PLUGINS[kind])]
     module, _, table = TABLES[kind].partition(":")
     return list(getattr(import_module(module), table))
 

@@ -93,7 +93,7 @@ class Checkpoints(Options):
         option(
             "--backend",
             metavar="NAME",
-            help="what runs the models: {backends} (default: torch)",
+            help="what runs the models: {backends} (default: auto, native where it can run them, else torch)",
             panel=MODELS,
             callback=check("backends"),
             autocompletion=completing("backends"),

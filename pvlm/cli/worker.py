@@ -42,11 +42,11 @@ def worker(
         option(
             "--backend",
             metavar="NAME",
-            help="what runs the model: {backends} (default: torch)",
+            help="what runs the model: {backends} (default: auto, native where it can, else torch)",
             panel=MODEL,
             autocompletion=completing("backends"),
         ),
-    ] = "torch",
+    ] = "auto",
     device: Annotated[
         str,
         option("--device", metavar="DEVICE", help="cpu (default), cuda:0; cuda:0,cuda:1 split its layers", panel=MODEL),

@@ -129,10 +129,12 @@ class Coordinator(Ledger):
         self.measurements.reconsider()
         together = self.measurements.pays
         commands = self._forward(window) if ahead and (together or not agreed) else [self._drop(window)]
+        if not self.measurements.baselined:  # ask again when the target has written a few tokens alone
+            return Mode.ALONE, commands
         if not together:
             return self._begin_rest(commands)
         self.rest.reset()
-        return self.openings.paired, [*commands, *(self.advance() if ahead else self.roll_back())]
+        return self.paired, [*commands, *(self.advance() if ahead else self.roll_back())]
 
     def _extend_line(self, window: DraftWindow) -> Transition | None:
         """Append a window to the line. Returns a transition where the window is late or invalid."""
@@ -166,7 +168,7 @@ class Coordinator(Ledger):
         if problem := verdict_problem(verdict, len(self.committed), self.epoch, self.openings.target.sampling):
             return self.end(State.FAILED, Fail("ProtocolError", f"its verdict makes no sense: {problem}", ""))
         self.committed.extend(verdict.tokens)
-        self.measurements.judged(verdict, waits=self.target_window.wait > 0)
+        self.measurements.judged(verdict, self.mode.of_target, waits=self.target_window.wait > 0)
         told: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
         told.append(Judged(verdict))
         if verdict.finish is not None:
@@ -185,10 +187,11 @@ class Coordinator(Ledger):
             return self._begin_rest([])
         # A draft that takes turns waits for the target's token. One that writes on may have guessed that token, and
         # its next window will show it.
-        waits = self.mode is Mode.TURNS and self.text.ahead < 0
+        mode = self.paired
+        waits = mode is Mode.TURNS and self.text.ahead < 0
         if verdict.rejected or self.text.parted(verdict.start) or waits:
-            return self.mode, self.roll_back()
-        return self.mode, self.advance()
+            return mode, self.roll_back()
+        return mode, self.advance()
 
     def _continue_alone(self, verdict: Verdict) -> Transition:
         """ALONE, PROBING: work together again if drafting has come to pay; else probe the draft after its rest."""
@@ -197,7 +200,7 @@ class Coordinator(Ledger):
             return self.mode, []
         if (verdict.accepted or verdict.rejected) and self.measurements.pays:
             self.rest.reset()
-            return self.openings.paired, self.roll_back()
+            return self.paired, self.roll_back()
         if self.mode is Mode.PROBING or not self.rest.over(len(self.committed)):
             return self.mode, []
         return Mode.PROBING, self.send_back(self.measurements.probe())

@@ -64,12 +64,18 @@ class Ledger:
         """Does the target hold the session?"""
         return self.state in (State.PREFILLING, State.DECODING)
 
+    @property
+    def paired(self) -> Mode:
+        """The mode in which draft and target work together at the moment."""
+        return Mode.TURNS if self.measurements.turns else self.openings.paired
+
     def first_mode(self) -> Mode:
         """The mode at an opening of the target."""
         if not self.drafting:
             return Mode.ALONE
-        paired = self.openings.paired
-        return paired if paired is Mode.TURNS or self.measurements.patient else Mode.PROBING
+        if self.openings.paired is Mode.TURNS or self.measurements.patient:
+            return self.openings.paired
+        return Mode.PROBING
 
     # ---- what the draft is told -----------------------------------------------------------------------------------
 
@@ -95,7 +101,7 @@ class Ledger:
         """Tell the target, if what concerns it has changed."""
         told = self.target_window
         same = window.wait == told.wait and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
-        if self.openings.paired is Mode.TURNS or same or not self.target_open:
+        if self.paired is Mode.TURNS or same or not self.target_open:
             return []
         self.target_window = window
         return [ToTargetActor(SetWindow(session=self.session, window=window))]

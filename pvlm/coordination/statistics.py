@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pvlm.results import ratio_or_none
-from pvlm.speculation.gaps import Gaps
+from pvlm.speculation.gaps import Gap, Gaps
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.limits import MAX_MILLISECONDS
-from pvlm_protocols.messages import DraftWindow, Verdict, Window
+from pvlm_protocols.messages import DraftWindow, TargetMode, Verdict, Window
 
 PROBE_TOKENS = 4
 """The shortest probe."""
@@ -69,6 +69,8 @@ class Measurements:
         """When the last verdict rejected a token; None once the draft's next window has arrived."""
         self._awaited = False
         """The last verdict rejected a token, and the target waits for the next window."""
+        self._paced: tuple[TargetMode, float] | None = None
+        """What the target did at its last verdict with tokens, and when that ended."""
 
     # ---- what happened --------------------------------------------------------------------------------------------
 
@@ -90,8 +92,8 @@ class Measurements:
         """A window has been sent to the target."""
         self._gaps.sent(window)
 
-    def judged(self, verdict: Verdict, *, waits: bool) -> None:
-        """A verdict was committed. ``waits``: after a rejection the target waits for the next window."""
+    def judged(self, verdict: Verdict, mode: TargetMode, *, waits: bool) -> None:
+        """A verdict was committed in a mode. ``waits``: after a rejection the target waits for the next window."""
         counts = self.counts
         counts.accepted_tokens += verdict.accepted
         counts.rejected_tokens += verdict.rejected
@@ -109,11 +111,30 @@ class Measurements:
                 counts.idle_ms.append(gap.ms)
                 if verdict.window or not self._awaited:  # else it has waited in vain
                     counts.coordination_ms.append(gap.coordination_ms)
-                if verdict.window and not self._awaited and not self.shared:
-                    self._policy.observe_coordination(gap.coordination_ms)
+                self._observe_gap(verdict, gap)
         self._awaited = verdict.rejected and waits
-        if verdict.rejected:
+        if verdict.rejected or mode == "turns":
             self._rejected_s = verdict.ended_s
+        self._observe_pace(verdict, mode)
+
+    def _observe_gap(self, verdict: Verdict, gap: Gap) -> None:
+        """What the time before a pass teaches. While sessions share the actors it measures the others."""
+        if self.shared:
+            return
+        if gap.transit_ms is not None:
+            self._policy.observe_transit(gap.transit_ms)
+        elif verdict.window or not self._awaited:
+            self._policy.observe_coordination(gap.ms)
+
+    def _observe_pace(self, verdict: Verdict, mode: TargetMode) -> None:
+        """The time since the last verdict with tokens, if the target did the same there."""
+        if not verdict.tokens:
+            return
+        before, self._paced = self._paced, (mode, verdict.ended_s)
+        if before is None or before[0] != mode or self.shared:
+            return
+        if mode != "alone" or not verdict.window:
+            self._policy.observe_pace(mode, len(verdict.tokens), max(0.0, verdict.ended_s - before[1]) * 1000)
 
     def probed(self, agreed: int, parted: bool) -> None:
         """A probe was compared with the target's text: ``agreed`` tokens were the same, and with ``parted`` the next
@@ -129,7 +150,7 @@ class Measurements:
     def interrupted(self) -> None:
         """The target was lost: the gap before its next pass measures nothing."""
         self._gaps = Gaps()
-        self._rejected_s, self._awaited = None, False
+        self._rejected_s, self._awaited, self._paced = None, False, None
 
     # ---- what follows ---------------------------------------------------------------------------------------------
 
@@ -145,8 +166,18 @@ class Measurements:
 
     @property
     def pays(self) -> bool:
-        """Does drafting pay?"""
-        return self._choice.pays
+        """Does drafting pay? Not before it is known how fast the target is alone."""
+        return self._choice.pays and self._policy.baselined
+
+    @property
+    def turns(self) -> bool:
+        """Do draft and target work together in turns?"""
+        return self._choice.turns
+
+    @property
+    def baselined(self) -> bool:
+        """Is it known how fast the target is alone?"""
+        return self._policy.baselined
 
     @property
     def patient(self) -> bool:
@@ -156,8 +187,9 @@ class Measurements:
     def window(self) -> Window:
         """The sizes of the next windows."""
         choice = self._choice
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=min(choice.patience_ms, MAX_MILLISECONDS))
+        patience_ms = min(choice.patience_ms, MAX_MILLISECONDS)
+        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=patience_ms, ahead=not choice.turns)
 
     def probe(self) -> Window:
-        """The window of a probe."""
-        return Window(gamma=max(self._choice.gamma, PROBE_TOKENS))
+        """The window of a probe: one alone, so that the draft does not compete with the target for longer."""
+        return Window(gamma=max(self._choice.gamma, PROBE_TOKENS), ahead=False)

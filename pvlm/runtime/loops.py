@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, wait
+from importlib import import_module
 from typing import Any, TypeVar
+
+from anyio.abc import TaskGroup
 
 from pvlm.errors import EngineStateError
 
@@ -94,3 +98,21 @@ class LoopThread:
         """End the loop; its tasks are cancelled. Returns when they have ended."""
         self.loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
+
+
+def start_soon(tasks: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    """`TaskGroup.start_soon` that works in a callback of the event loop too.
+
+    Where the package sniffio is installed, anyio asks it, and it recognises asyncio inside of tasks alone.
+    """
+    contextvars.copy_context().run(_start_soon, tasks, function, *arguments)
+
+
+def _start_soon(tasks: TaskGroup, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    try:
+        sniffio = import_module("sniffio")  # not a dependency
+    except ImportError:
+        pass
+    else:
+        sniffio.current_async_library_cvar.set("asyncio")
+    tasks.start_soon(function, *arguments)

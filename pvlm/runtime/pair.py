@@ -31,7 +31,7 @@ from pvlm.errors import (
     TargetLost,
 )
 from pvlm.log import log
-from pvlm.plugins import Group, check_plugin, load_plugin
+from pvlm.plugins import Group, check_plugin
 from pvlm.runtime.policies import WindowPolicies
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.revival import Revival
@@ -41,8 +41,9 @@ from pvlm.runtime.supervisor import ActorHealth, Supervisor
 from pvlm.runtime.tokenizers import TokenizerComparison
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
+from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
-from pvlm_protocols.backend import Backend, ModelInfo, Processor, Role
+from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.messages import Failed, FromActor, SessionMessage
 
 OnLoading = Callable[[Role, float], None]
@@ -130,10 +131,9 @@ class Pair:
         """The process ids of actors on this host, by role."""
         return {role: actor.pid for role, actor in self._actors.items() if actor.pid is not None}
 
-    def vocab_size(self, role: Role) -> int | None:
-        """Width of a logits row, also while the actor is away. None: it has never been started, as a draft may be."""
-        info = self._actors[role].info
-        return None if info is None else info.vocab_size
+    def info(self, role: Role) -> ModelInfo | None:
+        """The model of an actor, also while the actor is away. None: it has never been started, as a draft may be."""
+        return self._actors[role].info
 
     async def health(self, timeout_s: float) -> dict[Role, ActorHealth]:
         """Ask every actor for its health. Waits at most ``timeout_s``."""
@@ -214,7 +214,7 @@ class Pair:
 
     async def _processor(self, role: Role) -> Processor:
         try:
-            backend: type[Backend] = load_plugin("pvlm.backends", self.config.backend_of(role))
+            backend = find_backend(self.config.backend_of(role))
             return await anyio.to_thread.run_sync(
                 lambda: backend.processor(self._model(role), trust_remote_code=self.config.trust_remote_code)
             )

@@ -23,6 +23,7 @@ from pvlm.coordination.validation import misplaced
 from pvlm.errors import RemoteTraceback
 from pvlm.log import log
 from pvlm.runtime.contact import Contact
+from pvlm.runtime.loops import start_soon
 from pvlm.runtime.restarts import Restarts
 from pvlm.runtime.starter import Starter
 from pvlm.telemetry.metrics import WORKER_RESTARTS, WORKERS_RUNNING
@@ -152,7 +153,7 @@ class Supervisor:
                 self._reporter.fault("worker_lost", role=self.role, reason=str(error))
             if self.restarts.spent:
                 self._give_up()
-                self._tasks.start_soon(self._restart)
+                start_soon(self._tasks, self._restart)
                 return
             self._count_restart()
             await anyio.sleep(pauses.take())
@@ -209,7 +210,7 @@ class Supervisor:
         self._contact, self.info = contact, actor.info
         self._reporter.add(WORKERS_RUNNING, role=self.role)
         for watching in (self._watch, self._listen):
-            self._tasks.start_soon(watching, contact)
+            start_soon(self._tasks, watching, contact)
         actor.channel.hand_on(partial(self._hear, contact))
 
     # ---- watching -------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class Supervisor:
         try:
             self._take(contact, message)
         except Exception as error:
-            self._tasks.start_soon(_raise, error)
+            start_soon(self._tasks, _raise, error)
 
     def _take(self, contact: Contact, message: FromActor) -> None:
         if problem := misplaced(self.role, message):
@@ -292,7 +293,7 @@ class Supervisor:
         if losses := self._listener.lost(self.role, loss.reason, suspects):
             self.restarts.refund(losses - 1)
             self.loss = msgspec.structs.replace(loss, crash=False)
-        self._tasks.start_soon(self._replace, actor)
+        start_soon(self._tasks, self._replace, actor)
 
     async def _replace(self, lost: RunningActor) -> None:
         with anyio.CancelScope(shield=True):

@@ -17,6 +17,15 @@ FEW = 3
 PRIOR, PRIOR_WEIGHT = 0.8, 4.0
 """Acceptance rate before the first tested token, and how many tokens it counts as."""
 
+PACE_TOKENS, FADE_TOKENS = 48.0, 512.0
+"""Half-lives of what a `Pace` has measured, in tokens written in its way, and in another one."""
+
+DOUBTED_TOKENS = 16.0
+"""So many measured tokens count half in a `Pace`, and the prediction the other half."""
+
+SLOWEST = 4.0
+"""How much longer than predicted the tokens of a verdict may take in a `Pace`: an interruption is no evidence."""
+
 
 class RunningMedian:
     """The median of the last `HISTORY` measurements, which one slow pass hardly changes."""
@@ -126,18 +135,56 @@ class AcceptanceEstimate:
         return self._accepted / (self._accepted + self._rejected)
 
 
-class Estimates:
-    """Measured T_p(n), T_q, beta, lag and coordination. Times in ms.
+class Pace:
+    """How fast draft and target really were, compared with a prediction. Forgets, and doubts a few tokens."""
 
-    The lag lasts from a rejection to the start of the draft's new window. The coordination is the extra time of a pass
-    over a window.
+    def __init__(self) -> None:
+        self._tokens = self._expected_ms = self._took_ms = 0.0
+
+    def observe(self, tokens: int, expected_ms: float, took_ms: float) -> None:
+        """``tokens`` tokens were expected in ``expected_ms``. An interruption counts as `SLOWEST` times that."""
+        self._forget(0.5 ** (tokens / PACE_TOKENS))
+        self._tokens += tokens
+        self._expected_ms += expected_ms
+        self._took_ms += min(took_ms, SLOWEST * expected_ms)
+
+    def fade(self, tokens: int) -> None:
+        """The target wrote so many tokens in another way, so the measurements are older."""
+        self._forget(0.5 ** (tokens / FADE_TOKENS))
+
+    def _forget(self, keep: float) -> None:
+        self._tokens *= keep
+        self._expected_ms *= keep
+        self._took_ms *= keep
+
+    @property
+    def known(self) -> bool:
+        """Whether a token or more is remembered."""
+        return self._tokens >= 1
+
+    @property
+    def factor(self) -> float:
+        """By which a prediction is to be multiplied; 1 before the first token."""
+        if self._took_ms <= 0 or self._expected_ms <= 0:
+            return 1.0
+        return float((self._expected_ms / self._took_ms) ** (self._tokens / (self._tokens + DOUBTED_TOKENS)))
+
+
+class Estimates:
+    """Measured T_p(n), T_q, beta, and the times between passes. Times in ms.
+
+    The lag lasts from a verdict that the draft waits for to the start of its new window, the transit from the end of a
+    window that the target waits for to its pass. The coordination is the time between two passes without any wait.
+    ``step``: plain decoding's time for a token while the draft rests, coordination included.
     """
 
     def __init__(self) -> None:
         self.passes = PassTimeEstimate()
         self.draft = RunningMedian()
         self.lag = RunningMedian()
+        self.transit = RunningMedian()
         self.coordination = RunningMedian()
+        self.step = RunningMedian()
         self.acceptance = AcceptanceEstimate()
 
     @property
@@ -154,8 +201,14 @@ class Estimates:
     def observe_lag(self, ms: float) -> None:
         self.lag.add(_checked_ms(ms))
 
+    def observe_transit(self, ms: float) -> None:
+        self.transit.add(_checked_ms(ms))
+
     def observe_coordination(self, ms: float) -> None:
         self.coordination.add(_checked_ms(ms))
+
+    def observe_step(self, ms: float) -> None:
+        self.step.add(_checked_ms(ms))
 
     @property
     def coordination_ms(self) -> float:
@@ -164,8 +217,13 @@ class Estimates:
 
     @property
     def lag_ms(self) -> float:
-        """0 before the first measurement."""
-        return self.lag.value if self.lag.count else 0.0
+        """Lag and transit; 0 before the first measurement."""
+        return sum(median.value for median in (self.lag, self.transit) if median.count)
+
+    @property
+    def step_ms(self) -> float | None:
+        """None before the first measurement."""
+        return self.step.value if self.step.count else None
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.acceptance.observe(accepted, rejected)

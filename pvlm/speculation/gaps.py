@@ -13,10 +13,13 @@ class Gap(NamedTuple):
 
     ``coordination_ms``: the gap without the time in which the draft computed the tokens of the next pass, or finished a
     layer of an older token before a rollback took effect.
+    ``transit_ms``: the time from the end of the pass's last window to the start of the pass, if the target was waiting
+    for that window; else None.
     """
 
     ms: float
     coordination_ms: float
+    transit_ms: float | None = None
 
 
 class Gaps:
@@ -42,14 +45,16 @@ class Gaps:
         if before is None:
             return None
         began = verdict.ended_s - verdict.pass_ms / 1000
-        waited = 0.0
+        waited, arrived = 0.0, before
         for window in self._windows:
             if window.start < verdict.start + verdict.window:
+                arrived = max(arrived, window.ended_s)
                 busy = [(window.began_s, window.ended_s)]
                 busy += [(stopped.ended_s - stopped.draft_ms / 1000, stopped.ended_s) for stopped in window.stopped]
                 waited += sum(max(0.0, min(began, until_s) - max(before, since_s)) for since_s, until_s in busy)
         gap = max(0.0, began - before)
-        return Gap(gap * 1000, max(0.0, gap - waited) * 1000)
+        transit_ms = max(0.0, began - arrived) * 1000 if arrived > before else None
+        return Gap(gap * 1000, max(0.0, gap - waited) * 1000, transit_ms)
 
 
 def _end(window: DraftWindow) -> int:

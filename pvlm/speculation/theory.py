@@ -170,12 +170,19 @@ class LoopTimes:
     """
 
     def __init__(
-        self, gammas: Sequence[int], ks: Sequence[int], target_ms: PassTimes, draft_ms: float, lag_ms: float = 0.0
+        self,
+        gammas: Sequence[int],
+        ks: Sequence[int],
+        target_ms: PassTimes,
+        draft_ms: float,
+        lag_ms: float = 0.0,
+        step_ms: float | None = None,
     ) -> None:
+        """``step_ms``: plain decoding's time for a token (None: T_p(1))."""
         time = pass_time(target_ms)
         self._gamma, self._k = np.array(gammas)[:, None], np.array(ks)[None, :]
         self._impossible = self._k > self._gamma
-        self._step_ms = time(1)
+        self._step_ms = time(1) if step_ms is None else step_ms
         self._target = np.array([[time(n)] for n in gammas])
         first = np.array([[time(n + 1) for n in ks]])
         self._first_end = np.where(self._k > 0, lag_ms + self._k * draft_ms, 0.0) + first
@@ -242,21 +249,37 @@ def best_window(
     return LoopTimes(*window_grid(gamma_max, k_max), target_ms, draft_ms).best(beta, whole_windows=whole_windows)
 
 
-def vanilla_loop_speedup(gamma: int, beta: float, target_ms: PassTimes, draft_ms: float) -> float:
+def vanilla_loop_speedup(
+    gamma: int,
+    beta: float,
+    target_ms: PassTimes,
+    draft_ms: float,
+    lag_ms: float = 0.0,
+    step_ms: float | None = None,
+) -> float:
     """Theorem 4 with a measured T_p(n): the speed-up of plain speculative decoding (draft, then verify).
 
-    A round takes ``gamma T_q + T_p(gamma + 1)``, because its pass also covers the token before the window.
+    A round takes ``lag_ms + gamma T_q + T_p(gamma + 1)``, because its pass also covers the token before the window.
+    ``lag_ms``: what both ways of the messages take; ``step_ms`` as in `LoopTimes`.
     """
     check_window(gamma, 0, beta)
     time = pass_time(target_ms)
-    return geometric_sum(beta, gamma + 1) * time(1) / (gamma * draft_ms + time(gamma + 1))
+    step = time(1) if step_ms is None else step_ms
+    return geometric_sum(beta, gamma + 1) * step / (lag_ms + gamma * draft_ms + time(gamma + 1))
 
 
-def best_vanilla_window(beta: float, target_ms: PassTimes, draft_ms: float, gamma_max: int) -> BestWindow:
+def best_vanilla_window(
+    beta: float,
+    target_ms: PassTimes,
+    draft_ms: float,
+    gamma_max: int,
+    lag_ms: float = 0.0,
+    step_ms: float | None = None,
+) -> BestWindow:
     """The best window up to ``gamma_max`` by `vanilla_loop_speedup`; of equal ones the smallest."""
     check_window(gamma_max, 0, beta)
     time = pass_time(target_ms)
-    speedups = [vanilla_loop_speedup(gamma, beta, time, draft_ms) for gamma in range(1, gamma_max + 1)]
+    speedups = [vanilla_loop_speedup(gamma, beta, time, draft_ms, lag_ms, step_ms) for gamma in range(1, gamma_max + 1)]
     best = max(range(gamma_max), key=lambda index: (speedups[index], -index))
     return BestWindow(best + 1, 0, speedups[best])
 

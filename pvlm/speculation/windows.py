@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-from pvlm.speculation.estimates import Estimates
+from pvlm.speculation.estimates import Estimates, Pace
 from pvlm.speculation.theory import LoopTimes, best_vanilla_window, window_grid
+from pvlm_protocols.messages import TargetMode
 
 START_GAMMA = 4
 """Window before both models have been timed."""
 
 WORTHWHILE = 1.02
 """Smallest predicted speed-up at which drafting pays. (Plain speculative decoding always drafts.)"""
+
+STILL_WORTHWHILE, AGAIN_WORTHWHILE = 1.0, 1.1
+"""The same while drafting pays, and after it has been tried and did not pay: each return costs a window or two."""
+
+BASELINE_STEPS = 2
+"""Tokens that the target must have written alone before drafting can be compared with that."""
+
+PREFERENCE = 1.02
+"""By which factor another way of working together must be predicted to be faster before it is taken."""
 
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
@@ -32,7 +42,7 @@ class WindowChoice(NamedTuple):
     ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
     and one drafted token more, for the draft may have been in the middle of one.
     ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is enough
-    for drafting to pay.
+    for drafting to pay. ``turns``: draft and target take turns; else the draft writes further windows meanwhile.
     """
 
     gamma: int
@@ -40,15 +50,20 @@ class WindowChoice(NamedTuple):
     patience_ms: float = 0.0
     speedup: float | None = None
     pays: bool = True
+    turns: bool = False
 
 
 class WindowPolicy(Protocol):
     """Learns from one session, and chooses its next window.
 
-    ``patient``: the target waits for the draft's first window without a limit.
+    ``patient``: the target waits for the draft's first window without a limit. ``baselined``: the policy knows how fast
+    the target is alone, or does not ask.
     """
 
     patient: bool
+
+    @property
+    def baselined(self) -> bool: ...
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         """The target took ``ms`` for a pass over ``n_tokens`` new tokens."""
@@ -62,8 +77,16 @@ class WindowPolicy(Protocol):
         """This time passed between a rejection and the start of the draft's new window."""
         ...
 
+    def observe_transit(self, ms: float) -> None:
+        """This time passed between the end of a window that the target was waiting for and its pass."""
+        ...
+
     def observe_coordination(self, ms: float) -> None:
-        """The target lost this time before the pass over a window, beyond the draft's computing time."""
+        """The target lost this time before a pass that had to wait for nothing."""
+        ...
+
+    def observe_pace(self, mode: TargetMode, tokens: int, ms: float) -> None:
+        """The target wrote ``tokens`` tokens in ``ms``, gaps included. ``mode``: what it did."""
         ...
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -77,6 +100,7 @@ class FixedWindow:
     """Always ``n`` tokens. After a rejection the target waits at most ``patience_ms`` for ``wait`` drafted tokens."""
 
     patient = True
+    baselined = True
 
     def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf) -> None:
         if n < 1 or not 0 <= wait <= n:
@@ -92,7 +116,13 @@ class FixedWindow:
     def observe_lag(self, ms: float) -> None:
         pass
 
+    def observe_transit(self, ms: float) -> None:
+        pass
+
     def observe_coordination(self, ms: float) -> None:
+        pass
+
+    def observe_pace(self, mode: TargetMode, tokens: int, ms: float) -> None:
         pass
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
@@ -103,10 +133,12 @@ class FixedWindow:
 
 
 class AutoWindow:
-    """The window that `best_window` finds for the running estimates, computed again when they have moved materially.
+    """The window that theory finds for the running estimates, computed again when they have moved materially.
 
-    ``gamma_max``: the largest window. ``vanilla``: draft and target take turns (plain speculative decoding), so
-    `best_vanilla_window` chooses.
+    It chooses between taking turns (`best_vanilla_window`) and working at the same time (`LoopTimes`), and says whether
+    the better one pays. Both predictions are corrected by the pace that was reached (`Pace`).
+
+    ``gamma_max``: the largest window. ``vanilla``: draft and target always take turns (plain speculative decoding).
     """
 
     patient = False
@@ -125,8 +157,13 @@ class AutoWindow:
         self._draft_ms = 0.0
         self._lag_ms = 0.0
         self._pass_ms: tuple[float, ...] = ()
+        self._step_ms: float | None = None
         self._loop = LoopTimes(*self._grid, 1.0, 1.0)
-        self._made: dict[int, WindowChoice] = {}
+        self._made: dict[int, tuple[WindowChoice, WindowChoice]] = {}
+        self._paces: dict[TargetMode, Pace] = {"turns": Pace(), "together": Pace()}
+        self._predicted: dict[TargetMode, float] = {}
+        self._turns = vanilla
+        self._pays = False
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         self.estimates.observe_pass(n_tokens, ms)
@@ -145,8 +182,25 @@ class AutoWindow:
         self.estimates.observe_lag(ms)
         self._moved |= abs(self.estimates.lag_ms - self._lag_ms) > _TIMING_CHANGE * self._draft_ms
 
+    def observe_transit(self, ms: float) -> None:
+        self.estimates.observe_transit(ms)
+        self._moved |= abs(self.estimates.lag_ms - self._lag_ms) > _TIMING_CHANGE * self._draft_ms
+
     def observe_coordination(self, ms: float) -> None:
         self.estimates.observe_coordination(ms)
+
+    def observe_pace(self, mode: TargetMode, tokens: int, ms: float) -> None:
+        if mode == "alone":
+            self.estimates.observe_step(ms / tokens)
+            self._moved |= self._step_ms is None or _differ(self.estimates.step.value, self._step_ms)
+            for pace in self._paces.values():
+                pace.fade(tokens)
+        elif self._step_ms is not None and (predicted := self._predicted.get(mode)):
+            self._paces[mode].observe(tokens, tokens * self._step_ms / predicted, ms)
+
+    @property
+    def baselined(self) -> bool:
+        return self._vanilla or self.estimates.step.count >= BASELINE_STEPS
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.estimates.observe_tested(accepted, rejected)
@@ -154,38 +208,51 @@ class AutoWindow:
     def choice(self) -> WindowChoice:
         """Look the choice up by beta. A materially changed time or a new step of beta's grid computes it again."""
         if not self.estimates.timed:
-            return WindowChoice(min(START_GAMMA, self._gamma_max))
+            return WindowChoice(min(START_GAMMA, self._gamma_max), turns=self._vanilla)
         if self._moved and self._passes >= self._look_again:
             self._moved = False
             self._look_again = self._passes + min(self._passes, _PASSES_BETWEEN)
             self._medians = self.estimates.passes.medians()
             self._draft_ms = self.estimates.draft.value
             self._lag_ms = self.estimates.lag_ms
-            curve = self.estimates.passes.curve()
-            # A pass over one token waits for no window, so it has no coordination.
-            extra_ms = self.estimates.coordination_ms
-            self._pass_ms = tuple(curve(n) + (extra_ms if n > 1 else 0.0) for n in range(1, self._gamma_max + 2))
-            self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms)
+            self._step_ms = self.estimates.step_ms
+            curve, extra_ms = self.estimates.passes.curve(), self.estimates.coordination_ms
+            self._pass_ms = tuple(curve(n) + extra_ms for n in range(1, self._gamma_max + 2))
+            self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms, self._step_ms)
             self._made.clear()
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
         if step not in self._made:
-            self._made[step] = self._best(1 - 2 ** (-step / _STEPS_PER_OCTAVE))
-        return self._made[step]
+            beta = 1 - 2 ** (-step / _STEPS_PER_OCTAVE)
+            self._made[step] = self._best_turns(beta), self._best_together(beta)
+        turns, together = self._made[step]
+        if self._vanilla:
+            return turns
+        self._predicted = {"turns": turns.speedup or 0.0, "together": together.speedup or 0.0}
+        in_turns, at_once = (self._predicted[mode] * pace.factor for mode, pace in self._paces.items())
+        self._turns = in_turns * PREFERENCE > at_once if self._turns else in_turns > PREFERENCE * at_once
+        chosen, speedup = (turns, in_turns) if self._turns else (together, at_once)
+        if self._pays:
+            needed = STILL_WORTHWHILE
+        else:
+            tried = self._paces["turns" if self._turns else "together"].known
+            needed = AGAIN_WORTHWHILE if tried else WORTHWHILE
+        self._pays = speedup >= needed
+        return chosen._replace(speedup=speedup, pays=self._pays)
 
     def _pass_time(self, n: int) -> float:
         return self._pass_ms[n - 1]
 
-    def _best(self, beta: float) -> WindowChoice:
-        if self._vanilla:
-            vanilla = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max)
-            return WindowChoice(vanilla.gamma, speedup=vanilla.speedup)
+    def _best_turns(self, beta: float) -> WindowChoice:
+        best = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max, self._lag_ms, self._step_ms)
+        return WindowChoice(best.gamma, speedup=best.speedup, turns=True)
 
+    def _best_together(self, beta: float) -> WindowChoice:
         gamma, k, speedup = self._loop.best(beta, whole_windows=True)
         patience_ms = 0.0
         if k > 0:
             by_k = self._loop.cycle_ms(beta, whole_windows=True)[gamma - 1]
             patience_ms = self._lag_ms + (k + 1) * self._draft_ms + max(0.0, float(by_k[0] - by_k[k]))
-        return WindowChoice(gamma, k, patience_ms, speedup, pays=speedup >= WORTHWHILE)
+        return WindowChoice(gamma, k, patience_ms, speedup)
 
 
 def _differ(ms: float, known: float) -> bool:

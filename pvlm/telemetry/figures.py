@@ -26,6 +26,7 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
     before = {name: getattr(stats, field) for name, field in BEFORE_DECODING.items()}
     rows = [
         ("method", stats.method),
+        ("backend", " / ".join(dict.fromkeys(filter(None, (stats.target_backend, stats.draft_backend))))),
         ("new tokens", f"{stats.new_tokens} ({number(stats.tokens_per_second, 1)} a second)"),
         ("time", _sum({**before, "decoding": stats.decode_s})),
         ("first token after", _sum({**before, "first pass": stats.time_to_first_token_s - sum(before.values())})),

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
 from pvlm.actors.actor import Actor
 from pvlm.actors.mark import Mark
 from pvlm.errors import ModelError
-from pvlm.plugins import load_plugin
 from pvlm.transports import ChannelClosed, Mailbox
+from pvlm.workers.backends import choose_backend
 from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role
+from pvlm_protocols.limits import MAX_ERROR_CHARACTERS
 from pvlm_protocols.messages import FromActor, Loading
 
 
-def make_actor(role: Role, backend: Backend, mailbox: Mailbox, mark: Mark | None = None) -> Actor:
-    """Return the actor of a role. Imports torch."""
+class LoadedModel(NamedTuple):
+    """A model, and what its worker says of it: the plug-in's facts, and which plug-in it is."""
+
+    backend: Backend
+    info: ModelInfo
+
+
+def make_actor(
+    role: Role, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None, mark: Mark | None = None
+) -> Actor:
+    """Return the actor of a role. ``info``: what it says of its model (None: the backend's own). Imports torch."""
     from pvlm.actors.draft import DraftActor
     from pvlm.actors.target import TargetActor
 
-    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, mark)
+    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, info, mark)
 
 
-def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> Backend:
-    """Load a model, and report the progress. Raises CheckpointError, and ModelError, also for a plug-in whose
-    `ModelInfo` is invalid.
+def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> LoadedModel:
+    """Load a model with the plug-in of a name, or with the one that ``auto`` chooses here, and report the progress.
+
+    Raises CheckpointError, and ModelError, also for a plug-in whose `ModelInfo` is invalid.
     """
 
     def on_progress(fraction: float) -> None:
@@ -34,9 +46,11 @@ def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], No
         except ChannelClosed:
             pass
 
-    backend: Backend = load_plugin("pvlm.backends", name).load(options, on_progress)
+    chosen = choose_backend(name, options)
+    backend = chosen.backend.load(options, on_progress)
     try:
-        msgspec.convert(msgspec.to_builtins(backend.info), ModelInfo)  # else its `Hello` would be refused
+        info = msgspec.convert(msgspec.to_builtins(backend.info), ModelInfo)  # else its `Hello` would be refused
     except msgspec.ValidationError as error:
         raise ModelError(f"backend '{name}' says of its model what cannot be: {error}") from None
-    return backend
+    reason = chosen.reason[:MAX_ERROR_CHARACTERS]
+    return LoadedModel(backend, msgspec.structs.replace(info, backend=chosen.name, backend_reason=reason))

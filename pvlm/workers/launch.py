@@ -141,8 +141,12 @@ async def launch(
                 f"the {role} '{spec.model}' was not loaded within {config.start_timeout_s:g} s (start_timeout_s)"
             ) from None
         raise
-    log.debug("worker_ready", role=role, model=spec.model, pid=hello.pid, device=hello.info.device)
-    return RunningActor(role, channel, worker, hello.info, hello.pid, mark=mark)
+    info = hello.info
+    log.info(
+        "worker_ready", role=role, model=spec.model, pid=hello.pid, device=info.device, backend=info.backend,
+        reason=info.backend_reason,
+    )  # fmt: skip
+    return RunningActor(role, channel, worker, info, hello.pid, mark=mark)
 
 
 async def greeting(
@@ -274,9 +278,9 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Worker, Mar
     def run() -> None:
         reason = "its thread has ended"
         try:
-            backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
+            backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
             try:
-                make_actor(role, backend, mailbox, mark).run()
+                make_actor(role, backend, mailbox, info, mark).run()
             finally:
                 backend.close()
         except Exception as error:

@@ -15,6 +15,7 @@ from pvlm.log import log
 from pvlm.settings.endpoints import split_endpoint
 from pvlm.transports.curve import Keys
 from pvlm.transports.zmq import CUT_AFTER_S, ZmqChannel, ZmqServer
+from pvlm.workers.backends import AUTO
 from pvlm.workers.clocks import HostClock
 from pvlm.workers.launch import RunningActor, greeting
 from pvlm.workers.process import WorkerSpec
@@ -120,7 +121,7 @@ async def _next_worker(
         raise
     log.info(
         "worker_joined", role=role, worker=channel.worker, model=hello.info.name, device=hello.info.device,
-        clock_error_s=round(clock.error_s, 6),
+        backend=hello.info.backend, reason=hello.info.backend_reason, clock_error_s=round(clock.error_s, 6),
     )  # fmt: skip
     held = set(recalled.sessions)
     return RunningActor(role, channel, worker, hello.info, hello.pid, channel.worker, clock, held, known=recalled.known)
@@ -157,7 +158,7 @@ def worker_command(role: Role, config: EngineConfig) -> str:
     model = config.target if role == "target" else config.draft_model
     backend = config.backend_of(role)
     command = ["pvlm", "worker", "--role", role, "--model", str(model), "--connect", f"tcp://{host}:{port}"]
-    if backend != "torch":
+    if backend != AUTO:
         command += ["--backend", backend]
     if config.keys is not None:
         command += ["--keys", "DIR"]

@@ -86,13 +86,13 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     mark = _mark(spec)
     mailbox = connect(spec.connect)
     try:
-        backend = load_backend(spec.backend, spec.load_options(role), mailbox.post)
+        backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
     except Exception as error:
         mailbox.post(dying(role, error))
         mailbox.close()
         return 1
     try:
-        make_actor(role, backend, mailbox, mark).run()
+        make_actor(role, backend, mailbox, info, mark).run()
     except Exception:
         return 1  # the actor has told the engine
     finally:

@@ -39,10 +39,10 @@ def serve(role: Role, spec: WorkerSpec) -> None:
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
     try:
-        backend = load_backend(spec.backend, spec.load_options(role), _ignore)
+        backend, info = load_backend(spec.backend, spec.load_options(role), _ignore)
     except Exception as error:
         raise ModelError(f"cannot load the {role} '{spec.model}': {error}") from error
-    log.info("loaded", role=role, model=spec.model, device=backend.info.device)
+    log.info("loaded", role=role, model=spec.model, device=info.device, backend=info.backend)
     pauses = Backoff(FIRST_PAUSE_S, LAST_PAUSE_S)
     actor: Actor | None = None
     try:
@@ -53,7 +53,7 @@ def serve(role: Role, spec: WorkerSpec) -> None:
                 log.warning("no_engine", endpoint=spec.connect, reason=str(error), next_try_in_s=pauses.next_s)
             else:
                 log.info("connected", endpoint=spec.connect)
-                actor = actor or make_actor(role, backend, mailbox)
+                actor = actor or make_actor(role, backend, mailbox, info)
                 if _served(actor, mailbox, pauses.next_s):
                     pauses.reset()
                 log.info("disconnected", endpoint=spec.connect, next_try_in_s=pauses.next_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -38,8 +39,9 @@ class AnyPair:
     def next_session(self) -> int:
         return 1
 
-    def vocab_size(self, role: str) -> int:
-        return 12 if role == "target" else 10
+    def info(self, role: str) -> SimpleNamespace:
+        target = role == "target"
+        return SimpleNamespace(vocab_size=12 if target else 10, backend="native" if target else "torch")
 
 
 def request(config: EngineConfig | None = None, question: str = "?", **options: Any) -> Request:

@@ -69,6 +69,7 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
     assert (stats.acceptance_rate, stats.draft_efficiency, stats.mean_accepted_length) == (2 / 3, 0.25, 2.0)
     assert (stats.windows, stats.rollbacks, stats.draft_lost, stats.draft_prefill_ms) == ((4, 4), 1, "gone", 7.0)
     assert (stats.prompt_tokens, stats.video_tokens, stats.kept_video_tokens) == (20, 16, 12)
+    assert (stats.target_backend, stats.draft_backend) == ("native", "torch")
     assert (stats.method, stats.prune, stats.seed, stats.coupling) == ("sd", "none", 3, "gumbel")
     assert stats.ignored_options == ("repetition_penalty=1.1",)
     assert ("warning", "not applied: the checkpoint's own repetition_penalty=1.1") in figures(stats)

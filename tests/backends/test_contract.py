@@ -92,20 +92,24 @@ class TestQwen3(BackendContract):
 
 
 @pytest.mark.parametrize(
-    ("family", "bound"), [("llava_onevision", "_FRAMES_AT_ONCE"), ("qwen2_5_vl", "_PATCHES_AT_ONCE")]
+    ("family", "bound"),
+    [("llava_onevision", "_FRAMES_AT_ONCE"), ("qwen2_5_vl", "_PATCHES_AT_ONCE"), ("qwen3_vl", "_PATCHES_AT_ONCE")],
 )
 def test_the_vision_tower_can_be_ended_before_each_group_of_frames(
     family: str,
     bound: str,
     load_backend: Callable[[str, str], Backend],
     qwen: Callable[[str], Backend],
+    qwen3: Callable[[str], Backend],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Here a group is a frame, or a pair of frames."""
     monkeypatch.setattr(f"pvlm_backends.families.{family}.tower.{bound}", 1)
-    llava = family == "llava_onevision"
-    backend = load_backend("torch", "tied") if llava else qwen("torch")
-    side = IMAGE_SIZE if llava else 3 * TOKEN_SIDE
+    backend, side = {
+        "llava_onevision": lambda: (load_backend("torch", "tied"), IMAGE_SIZE),
+        "qwen2_5_vl": lambda: (qwen("torch"), 3 * TOKEN_SIDE),
+        "qwen3_vl": lambda: (qwen3("torch"), 3 * QWEN3_TOKEN_SIDE),
+    }[family]()
     groups: list[None] = []
 
     def cancel_in_the_third() -> None:

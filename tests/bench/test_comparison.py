@@ -123,6 +123,37 @@ async def test_other_tokens_are_noticed(script: Script) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_lossy_method_is_compared_by_time_per_token(script: Script) -> None:
+    """Its target sees a part of the video: here it writes two tokens more, of which the first is another one."""
+    script.decode_s |= {"pruned-none": 0.8, "pruned-uv-10": 0.8}
+    script.tokens |= {"pruned-uv-10": (1, 9, 3, 4, 5), "pruned-uv-50": (1, 2, 3)}
+    rows = await measured(["pruned-uv", "ar-all-cores"])
+    tenth, half = rows["pruned-uv-10"], rows["pruned-uv-50"]
+    assert (tenth.lossy, tenth.same_tokens, tenth.exact_answers) == (True, True, 0.0)
+    assert tenth.agreement == pytest.approx(2 / 5)
+    assert tenth.decode_s == pytest.approx(0.4)  # four passes took 0.8 s, and the whole answer has two
+    assert tenth.speedup_vs_ar == pytest.approx(2.0)
+    assert tenth.speedup_vs_ar_all_cores is None
+    assert (half.agreement, half.exact_answers) == (1.0, 1.0)
+    assert not rows["pruned-none"].lossy
+    assert rows["pruned-none"].speedup_vs_ar == pytest.approx(1.25)
+
+
+@pytest.mark.anyio
+async def test_a_lossy_method_gives_the_same_answer_in_every_round(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = script.answer
+
+    async def restless(contender: Contender, clip: Clip) -> Measurement:
+        script.tokens["pruned-uv-10"] = (len(script.asked),)
+        return await answer(contender, clip)
+
+    monkeypatch.setattr(script, "answer", restless)
+    assert not (await measured(["pruned-uv"]))["pruned-uv-10"].same_tokens
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"max_tokens": 1}, {"clips": []}])
 async def test_an_invalid_run(wrong: dict[str, Any]) -> None:
     given: dict[str, Any] = {"clips": [CLIP], **wrong}

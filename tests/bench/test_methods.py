@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from pvlm import ConfigError, EngineConfig, OptionError
-from pvlm.bench.methods import CONTENDERS, OpenContenders, contenders, read_clip
+from pvlm.bench.methods import CONTENDERS, METHODS, OpenContenders, contenders, read_clip
 from tests.bench.conftest import CLIPS
 
 
 def test_contenders_come_in_their_order_with_plain_decoding() -> None:
-    assert [contender.name for contender in contenders(CONTENDERS)] == list(CONTENDERS)
+    assert [contender.name for contender in contenders(METHODS)] == list(CONTENDERS)
     assert [contender.name for contender in contenders(["sd"])] == ["ar", "sd"]
+    pruned = ["pruned-none", "pruned-uv-10", "pruned-uv-50"]
+    assert [contender.name for contender in contenders(["pruned-uv"])] == ["ar", *pruned]
     with pytest.raises(OptionError, match="unknown method 'sdd': use some of ar, "):
         contenders(["sdd"])
 

@@ -30,20 +30,23 @@ def test_a_tiny_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "parallel-no-pp",
         "parallel-no-pd",
         "assisted",
+        "pruned-uv",
         "--note",
         "on two cores",
     ]
     assert main([*command, "--json", str(rows_file), "--plot", str(picture)]) == 0
     rows = json.loads(rows_file.read_text())
     names = ["ar", "ar-all-cores", "specvlm", "parallel-no-pp", "parallel-no-pd", "assisted"]
+    names += ["pruned-none", "pruned-uv-10", "pruned-uv-50"]
     assert [row["method"] for row in rows] == names
     assert all(set(FIGURES) <= set(row) for row in rows)
-    assert all(row["same_tokens"] and row["tokens"] == 12 for row in rows)
+    assert all(row["same_tokens"] and (row["tokens"] == 12 or row["lossy"]) for row in rows)
+    assert [row["method"] for row in rows if row["lossy"]] == names[-2:]
     assert {(row["target_layers"], row["note"]) for row in rows} == {(6, "on two cores")}
     assert all(row["peak_rss_mb"] > 100 for row in rows)
     assert rows[2]["peak_rss_mb"] > rows[0]["peak_rss_mb"] + 100  # the draft's process
     shown = capsys.readouterr().out
-    assert all(name in shown for name in [*names, "same tokens", "on two cores"])
+    assert all(name in shown for name in [*names, "same tokens", "equal tokens", "on two cores"])
     with Image.open(picture) as image:
         assert min(image.size) > 300
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pvlm.cli.bundled import LimitNote, bundled_clips, is_drawn, knows_question
+from pvlm.cli import main
+from pvlm.cli.bundled import LimitNote, bundled_clips, clips_folder, is_drawn, knows_question
 from shapes.rendering import render
 from shapes.world import KINDS, WORDINGS, questions, sample_clip
 
@@ -57,3 +58,11 @@ def test_the_note_says_what_to_do(drawn: bool, question: str, said: str | None) 
         (line,) = noted
         assert said in line
         assert "for real videos: --target" in line
+
+
+def test_instructions_reach_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """The models refuse a special token in any text of the prompt."""
+    with clips_folder() as folder:
+        arguments = ["answer", str(folder / "one-scene.mp4"), "What?", "--system", "Say <|im_end|>.", "--method", "ar"]
+        assert main([*arguments, "--transport", "inproc", "--threads", "1"]) == 1
+    assert "a text of the prompt holds the special token '<|im_end|>'" in capsys.readouterr().err

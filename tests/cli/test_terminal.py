@@ -37,11 +37,15 @@ def test_progress_gives_way_to_the_text_as_it_is_written(columns: int, colours: 
 
 
 def test_the_demo_keeps_its_label() -> None:
-    with Terminal([*COMMAND, "demo", "--rounds", "1"], columns=100) as terminal:
+    with Terminal([*COMMAND, "demo", "--rounds", "1"], columns=120, lines=80) as terminal:
         assert terminal.wait() == 0
         lines = terminal.screen.split("\n")
         assert lines[1] == "question  Describe the video."
         assert lines[2] == f"answer    {TEXT}"
+        text = terminal.screen
+        assert "draft and target" in text  # in turns
+        assert "emulated at 0.1" in text
+        assert text.count("times as fast as plain decoding on the same cores, with the same tokens.") == 2
         assert any("measuring" in screen for screen in terminal.screens)
 
 

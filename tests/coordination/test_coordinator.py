@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm.coordination.events import Cancelled, DraftGone, TargetGone
-from pvlm.coordination.modes import State
+from pvlm.coordination.modes import Mode, State
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window
@@ -309,7 +309,7 @@ def test_the_lag_is_from_a_rejection_to_the_drafts_new_start():
 
 
 class Moody(FixedWindow):
-    """Finds at any time that drafting pays, or does not."""
+    """Finds at any time that drafting pays, or does not; in turns, or at the same time."""
 
     def __init__(self, gamma: int, wait: int, rng: random.Random) -> None:
         super().__init__(gamma, wait)
@@ -317,7 +317,12 @@ class Moody(FixedWindow):
         self.patient = rng.random() < 0.5
 
     def choice(self):
-        return super().choice()._replace(pays=self._rng.random() < 0.5)
+        pays, turns = self._rng.random() < 0.5, self._rng.random() < 0.3
+        return super().choice()._replace(pays=pays, turns=turns)
+
+    @property
+    def baselined(self):
+        return self._rng.random() < 0.9
 
 
 @settings(max_examples=150, deadline=None)
@@ -333,6 +338,38 @@ def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamm
     )
     harness.coordinator.rest.tokens = rest
     assert harness.play(any_order(rng)) == target.greedy(60)
+
+
+def test_draft_and_target_begin_to_take_turns_within_an_answer():
+    """The target verifies and adds a token, and the draft waits for it; later both work at the same time again."""
+
+    class Turning(FixedWindow):
+        verdicts = 0
+
+        def observe_tested(self, accepted: int, rejected: int) -> None:
+            self.verdicts += 1
+
+        def choice(self):
+            return super().choice()._replace(turns=2 <= self.verdicts < 6)
+
+    target = ToyBackend(seed=3, end_logit=-100)
+    harness = Harness(
+        target=target,
+        draft=ToyBackend(seed=3, end_logit=-100),
+        policy=Turning(4),
+        sampling=sampling(max_tokens=80),
+    )
+    modes = []
+    in_turn = itertools.cycle(["hear target", "hear draft", "run target", "run draft"])
+
+    def next_move(moves):
+        modes.append(harness.coordinator.mode)
+        return next(move for move in in_turn if move in moves)
+
+    assert harness.play(next_move) == target.greedy(80)
+    assert [mode for mode, _ in itertools.groupby(modes)] == [Mode.TOGETHER, Mode.TURNS, Mode.TOGETHER]
+    assert harness.coordinator.counts.rejected_tokens == 0
+    assert 5 in harness.coordinator.counts.target_pass_tokens, "a pass over a window and the pending token before it"
 
 
 class Hopeless(FixedWindow):

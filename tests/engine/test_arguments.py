@@ -78,6 +78,27 @@ def taken_or_refused(make: Callable[[], object]) -> None:
     assert 10 < len(said) < 5000
 
 
+PARTS = st.one_of(
+    SCALARS,
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "video", "image"])}, optional={"text": SCALARS}),
+    st.sampled_from(["text", "video", "image"]).flatmap(lambda kind: st.just({"type": kind, kind: Nasty()})),
+)
+MESSAGES = st.one_of(
+    SCALARS,
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant"]) | SCALARS},
+        optional={"content": st.lists(PARTS, max_size=3) | SCALARS, "name": SCALARS},
+    ),
+)
+
+
+@settings(max_examples=100)
+@given(messages=st.lists(MESSAGES, max_size=3) | SCALARS)
+def test_any_messages(messages: Any) -> None:
+    if messages is not None:
+        taken_or_refused(lambda: Engine.create(TOY).stream(messages=messages))
+
+
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), ANYTHING, max_size=4))
 @settings(max_examples=80)
 def test_settings_and_options_are_taken_or_refused(values: dict[str, Any]) -> None:

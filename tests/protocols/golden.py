@@ -36,10 +36,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8schedule\x82"
         b"\xa4mode\xa5turns"
         b"\xafoverlap_prefill\xc2"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
         b"\xa6shares\xc2"
@@ -49,10 +50,11 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7session\x07"
         b"\xa9committed\x92\x05\xcd\x01,"
         b"\xa5epoch\x02"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "Close": (
         b"\x82\xa4type\xa5Close"
@@ -98,28 +100,31 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5epoch\x02"
         b"\xa4keep\x03"
         b"\xa6tokens\x92\x05\x06"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "Advance": (
         b"\x85\xa4type\xa7Advance"
         b"\xa7session\x07"
         b"\xa5epoch\x02"
         b"\xa6length\x05"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "SetWindow": (
         b"\x83\xa4type\xa9SetWindow"
         b"\xa7session\x07"
-        b"\xa6window\x83"
+        b"\xa6window\x84"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa5ahead\xc2"
     ),
     "Ping": (
         b"\x82\xa4type\xa4Ping"
@@ -134,7 +139,7 @@ GOLDEN: dict[str, bytes] = {
         b"\x85\xa4type\xa5Hello"
         b"\xa7version\x01"
         b"\xa4role\xa5draft"
-        b"\xa4info\x8b"
+        b"\xa4info\x8d"
         b"\xa4name\xa1m"
         b"\xa6family\xa1f"
         b"\xaavocab_size\xcd\x03\x00"
@@ -146,6 +151,8 @@ GOLDEN: dict[str, bytes] = {
         b"\xaaparameters\xcd\x03\xe8"
         b"\xa5dtype\xa7float32"
         b"\xa6device\xa3cpu"
+        b"\xa7backend\xa5torch"
+        b"\xaebackend_reason\xa1r"
         b"\xa3pidc"
     ),
     "Loading": (

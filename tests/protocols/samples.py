@@ -48,7 +48,7 @@ TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
 FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)
 ALL_TYPES = tuple(dict.fromkeys(TO_ACTOR + FROM_ACTOR))
 
-_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5)
+_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5, ahead=False)
 
 SAMPLES: tuple[Message, ...] = (
     Open(
@@ -123,6 +123,8 @@ SAMPLES: tuple[Message, ...] = (
             parameters=1000,
             dtype="float32",
             device="cpu",
+            backend="torch",
+            backend_reason="r",
         ),
         pid=99,
     ),

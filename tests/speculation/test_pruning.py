@@ -181,6 +181,17 @@ def test_novelty_is_what_was_not_there_a_frame_before() -> None:
     assert torch.allclose(temporal_novelty(scaled), temporal_novelty(states))
 
 
+def test_novelty_begins_anew_with_each_video() -> None:
+    """Videos have moments of different sizes; an image is one moment."""
+    row = torch.eye(4)
+    video = torch.cat([row[:2], row[:2], row[:3], row[:3]])
+    states = ends(torch.stack([video, video]), torch.ones(2, 1, 4))
+    states = dataclasses.replace(states, runs=((2, 2), (1, 3), (1, 3)))
+    assert temporal_novelty(states).tolist() == [1, 1, 0, 0, *[1] * 6]
+    mask = NoveltyPruner().select(10, 4, states, 0)
+    assert int(mask.sum()) == 4
+
+
 def test_novelty_keeps_changes_and_spreads_the_rest() -> None:
     # 12 of the 60 tokens are new, 10 of them in the first frame: 60% of the mass are the first 8 of these.
     states = still_video(6, 10, {(2, 4): 1, (5, 9): 2})

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pvlm.speculation.estimates import HISTORY, AcceptanceEstimate, Estimates, PassTimeEstimate, RunningMedian
 from pvlm.speculation.theory import BestWindow, LoopTimes, MeasuredCurve, best_window, loop_speedup
 from pvlm.speculation.windows import START_GAMMA, AutoWindow, FixedWindow, WindowChoice, WindowPolicy
+from pvlm_protocols.messages import TargetMode
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60))
@@ -246,6 +247,100 @@ def test_a_draft_that_starts_late_is_given_more_time_and_expected_to_gain_less()
     assert delayed.patience_ms > in_time.patience_ms + 5
     assert delayed.speedup < in_time.speedup
     assert not never.pays
+
+
+def stepped(policy: AutoWindow, ms: float, tokens: int = 8) -> None:
+    for _ in range(tokens):
+        policy.observe_pace("alone", 1, ms)
+
+
+def test_plain_decoding_is_timed_before_drafting_is_compared_with_it() -> None:
+    """With all that lies between its passes: a step of 15 ms, of which the pass takes 10."""
+    policy = AutoWindow(16)
+    assert not policy.baselined
+    stepped(policy, 15.0)
+    assert policy.baselined
+    with_gaps = fed(policy, 0.8, 10.0, 4.0).speedup
+    without = fed(AutoWindow(16), 0.8, 10.0, 4.0).speedup
+    assert with_gaps is not None
+    assert without is not None
+    assert with_gaps == pytest.approx(1.5 * without, rel=0.05)
+    assert FixedWindow(4).baselined
+    assert AutoWindow(16, vanilla=True).baselined
+
+
+def test_windows_that_arrive_late_gain_less() -> None:
+    prompt, late = AutoWindow(16), AutoWindow(16)
+    for _ in range(8):
+        late.observe_transit(6.0)
+    assert fed(late, 0.8, 20.0, 2.0).speedup < fed(prompt, 0.8, 20.0, 2.0).speedup  # type: ignore[operator]
+
+
+def paced(policy: AutoWindow, mode: TargetMode, share: float, tokens: int) -> WindowChoice:
+    """After so many tokens in a mode at a share of the predicted speed; a step alone takes 20 ms."""
+    for _ in range(tokens // 4):
+        predicted = policy._predicted[mode]
+        policy.observe_pace(mode, 4, 4 * 20.0 / predicted / share)
+    return policy.choice()
+
+
+def test_the_pace_decides_and_not_the_prediction_alone() -> None:
+    """Predicted is a speed-up. What was reached is less than plain decoding: the draft rests, and is tried again when
+    the measurement is old.
+    """
+    policy = AutoWindow(16)
+    stepped(policy, 20.0)
+    hopeful = fed(policy, 0.8, 20.0, 4.0)
+    assert hopeful.pays
+    assert hopeful.speedup is not None
+    for mode in ("together", "turns"):
+        choice = paced(policy, mode, 0.7 / hopeful.speedup, 256)
+    assert not choice.pays
+    stepped(policy, 20.0, tokens=64)
+    assert not policy.choice().pays
+    stepped(policy, 20.0, tokens=4000)
+    assert policy.choice().pays
+
+
+def test_what_did_not_pay_has_to_promise_more_to_be_tried_again() -> None:
+    """So a pair at the edge does not come and go: each return costs a window or two."""
+    policy, fresh = AutoWindow(16), AutoWindow(16)
+    for one in (policy, fresh):
+        stepped(one, 20.0)
+        fed(one, 0.5, 20.0, 12.0)
+    edge = fresh.choice()
+    assert edge.speedup is not None
+    assert 1.02 < edge.speedup < 1.1
+    assert edge.pays
+    assert not paced(policy, "together", 0.8, 64).pays
+    stepped(policy, 20.0, tokens=2400)
+    again = policy.choice()
+    assert again.speedup is not None
+    assert again.speedup > 1.02
+    assert not again.pays
+
+
+def test_an_interruption_is_no_evidence() -> None:
+    policy = AutoWindow(16)
+    stepped(policy, 20.0)
+    assert fed(policy, 0.9, 20.0, 2.0).pays
+    paced(policy, "together", 1.0, 32)
+    policy.observe_pace("together", 4, 60_000.0)
+    assert policy.choice().pays
+
+
+def test_it_takes_turns_where_that_is_faster() -> None:
+    """Predicted about as fast. Two models at work at the same time are slower than predicted here, as where they share
+    a memory.
+    """
+    policy = AutoWindow(16)
+    stepped(policy, 20.0)
+    assert not fed(policy, 0.9, 20.0, 0.5).turns
+    assert paced(policy, "together", 0.6, 64).turns
+    settled = paced(policy, "turns", 1.0, 64)
+    assert settled.turns
+    assert settled.pays
+    assert paced(policy, "turns", 0.3, 64).turns is False
 
 
 def test_vanilla_windows_are_shorter() -> None:

@@ -14,7 +14,7 @@ from pvlm.config import bundled
 from pvlm.trace import Trace
 from pvlm.trace.sheet import FRAME_WIDTH, GAP, HEADER, MARGIN
 from tests.support.toy import ToyProcessor
-from tests.trace.conftest import FRAMES, traced
+from tests.trace.conftest import FRAMES, TOY, traced
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +46,20 @@ async def test_kept_tokens_are_shown_and_dropped_ones_dimmed_in_the_processor_s_
     found = kept(await sheet(tmp_path, prune="uniform", prune_ratio=0.75), (2, 2))
     # Of 16 tokens every fourth stays, beginning with the third.
     assert np.flatnonzero(found).tolist() == [2, 6, 10, 14]
+
+
+async def test_several_videos_follow_one_another(tmp_path: Path) -> None:
+    """The mask is of all of them."""
+    trace = Trace()
+    content = [{"type": "video", "video": FRAMES[:1]}, {"type": "text", "text": "or"}]
+    content += [{"type": "video", "video": FRAMES[1:]}, {"type": "text", "text": "What?"}]
+    async with Engine.create(**TOY) as engine:
+        await engine.answer(
+            messages=[{"role": "user", "content": content}], trace=trace, prune="uniform", prune_ratio=0.75
+        )
+    trace.write(tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "frames.png").convert("RGB"))
+    assert np.flatnonzero(kept(picture, (2, 2))).tolist() == [2, 6, 10, 14]
 
 
 async def test_frames_that_share_tokens_show_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ async def test_workers_show_what_they_are_and_leave_nothing(transport: str) -> N
         for role, process in found.items():
             line = " ".join(process.cmdline())
             assert f"pvlm worker --role {role} --model " in line
-            assert f"/{role} --backend torch --connect {transport}://" in line
+            assert f"/{role} --backend auto --connect {transport}://" in line
             assert process.ppid() == os.getpid()
         assert list(Path(tempfile.gettempdir()).iterdir()) == []
         answer = await engine.answer(FRAMES, "What happens?", max_tokens=5, ignore_eos=True)
@@ -110,7 +110,7 @@ async def test_a_worker_that_dies_while_it_loads_is_an_error_that_says_how() -> 
             (await until(lambda: workers().get("target"))).kill()
 
         tasks.start_soon(kill)
-        with pytest.raises(PvlmError, match="target worker for .* ended while it loaded: killed by signal 9"):
+        with pytest.raises(PvlmError, match="target worker for .* was lost while it loaded: killed by signal 9"):
             async with Engine.create(method="ar"):
                 raise AssertionError
     assert children() == []

@@ -119,8 +119,10 @@ def _check_cache(folder: Path, config: Any) -> None:
         )
 
 
-def _check_quantisation(folder: Path, settings: Mapping[str, Any]) -> None:
+def _check_quantisation(folder: Path, settings: Any) -> None:
     """Raise CheckpointError for a method that transformers does not know: it would take the weights for plain ones."""
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{folder}/config.json: quantization_config is {settings!r}, not an object")
     method = settings.get("quant_method")
     if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):  # as old files have it
         method = "bitsandbytes"

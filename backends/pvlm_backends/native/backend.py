@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..raw.backend import TorchBackend
+from pvlm_protocols.backend import BackendError, LoadOptions
+
+from ..raw.backend import TorchBackend, describe
 
 if TYPE_CHECKING:
     from ..raw.decoder import Decoder
@@ -15,6 +17,18 @@ class NativeBackend(TorchBackend):
 
     The first load compiles them, which takes some seconds and a C compiler.
     """
+
+    @classmethod
+    def unavailable(cls, options: LoadOptions) -> str:
+        """See `pvlm_protocols.backend.Conditional`. Compiles the kernels where that has not been done."""
+        from .decoder import check_support
+
+        described = describe(options)
+        try:
+            check_support(described.config.decoder, described.dtype, described.devices)
+        except BackendError as error:
+            return str(error)
+        return ""
 
     @staticmethod
     def _decoder_class() -> type[Decoder]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import byref
+from ctypes import CDLL, byref
 from functools import partial
 
 import torch
@@ -22,38 +22,43 @@ from .linear import PanelLinear
 _LANES = 8
 
 
+def check_support(config: DecoderConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> CDLL:
+    """Return the kernels for a decoder, built if need be.
+
+    Raises BackendError as `library.kernels` does, and for a dtype, a device or dimensions that they do not support.
+    """
+    if dtype != torch.float32 or [device.type for device in devices] != ["cpu"]:
+        placed = ",".join(map(str, devices))
+        raise BackendError(
+            f"the backend 'native' computes in float32 on the CPU, not in {dtype} on {placed}; take the backend 'torch'"
+        )
+    if config.qk_norm:
+        raise BackendError(
+            "the backend 'native' has no kernels for decoders that normalise queries and keys; take the backend 'torch'"
+        )
+    for name, size in (
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.intermediate_size),
+        ("head dimension", config.head_dim),
+    ):
+        if size % _LANES:
+            raise BackendError(
+                f"the backend 'native' is made for multiples of {_LANES}, and the decoder's {name} is {size}; "
+                "take the backend 'torch'"
+            )
+    return kernels()
+
+
 class NativeDecoder(Decoder):
     """A `Decoder` in float32 on the CPU; a pass after the prompt is a call or two of compiled code.
 
-    A token's logits have the same bits in passes of any length. Raises BackendError as `library.kernels` does, and for
-    dimensions that the kernels do not support.
+    A token's logits have the same bits in passes of any length. Raises BackendError as `check_support` does.
     """
 
     def __init__(
         self, config: DecoderConfig, weights: WeightSource, dtype: torch.dtype, devices: Sequence[torch.device]
     ) -> None:
-        if dtype != torch.float32 or [device.type for device in devices] != ["cpu"]:
-            placed = ",".join(map(str, devices))
-            raise BackendError(
-                f"the backend 'native' computes in float32 on the CPU, not in {dtype} on {placed}; "
-                "take the backend 'torch'"
-            )
-        if config.qk_norm:
-            raise BackendError(
-                "the backend 'native' has no kernels for decoders that normalise queries and keys; "
-                "take the backend 'torch'"
-            )
-        for name, size in (
-            ("hidden_size", config.hidden_size),
-            ("intermediate_size", config.intermediate_size),
-            ("head dimension", config.head_dim),
-        ):
-            if size % _LANES:
-                raise BackendError(
-                    f"the backend 'native' is made for multiples of {_LANES}, and the decoder's {name} is {size}; "
-                    "take the backend 'torch'"
-                )
-        self._kernels = kernels()
+        self._kernels = check_support(config, dtype, devices)
         super().__init__(config, weights, dtype, devices, partial(PanelLinear, blocks=Blocks()))
         self._scratch = torch.empty(0)
         self._structure = self._describe()

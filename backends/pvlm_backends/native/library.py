@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,8 +26,10 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 # it by the number of tokens.
 _FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-fno-fast-math", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 _COMPILER = "CC"
+_COMPILERS = ("cc", "gcc", "clang")
 _SECONDS = 120
 _INSTEAD = f"take the backend 'torch', or another compiler by the environment variable {_COMPILER}"
+_MISSING_OPENMP = re.compile(r"-lg?omp\b|omp\.h|-fopenmp")
 
 
 class Matrix(Structure):
@@ -125,7 +128,17 @@ def kernels() -> CDLL:
 
 
 def _build() -> Path:
-    command = _compiler()
+    """The library, by the first compiler that can build it. Raises the first one's BackendError if none can."""
+    failed: list[BackendError] = []
+    for command in _compilers():
+        try:
+            return _build_by(command)
+        except BackendError as error:
+            failed.append(error)
+    raise failed[0]
+
+
+def _build_by(command: list[str]) -> Path:
     # The name depends on all inputs, so that another version of pvlm or of the compiler makes another file.
     sources = (path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]")))
     recipe = "\0".join((*sources, *command, *_FLAGS, _run([*command, "--version"])))
@@ -193,9 +206,11 @@ def _is_whole(library: Path) -> bool:
     return hashlib.sha256(kept[:-size]).digest() == kept[-size:]
 
 
-def _compiler() -> list[str]:
+def _compilers() -> list[list[str]]:
+    """The commands of the compilers that are installed, at least one; only the named one, if one is named."""
     named = os.environ.get(_COMPILER)
-    for command in [named] if named else ["cc", "gcc", "clang"]:
+    found = []
+    for command in [named] if named else _COMPILERS:
         try:
             words = shlex.split(command)
         except ValueError as error:
@@ -203,9 +218,11 @@ def _compiler() -> list[str]:
                 f"the environment variable {_COMPILER} is {command!r}: {error}; name a compiler there, or nothing"
             ) from None
         if words and shutil.which(words[0]):
-            return words
+            found.append(words)
+    if found:
+        return found
     raise BackendError(
-        f"the backend 'native' compiles its kernels and finds no C compiler ({named or 'cc, gcc, clang'}): "
+        f"the backend 'native' compiles its kernels and finds no C compiler ({named or ', '.join(_COMPILERS)}): "
         f"install one, name it in the environment variable {_COMPILER}, or take the backend 'torch'"
     )
 
@@ -219,7 +236,9 @@ def _run(command: list[str]) -> str:
         raise BackendError(f"'{shlex.join(command)}' takes longer than {_SECONDS} s; {_INSTEAD}") from None
     if done.returncode:
         said = (done.stderr.strip() or "nothing").splitlines()
+        missing = "install its OpenMP library (for clang libomp), " if _MISSING_OPENMP.search(done.stderr) else ""
         raise BackendError(
-            f"the kernels of the backend 'native' do not compile: '{shlex.join(command)}' says {said[0]!r}; {_INSTEAD}"
+            f"the kernels of the backend 'native' do not compile: '{shlex.join(command)}' says {said[0]!r}; "
+            f"{missing}{_INSTEAD}"
         )
     return done.stdout

@@ -102,7 +102,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may add a text and a list, or divide by zero
             raise PromptError(f"the chat template failed on this prompt: {error}") from error
 
 

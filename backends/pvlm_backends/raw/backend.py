@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, ModelInfo, Processor, Prompt, Session
 
 if TYPE_CHECKING:
     import torch
 
-    from ..families import VideoTower
+    from ..families import Family, VideoTower
+    from ..families.config import ModelConfig
     from ..processing import VideoProcessor
     from .decoder import Decoder
     from .session import TorchSession
@@ -106,29 +107,14 @@ class TorchBackend:
         import torch
 
         from ..checkpoint import Checkpoint
-        from ..families import find_family
-        from ..options import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
-        from ..processing.files import locate_checkpoint, read_settings
         from .random_weights import RandomWeights
 
-        check_extra_options(options, (RANDOM_WEIGHTS,))
-        devices = choose_devices(options)
-        random = bool(options.extra.get(RANDOM_WEIGHTS))
-        folder = Path(options.model) if random else locate_checkpoint(options.model)
-        settings = read_settings(folder, "config.json")
-        if settings.get("quantization_config") is not None:
-            raise CheckpointError(
-                f"{folder}/config.json: quantization_config: this backend reads no quantised weights; "
-                "take the backend 'hf'"
-            )
-        family = find_family(folder, settings)
-        config = family.read_config(folder, settings)
-        dtype = choose_dtype(options, devices[0], config.dtype)
+        folder, settings, family, config, dtype, devices = describe(options)
         processor = family.processor(folder, settings)
         with torch.inference_mode():
             weights = (
                 RandomWeights(config.decoder, dtype, devices[0])
-                if random
+                if _random_weights(options)
                 else Checkpoint(folder, family.weight_prefixes, dtype, devices[0], on_progress)
             )
             decoder = cls._decoder_class()(config.decoder, weights, dtype, devices)
@@ -155,3 +141,42 @@ class TorchBackend:
         from .decoder import Decoder
 
         return Decoder
+
+
+class Described(NamedTuple):
+    """A checkpoint's description, and where and in which dtype the options want the model."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    family: Family[Any]
+    config: ModelConfig[Any]
+    dtype: torch.dtype
+    devices: tuple[torch.device, ...]
+
+
+def describe(options: LoadOptions) -> Described:
+    """Read a checkpoint's config.json, and no weights. Sets torch's number of threads as `choose_devices` does.
+
+    Raises CheckpointError, and BackendError for an unknown option.
+    """
+    from ..families import find_family
+    from ..options import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
+    from ..processing.files import locate_checkpoint, read_settings
+
+    check_extra_options(options, (RANDOM_WEIGHTS,))
+    devices = choose_devices(options)
+    folder = Path(options.model) if _random_weights(options) else locate_checkpoint(options.model)
+    settings = read_settings(folder, "config.json")
+    if settings.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{folder}/config.json: quantization_config: this backend reads no quantised weights; take the backend 'hf'"
+        )
+    family = find_family(folder, settings)
+    config = family.read_config(folder, settings)
+    return Described(folder, settings, family, config, choose_dtype(options, devices[0], config.dtype), devices)
+
+
+def _random_weights(options: LoadOptions) -> bool:
+    from ..options import RANDOM_WEIGHTS
+
+    return bool(options.extra.get(RANDOM_WEIGHTS))

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
     from rich.table import Table
 
     from pvlm.bench.comparison import MethodRow
 
 BUNDLED_CLIPS = ("two-scenes.mp4", "four-scenes.mp4")
 PEER = "#8a8a8a"
+LOSSY = "#d9a441"
 
 
 def register(group: typer.Typer) -> None:
@@ -63,12 +65,12 @@ def methods(
     Exit status 1 if an answer's tokens are not those of plain decoding.
     """
     from pvlm.bench.comparison import measure_methods
-    from pvlm.bench.methods import CONTENDERS, contenders, read_clip
+    from pvlm.bench.methods import METHODS, contenders, read_clip
     from pvlm.cli.bundled import clips_folder
     from pvlm.config import engine_config
 
     check_plot(measurement.plot)
-    compared = contenders(chosen(names, CONTENDERS))
+    compared = contenders(chosen(names, METHODS))
     config = engine_config(
         settings(models, places, pruning, view, reading), **({} if window is None else {"window": window})
     )
@@ -88,9 +90,12 @@ def methods(
         )
 
     rows = run_measurement(measure, output)
+    tables: list[RenderableType] = [_speed_table(rows), "", _figures_table(rows), ""]
+    if any(row.lossy for row in rows):
+        tables += [_lossy_table(rows), ""]
     return report(
         rows,
-        [_speed_table(rows), "", _figures_table(rows), ""],
+        tables,
         json=measurement.json,
         plot=measurement.plot,
         lines=conclusions(rows),
@@ -104,6 +109,7 @@ def methods(
 
 def _speed_table(rows: Sequence[MethodRow]) -> Table:
     first = rows[0]
+    rows = [row for row in rows if not row.lossy]
     return table_of(
         f"speed-up over plain decoding, {first.clips} clips, {first.tokens} tokens, medians of {first.rounds} rounds",
         rows,
@@ -119,10 +125,28 @@ def _speed_table(rows: Sequence[MethodRow]) -> Table:
     )
 
 
+def _lossy_table(rows: Sequence[MethodRow]) -> Table:
+    """The methods whose target sees a part of the video."""
+    from pvlm.bench.methods import WHOLE
+
+    return table_of(
+        f"a target that sees a part of the video: another answer (speed-up over {WHOLE})",
+        [row for row in rows if row.lossy],
+        {
+            "method": lambda row: row.method,
+            "decoding": lambda row: _times(row.speedup_vs_ar),
+            "end to end": lambda row: _times(row.end_to_end_vs_ar),
+            "prefill": lambda row: number(row.prefill_s, 3),
+            "equal tokens": lambda row: f"{row.agreement:.0%}",
+            "exact": lambda row: f"{row.exact_answers:.0%}",
+        },
+    )
+
+
 def _figures_table(rows: Sequence[MethodRow]) -> Table:
     return table_of(
         "a mean answer, times in seconds",
-        rows,
+        [row for row in rows if not row.lossy],
         {
             "method": lambda row: row.method,
             "tokens/s": lambda row: number(row.tokens_per_second, 0),
@@ -139,13 +163,14 @@ def _figures_table(rows: Sequence[MethodRow]) -> Table:
 
 def conclusions(rows: Sequence[MethodRow]) -> list[str]:
     """Lines about method parallel, and about the meaning of the columns."""
-    from pvlm.bench.methods import CONTENDERS
+    from pvlm.bench.methods import CONTENDERS, WHOLE
 
     by_name = {row.method: row for row in rows}
     lines = []
     if (own := by_name.get("parallel")) is not None:
         lines.append(_against_plain(own))
-        others = [row for row in rows if row.method not in ("ar", "ar-all-cores") and not _is_ours(row)]
+        plain = ("ar", "ar-all-cores", WHOLE)
+        others = [row for row in rows if row.method not in plain and not row.lossy and not _is_ours(row)]
         if others:
             faster = ", ".join(f"{row.method} {own.speedup_vs_ar / row.speedup_vs_ar:.2f}×" for row in others)
             lines.append(f"parallel decodes faster than {faster}")
@@ -167,6 +192,11 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
         "peak MB: resident while answering, with weights, over the method's processes (transformers: one process with "
         "both models)"
     )
+    if any(row.lossy for row in rows):
+        lines.append(
+            "equal tokens: share of the tokens that equal those of plain decoding with the whole video, by position; "
+            f"exact: share of the answers that equal it throughout; speed-ups over {WHOLE}, at the length of its answer"
+        )
     lines += [f"{row.method}: {CONTENDERS[row.method].meaning}" for row in rows]
     return lines
 
@@ -199,7 +229,8 @@ def _symbols(rows: Sequence[MethodRow]) -> list[str]:
         f"Bars: medians of n = {first.rounds} rounds over {first.clips} clips, {first.tokens} tokens a round; thin "
         "lines: first to third quartile; dotted line: plain decoding on the target's cores (ar). "
         "◇ theory: theorem 7 (parallel) or 4 (sd, specvlm, parallel-no-pd), from this run's times and acceptance.",
-        "Blue: pvlm's parallel decoding and its ablations; orange: other methods of pvlm; grey: transformers' loops.",
+        "Blue: pvlm's parallel decoding and its ablations; orange: other methods of pvlm; grey: transformers' loops; "
+        "yellow: a target that sees a part of the video.",
     ]
 
 
@@ -230,9 +261,7 @@ def draw(rows: Sequence[MethodRow]) -> Figure:
 
 
 def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
-    from pvlm.bench.methods import CONTENDERS
-
-    colors = [PEER if CONTENDERS[row.method].loop else PARALLEL if _is_ours(row) else VANILLA for row in rows]
+    colors = [_color(row) for row in rows]
     speeds = [row.speedup_vs_ar for row in rows]
     low = [row.speedup_vs_ar - row.speedup_vs_ar_quartiles[0] for row in rows]
     high = [row.speedup_vs_ar_quartiles[1] - row.speedup_vs_ar for row in rows]
@@ -241,7 +270,7 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     for place, row in zip(places, rows, strict=True):
         inside = row.speedup_vs_ar > 0.2 * longest
         panel.annotate(
-            f"{row.speedup_vs_ar:.2f}×" + ("" if row.same_tokens else "  other tokens!"),
+            f"{row.speedup_vs_ar:.2f}×" + _remark(row),
             (0 if inside else row.speedup_vs_ar_quartiles[1], place),
             xytext=(6, 0), textcoords="offset points", va="center", color="white" if inside else INK,
             fontweight="bold" if row.method == "parallel" else "normal",
@@ -254,3 +283,17 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     panel.set_title("speed-up over plain decoding", loc="left", fontsize="medium", color=INK)
     panel.xaxis.set_major_formatter("{x:g}×")
     panel.margins(x=0.06)
+
+
+def _color(row: MethodRow) -> str:
+    from pvlm.bench.methods import CONTENDERS
+
+    if row.lossy:
+        return LOSSY
+    return PEER if CONTENDERS[row.method].loop else PARALLEL if _is_ours(row) else VANILLA
+
+
+def _remark(row: MethodRow) -> str:
+    if row.lossy:
+        return f"  {row.agreement:.0%} of the tokens"
+    return "" if row.same_tokens else "  other tokens!"

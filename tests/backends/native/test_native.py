@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -146,6 +149,22 @@ def test_what_it_does_not_do_is_refused(
         NativeBackend.load(LoadOptions(str(checkpoints("tied")), **options))  # type: ignore[arg-type]
 
 
+def compiler(path: Path, script: str) -> Path:
+    path.write_text(f"#!{shutil.which('sh')}\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It copies the library that the machine's compiler has built."""
+    folder = tmp_path_factory.mktemp("compiler")
+    library.kernels.cache_clear()
+    built = Path(library.kernels()._name)
+    copied = f'{shutil.which("cp")} "{built}" "$2"'
+    return compiler(folder / "quick", f'while [ $# -gt 0 ]; do [ "$1" = -o ] && {copied}; shift; done; exit 0')
+
+
 @pytest.fixture
 def not_yet_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -172,8 +191,11 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
-def test_what_was_cut_short_is_built_again(not_yet_built: Path, left: float) -> None:
+def test_what_was_cut_short_is_built_again(
+    quick_compiler: Path, not_yet_built: Path, monkeypatch: pytest.MonkeyPatch, left: float
+) -> None:
     """To load it would end the process."""
+    monkeypatch.setenv("CC", str(quick_compiler))
     library.kernels()
     (built,) = not_yet_built.iterdir()
     whole = built.read_bytes()
@@ -185,10 +207,8 @@ def test_what_was_cut_short_is_built_again(not_yet_built: Path, left: float) -> 
 
 
 def test_what_cannot_be_loaded(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && echo junk > "$2"; shift; done\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
+    compiler(tmp_path / "junk", 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo junk > "$2"; shift; done')
+    monkeypatch.setenv("CC", str(tmp_path / "junk"))
     with pytest.raises(BackendError, match=f"cannot be loaded from {not_yet_built}.*take the backend 'torch'"):
         library.kernels()
 
@@ -221,10 +241,49 @@ def test_with_a_compiler_that_is_none(
         library.kernels()
 
 
-def test_with_a_compiler_that_fails(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(BackendError, match="do not compile: 'false"):
+def test_with_a_compiler_that_fails(not_yet_built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler(tmp_path / "broken", "echo 'ld: cannot find -lomp' >&2; exit 1")
+    monkeypatch.setenv("CC", str(tmp_path / "broken"))
+    with pytest.raises(BackendError, match="do not compile: .*broken.*install its OpenMP library.*take the backend"):
         library.kernels()
+
+
+@pytest.mark.parametrize("broken", ["cc", "gcc", ""])
+def test_where_only_clang_works(
+    quick_compiler: Path, not_yet_built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
+) -> None:
+    """A compiler stands in for clang: no other is installed, or the others fail."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if broken:
+        compiler(programs / broken, "echo 'cannot find -lgomp' >&2; exit 1")
+    shutil.copy(quick_compiler, programs / "clang")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(programs))
+    library.kernels()
+    assert len(list(not_yet_built.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "^$"),
+        ({"dtype": "bfloat16"}, "float32 on the CPU, not in torch.bfloat16"),
+        ({"device": "meta"}, "float32 on the CPU, not in .* on meta"),
+    ],
+)
+def test_it_says_beforehand_whether_it_can_run_a_model(
+    checkpoints: Callable[[str], Path], options: dict[str, str], why: str
+) -> None:
+    reason = NativeBackend.unavailable(LoadOptions(str(checkpoints("tied")), **options))  # type: ignore[arg-type]
+    assert re.search(why, reason)
+
+
+def test_it_cannot_run_odd_dimensions(bundled_copy: Path) -> None:
+    settings = json.loads((bundled_copy / "config.json").read_text())
+    settings["text_config"]["intermediate_size"] = 342
+    (bundled_copy / "config.json").write_text(json.dumps(settings))
+    assert "intermediate_size is 342" in NativeBackend.unavailable(LoadOptions(str(bundled_copy)))
 
 
 def test_where_nothing_can_be_written(not_yet_built: Path) -> None:

@@ -200,6 +200,7 @@ def test_templates_that_cannot_be_used(bundled_copy: Path) -> None:
         ("<video>", CheckpointError, "as it stands"),
         ("{{ raise_exception('no videos') }}", PromptError, "no videos"),
         ("{{ messages.append(1) }}", PromptError, "template"),
+        ("{{ 'a' + messages[0]['content'] }}", PromptError, "template failed on this prompt: can only concatenate str"),
     ):
         template.write_text(source)
         with pytest.raises(error, match=message):

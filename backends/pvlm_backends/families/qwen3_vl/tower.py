@@ -77,11 +77,11 @@ class Qwen3VisionTower:
         places = self._places(height, width)
         learned, rotation = self._learned(places, height, width), self._rotation(places)
         pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
-        parts = []
+        pairs = []
         for part in torch.split(pixels, pairs_at_once):
             on_progress()
-            parts.append(self._encode_pairs(part, learned, rotation))
-        return torch.cat(parts, dim=1)
+            pairs.append(self._encode_pairs(part, learned, rotation))
+        return torch.cat(pairs, dim=1)
 
     def _encode_pairs(self, pixels: Tensor, learned: Tensor, rotation: Tensor) -> Tensor:
         hidden = F.linear(pixels.flatten(1, 3), *self._patch) + learned
