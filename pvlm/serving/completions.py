@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
@@ -59,6 +60,7 @@ class ChatCompletions:
             owner = scope["state"].get("caller", ""), request.cache_salt
             media = await self._media.bring(request.media, owner, files, holding.take)
             messages = conversation(request, media)
+            request = replace(request, messages=())  # the URLs may hold whole videos, which are in `media` now
             watch = Watch(request.stop) if request.watch else None
             async with self._engine.stream(messages=messages, trace=watch, **request.options) as chunks:
                 async for chunk in chunks:

@@ -109,8 +109,10 @@ async def test_errors_are_openai_s(client: httpx.AsyncClient) -> None:
     assert (await refused(client, asking("Why?", fps=2)))[:2] == (400, "fps")
     assert (await refused(client, asking("")))[0] == 400
     assert (await refused(client, asking("Why?", mm_processor_kwargs={"fps": 2})))[:2] == (400, "fps")
-    status, _, message = await refused(client, asking(video("data:video/mp4;base64,bm9uZQ=="), "Why?"))
-    assert (status, message.startswith("cannot read the video: ")) == (400, True)
+    for stream in (False, True):
+        request = asking(video("data:video/mp4;base64,bm9uZQ=="), "Why?", stream=stream)
+        status, _, message = await refused(client, request)
+        assert (status, message.startswith("cannot read the video: ")) == (400, True)
     for response in (await client.get("/nothing"), await client.get("/v1/chat/completions")):
         assert response.json()["error"]["type"] == "invalid_request_error"
     assert (await client.get("/v1/chat/completions")).status_code == 405

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import anyio
 import httpx
 import openai
 import pytest
+from PIL import Image
 
 from pvlm import Answer, Engine
 from tests.serving.conftest import ServerProcess, asking, video
@@ -38,14 +41,20 @@ def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[str
         server.kill()
 
 
+def picture() -> bytes:
+    encoded = BytesIO()
+    Image.new("RGB", (112, 112), "teal").save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 @pytest.fixture(scope="module")
 def answers(clip: Path) -> tuple[Answer, Answer]:
-    """The target's own: about the clip, and in a conversation about it."""
+    """The target's own: about the clip, and in a conversation about it and a picture."""
     turns = [
         {"role": "system", "content": "Answer in short."},
         {"role": "user", "content": [{"type": "video", "video": clip}, {"type": "text", "text": QUESTION}]},
         {"role": "assistant", "content": "The video has one scene."},
-        {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "video", "video": clip}]},
+        {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "image", "image": picture()}]},
     ]
     with Engine.create(method="ar", threads=1, transport="inproc") as engine:
         return engine.answer_sync(clip, QUESTION), engine.answer_sync(messages=turns, max_tokens=20)
@@ -96,14 +105,15 @@ async def test_openai_s_asynchronous_client(server: str, reference: Answer, mess
         assert found == [reference.text] * 2
 
 
-def test_a_conversation_about_two_videos(
-    server: str, answers: tuple[Answer, Answer], messages: list, data_url: str
+def test_a_conversation_about_a_video_and_a_picture(
+    server: str, answers: tuple[Answer, Answer], messages: list
 ) -> None:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(picture()).decode()}"}}
     turns = [
         {"role": "developer", "content": "Answer in short."},
         *messages,
         {"role": "assistant", "content": "The video has one scene."},
-        *asking("And this?", video(data_url))["messages"],
+        *asking("And this?", image)["messages"],
     ]
     with openai.OpenAI(base_url=f"{server}/v1", api_key=KEY) as client:
         found = client.chat.completions.create(model="bundled", messages=turns, max_completion_tokens=20)

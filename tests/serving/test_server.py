@@ -19,7 +19,10 @@ pytestmark = pytest.mark.anyio
 TOYS = ["--target", "0@20", "--draft", "1.0@5", "--backend", "toy", "--transport", "inproc", "--window", "4"]
 
 
-async def test_sigterm_lets_answers_end_and_sends_new_ones_away(tmp_path: Path) -> None:
+async def test_sigterm_lets_answers_end_and_sends_new_ones_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PVLM_API_KEY", "")  # as a compose file sets it where there is none
     server = ServerProcess(tmp_path / "log", *TOYS, "--log-json", "--drain-timeout", "5")
     found: list[httpx.Response] = []
 
