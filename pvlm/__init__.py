@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pvlm.answer.batch import AnswerRequest, Outcome
     from pvlm.config import AnswerOptions, EngineConfig
     from pvlm.engine import Engine, EngineState
     from pvlm.errors import (
@@ -40,6 +41,7 @@ __all__ = [
     "ActorLost",
     "Answer",
     "AnswerOptions",
+    "AnswerRequest",
     "AnswerStats",
     "Chunk",
     "ConfigError",
@@ -51,6 +53,7 @@ __all__ = [
     "ModelError",
     "ModelMismatch",
     "OptionError",
+    "Outcome",
     "PromptError",
     "PvlmError",
     "RemoteTraceback",
@@ -68,6 +71,8 @@ _HOMES = {
     "Answer": "results",
     "AnswerStats": "results",
     "Chunk": "results",
+    "AnswerRequest": "answer.batch",
+    "Outcome": "answer.batch",
     "ActorHealth": "runtime.supervisor",
     "configure_logging": "log",
 }

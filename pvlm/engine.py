@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from os import PathLike
 from types import TracebackType
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import anyio
 
+from pvlm.answer.batch import AnswerRequest, Given, Outcome, outcomes
 from pvlm.answer.question import Question
 from pvlm.answer.residence import Residence
 from pvlm.answer.stream import AnswerStream, Entrance
 from pvlm.config import EngineConfig, answer_options, engine_config
-from pvlm.errors import EngineStateError
+from pvlm.errors import EngineStateError, OptionError
+from pvlm.redaction import shown
 from pvlm.results import Answer
 from pvlm.runtime.loops import LoopThread, call, check_no_loop
 from pvlm.runtime.pair import Pair
@@ -254,6 +256,39 @@ class Engine:
         if (loop := self._loop()) is not None:
             return call(loop, self.answer(video, question, messages=messages, trace=trace, **options))
         return anyio.run(lambda: self.answer(video, question, messages=messages, trace=trace, **options))
+
+    def map(
+        self,
+        requests: Iterable[Given],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        **options: Unpack[AnswerKeywords],
+    ) -> AsyncGenerator[Outcome, None]:
+        """Answer many requests: ``async for outcome in engine.map([{"video": ..., "question": ...}, ...])``.
+
+        ``requests``: see `AnswerRequest`; each may be a mapping, or the JSON text of one. A request is taken when it is
+        begun, so they may be lazy. ``concurrency``: answers at a time; None, and at most: `EngineConfig.max_sessions`.
+        ``ordered``: outcomes come in the order of the requests, else as they end. ``options``: of all answers; a
+        request's own have precedence.
+
+        A request that fails has its error as its outcome, and the others continue. Leaving the iteration cancels the
+        answers that are being written.
+
+        Raises OptionError, and EngineStateError on an engine that is not open or is closed meanwhile.
+        """
+        if self._pair is None:
+            self._check_not_closed()
+            raise EngineStateError("this engine is not open: `async with engine` first, then engine.map(...)")
+        if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+            raise OptionError(f"concurrency is {shown(concurrency)}: it must be an int (at least 1) or None")
+        answer_options(options)
+        most = self.config.max_sessions
+
+        async def answer(request: AnswerRequest) -> Answer:
+            return await self.answer(request.video, request.question, **request.keywords(options))
+
+        return outcomes(answer, requests, concurrency=min(concurrency or most, most), ordered=ordered)
 
     def _check_not_closed(self) -> None:
         if self._residence is not None:

@@ -108,6 +108,8 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     video_tokens: int
     kept_video_tokens: int
     prune: str
+    target_prefill_ms: float | None
+    """The target's own work for the prefill, without the passes of other answers between its pieces."""
     draft_prefill_ms: float | None
     frame_indices: tuple[int, ...]
     """Of all videos and images of the prompt, one after the other."""

@@ -129,6 +129,7 @@ class Actor(ABC):
         """One turn of the loop: take in what has arrived, then do one unit of work for the session whose turn it is.
 
         The unit is a piece of its preparation, or a round of decoding, in which all sessions take part that are ready.
+        After a piece, sessions that decode have a turn before the next piece of any session.
 
         Without work to do it waits for a message, at most ``timeout_s`` (None: as long as no session runs out of
         patience).
@@ -147,6 +148,8 @@ class Actor(ABC):
         for each in together:
             self._turns.remove(each.id)
             self._turns.append(each.id)
+        if not session.prepared:
+            self._turns = deque(sorted(self._turns, key=lambda number: not self._sessions[number].prepared))
         self.mark.set(*(each.id for each in together))
         try:
             if session.prepared:

@@ -77,6 +77,7 @@ def answer_stats(
         **counts.acceptance(),
         "origins": "".join(timeline.origins),
         "prune": request.target.pruning.method if request.draft is not None else "none",
+        "target_prefill_ms": counts.prefill_ms.get("target"),
         "draft_prefill_ms": counts.prefill_ms.get("draft"),
         "frame_indices": tuple(index for video in videos for index in video.indices),
         "source_frames": sum(video.source_frames for video in videos),

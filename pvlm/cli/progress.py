@@ -14,6 +14,7 @@ NAMES = {
     "load draft": "loading the draft",
     "read video": "reading the video",
     "prefill": "prefill",
+    "answer": "answering",
     "measure": "measuring",
 }
 """Steps of `pvlm.engine.OnProgress`, in words."""

@@ -107,6 +107,8 @@ class Measurements:
             counts.target_pass_ms.append(verdict.pass_ms)
             counts.target_pass_tokens.append(verdict.pass_tokens)
             self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
+            if verdict.window:  # a token that the target draws alone may share the pass of the others' windows
+                self._policy.observe_sharing(verdict.pass_tokens, verdict.window + 1)
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)
                 if verdict.window or not self._awaited:  # else it has waited in vain

@@ -180,6 +180,7 @@ class Estimates:
 
     def __init__(self) -> None:
         self.passes = PassTimeEstimate()
+        self._sharing = RunningMedian()
         self.draft = RunningMedian()
         self.lag = RunningMedian()
         self.transit = RunningMedian()
@@ -194,6 +195,16 @@ class Estimates:
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         self.passes.observe(n_tokens, ms)
+
+    def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
+        self._sharing.add(max(1.0, n_tokens / own_tokens))
+
+    @property
+    def sharing(self) -> float:
+        """Tokens of a pass for each one of a session: with each token more of its own, the other sessions that share
+        the pass have one more too. 1 before the first measurement, and for a session alone.
+        """
+        return self._sharing.value if self._sharing.count else 1.0
 
     def observe_draft(self, ms_per_token: float) -> None:
         self.draft.add(_checked_ms(ms_per_token))

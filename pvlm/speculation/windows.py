@@ -66,7 +66,11 @@ class WindowPolicy(Protocol):
     def baselined(self) -> bool: ...
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
-        """The target took ``ms`` for a pass over ``n_tokens`` new tokens."""
+        """The target took ``ms`` for a pass over ``n_tokens`` new tokens, of all sessions that shared it."""
+        ...
+
+    def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
+        """Of the ``n_tokens`` of a pass over a window, ``own_tokens`` were those of this session."""
         ...
 
     def observe_draft(self, ms_per_token: float) -> None:
@@ -110,6 +114,9 @@ class FixedWindow:
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         pass
 
+    def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
+        pass
+
     def observe_draft(self, ms_per_token: float) -> None:
         pass
 
@@ -151,6 +158,7 @@ class AutoWindow:
         self._grid = window_grid(gamma_max)
         self._vanilla = vanilla
         self._moved = True
+        self._sharing = 1.0
         self._passes = 0
         self._look_again = 0
         self._medians: dict[int, float] = {}
@@ -173,6 +181,10 @@ class AutoWindow:
             self._moved, self._look_again = True, 0
         else:
             self._moved |= _differ(median, known)
+
+    def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
+        self.estimates.observe_sharing(n_tokens, own_tokens)
+        self._moved |= _differ(self.estimates.sharing, self._sharing)
 
     def observe_draft(self, ms_per_token: float) -> None:
         self.estimates.observe_draft(ms_per_token)
@@ -216,8 +228,9 @@ class AutoWindow:
             self._draft_ms = self.estimates.draft.value
             self._lag_ms = self.estimates.lag_ms
             self._step_ms = self.estimates.step_ms
+            self._sharing = sharing = self.estimates.sharing
             curve, extra_ms = self.estimates.passes.curve(), self.estimates.coordination_ms
-            self._pass_ms = tuple(curve(n) + extra_ms for n in range(1, self._gamma_max + 2))
+            self._pass_ms = tuple(curve(round(n * sharing)) + extra_ms for n in range(1, self._gamma_max + 2))
             self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms, self._step_ms)
             self._made.clear()
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))

@@ -56,7 +56,8 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
     counts = Counts(
         target_passes=2, target_pass_ms=[1.0, 3.0], target_pass_tokens=[1, 4], idle_ms=[2.0], coordination_ms=[0.5],
         drafted_tokens=8, draft_token_ms=[], accepted_tokens=2, rejected_tokens=1, rollbacks=1, windows=[4, 4],
-        prompt_tokens=20, video_tokens=16, kept_video_tokens=12, prefill_ms={"draft": 7.0}, draft_lost="gone",
+        prompt_tokens=20, video_tokens=16, kept_video_tokens=12, prefill_ms={"draft": 7.0, "target": 9.0},
+        draft_lost="gone",
     )  # fmt: skip
     stats = answer_stats(timeline, counts, request, (), options.seed)
     parts = (stats.startup_s, stats.waiting_s, stats.video_s, stats.prefill_s, stats.decode_s)
@@ -68,6 +69,7 @@ def test_figures_are_those_of_times_counts_and_request() -> None:
     assert (stats.target_idle_ms, stats.coordination_ms, stats.draft_token_ms) == (2.0, (0.5,), None)
     assert (stats.acceptance_rate, stats.draft_efficiency, stats.mean_accepted_length) == (2 / 3, 0.25, 2.0)
     assert (stats.windows, stats.rollbacks, stats.draft_lost, stats.draft_prefill_ms) == ((4, 4), 1, "gone", 7.0)
+    assert stats.target_prefill_ms == 9.0
     assert (stats.prompt_tokens, stats.video_tokens, stats.kept_video_tokens) == (20, 16, 12)
     assert (stats.target_backend, stats.draft_backend) == ("native", "torch")
     assert (stats.method, stats.prune, stats.seed, stats.coupling) == ("sd", "none", 3, "gumbel")

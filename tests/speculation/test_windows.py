@@ -178,6 +178,29 @@ def test_the_choice_is_nearly_the_best(beta: float, target_ms: float, draft_ms: 
     assert choice.speedup == pytest.approx(best.speedup, rel=0.3)
 
 
+def test_a_token_of_a_shared_pass_has_a_price_for_each_session() -> None:
+    """Long passes of many sessions say nothing against a window alone, and much against long windows together."""
+    target_ms = MeasuredCurve({1: 100.0, 101: 300.0})
+    chosen = {}
+    for sessions in (1, 8, 1):
+        policy = chosen.setdefault("policy", AutoWindow(16))
+        for _ in range(40):
+            own = policy.choice().gamma + 1
+            for tokens in (1, own):
+                policy.observe_pass(tokens * sessions, target_ms(tokens * sessions))
+            policy.observe_sharing(own * sessions, own)
+            policy.observe_draft(5.0)
+            policy.observe_tested(7, 1)
+        chosen.setdefault(sessions, []).append(policy.choice().gamma)
+    alone, again = chosen[1]
+    best = best_window(7 / 8, target_ms, 5.0, 16, whole_windows=True).gamma
+    best_of_eight = best_window(7 / 8, lambda n: target_ms(8 * n), 5.0, 16, whole_windows=True).gamma
+    assert abs(alone - best) <= 1
+    assert abs(again - best) <= 1
+    assert abs(chosen[8][0] - best_of_eight) <= 1
+    assert best_of_eight < best - 2
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_window_settles_within_64_tokens(seed: int) -> None:
     """From the first guess, and after each change of the acceptance, where long passes cost more (so it matters)."""

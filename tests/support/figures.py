@@ -15,8 +15,8 @@ DEFAULTS: dict[str, Any] = {
     "draft_token_ms": 0.5, "accepted_tokens": 3, "rejected_tokens": 1, "acceptance_rate": 0.75,
     "draft_efficiency": 0.75, "mean_accepted_length": 3.0, "rollbacks": 1, "rests": 0, "origins": "dddc",
     "windows": (4,), "dropped_windows": 0, "prompt_tokens": 30, "video_tokens": 16, "kept_video_tokens": 8,
-    "prune": "uv", "draft_prefill_ms": 1.0, "frame_indices": (0, 1), "source_frames": 2, "source_fps": 8.0,
-    "seed": None, "coupling": "greedy", "draft_lost": "", "draft_rejoins": 0, "target_recoveries": 0,
+    "prune": "uv", "target_prefill_ms": 2.0, "draft_prefill_ms": 1.0, "frame_indices": (0, 1), "source_frames": 2,
+    "source_fps": 8.0, "seed": None, "coupling": "greedy", "draft_lost": "", "draft_rejoins": 0, "target_recoveries": 0,
 }  # fmt: skip
 
 

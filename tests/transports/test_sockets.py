@@ -46,7 +46,7 @@ DAMAGED: list[list[bytes]] = [
 NOT_FRAMED = [
     b"hello, who is there?",
     b"PVLF\x00",
-    b"PVLF\x05",  # more frames than any message has
+    b"PVLF\x22",  # more frames than any message has
     b"PVLF\x01" + (2**21 + 1).to_bytes(8, "little"),
     b"PVLF\x02" + (1).to_bytes(8, "little") + (2**63).to_bytes(8, "little"),
 ]

@@ -1,0 +1,106 @@
+"""``pvlm batch QUESTIONS.jsonl --out ANSWERS.jsonl``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pvlm.cli.commands import ASKING, command, option
+from pvlm.cli.interruption import run_async
+from pvlm.cli.options import (
+    Decoding,
+    DraftView,
+    Models,
+    Output,
+    Places,
+    Pruning,
+    Reading,
+    Sampling,
+    VideoPart,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from pvlm.answer.file import AnswersFile
+
+NONE_FAILED, MOST_FAILED = 10, 90
+"""The exit status is 10 + the number of failed lines, of which it counts 90; 0 without any."""
+
+
+def register(group: typer.Typer) -> None:
+    command(group, "batch", ASKING)(batch)
+
+
+def batch(
+    questions: Annotated[str, typer.Argument(metavar="QUESTIONS.jsonl", help="a JSON object a line: video, question")],
+    *,
+    out: Annotated[str, option("--out", metavar="ANSWERS.jsonl", help="gets an object for each line")],
+    unordered: Annotated[bool, option("--unordered", help="write each answer when it is complete")] = False,
+    concurrency: Annotated[
+        int | None, option("--concurrency", metavar="N", help="answers at a time (default: 4)", min=1)
+    ] = None,
+    output: Output,
+    models: Models,
+    places: Places,
+    decoding: Decoding,
+    pruning: Pruning,
+    view: DraftView,
+    reading: Reading,
+    part: VideoPart,
+    sampling: Sampling,
+) -> int:
+    """Answer a file of questions. A run that was stopped continues where it stopped.
+
+    Each line of QUESTIONS.jsonl is an object with "video" and "question", and if wanted "options" (such as
+    {"max_tokens": 64}) and "id". Options of the command count where a line has none. A line that fails has its error
+    in the place of an answer, and the others continue.
+
+    Exit status: 0 if every line has an answer; 10 + the number of lines that failed, at most 100; 1 and 2 if the
+    command itself fails.
+    """
+    from pvlm.answer.file import AnswersFile, read_questions
+    from pvlm.cli.console import configure_logs, note
+
+    configure_logs(output.verbose)
+    asked = read_questions(questions)
+    with AnswersFile(out, asked, questions) as answers:
+        before = len(answers.written)
+        try:
+            if before < len(asked):
+                engine = settings(models, places, decoding, pruning, view, reading)
+                if concurrency is not None:
+                    engine["max_sessions"] = concurrency
+                work = _answer_all(answers, engine, settings(part, sampling), output, ordered=not unordered)
+                run_async(lambda: work)
+        finally:
+            if not output.quiet:
+                note(answers.summary(before))
+        if not unordered:
+            answers.sort()
+    return NONE_FAILED + min(answers.failed, MOST_FAILED) if answers.failed else 0
+
+
+async def _answer_all(
+    answers: AnswersFile, engine: dict[str, Any], options: dict[str, Any], output: Output, *, ordered: bool
+) -> None:
+    from pvlm.cli.console import note_remote_workers
+    from pvlm.cli.progress import ProgressDisplay
+    from pvlm.engine import Engine
+
+    left = answers.left
+    with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+
+        def loading(step: str, fraction: float) -> None:
+            if step.startswith("load"):  # the steps of single answers would be many at once
+                progress.update(step, fraction)
+
+        opened = Engine.create(on_progress=loading, **engine)
+        note_remote_workers(opened.config)
+        async with opened:
+            done = 0
+            progress.update("answer", 0.0)
+            async for outcome in opened.map((line.text for line in left), ordered=ordered, **options):
+                answers.add(left[outcome.index], outcome)
+                done += 1
+                progress.update("answer", done / len(left))
