@@ -101,6 +101,8 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     target alone.
     """
     windows: tuple[int, ...]
+    accepted_lengths: tuple[int, ...]
+    """For each of ``windows``: how many of its tokens were accepted."""
     dropped_windows: int
     prompt_tokens: int
     video_tokens: int

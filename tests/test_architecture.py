@@ -115,7 +115,7 @@ def allowed(name: str) -> set[str]:
     if here == "__main__":
         return {"cli"}
     assert here in ARROWS, f"{name} stands in a room that the architecture does not know"
-    public_version = {"pvlm"} if here == "cli" else set()
+    public_version = {"pvlm"} if here in ("cli", "serving") else set()
     return {*reachable(here), *GROUND, *public_version, "pvlm_protocols"}
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.main import get_command
 
 import pvlm
-from pvlm.cli import answer, batch, bench, demo, doctor, keys, plan, streams, worker
+from pvlm.cli import answer, batch, bench, demo, doctor, keys, plan, serve, streams, worker
 from pvlm.cli.commands import HELP_NAMES, Group
 from pvlm.cli.interruption import INTERRUPTED, interrupted_line
 from pvlm.errors import PvlmError
@@ -21,7 +21,7 @@ app = typer.Typer(
     epilog="`pvlm COMMAND --help` has the options of a command.",
     context_settings={"help_option_names": HELP_NAMES},
 )
-for module in (demo, answer, batch, plan, bench, doctor, worker, keys):
+for module in (demo, answer, batch, serve, plan, bench, doctor, worker, keys):
     module.register(app)
 
 

@@ -34,6 +34,7 @@ class Counts:
     rollbacks: int = 0
     rests: int = 0
     windows: list[int] = field(default_factory=list)
+    accepted_lengths: list[int] = field(default_factory=list)
     dropped_windows: int = 0
     prompt_tokens: int = 0
     video_tokens: int = 0
@@ -100,6 +101,7 @@ class Measurements:
             self._policy.observe_tested(verdict.accepted, int(verdict.rejected))
         if verdict.window:
             counts.windows.append(verdict.window)
+            counts.accepted_lengths.append(verdict.accepted)
         if verdict.pass_tokens:
             counts.target_passes += 1
             counts.target_pass_ms.append(verdict.pass_ms)

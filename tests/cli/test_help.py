@@ -61,7 +61,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_loads_nothing_that_takes_long() -> None:
     code = (
         "import sys; from pvlm.cli import main;"
-        "[main([*words, '--help']) for words in ([], ['answer'], ['plan'], ['worker'], ['bench'])]; main(['-V']);"
+        "[main([*words, '--help']) for words in ([], ['answer'], ['plan'], ['serve'], ['worker'], ['bench'])];"
+        "main(['-V']);"
         f"print({HEAVY!r} & sys.modules.keys())"
     ).replace(f"{HEAVY!r}", f"set({HEAVY!r})")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -101,7 +102,7 @@ def test_installed_plug_ins_are_named(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["anser"], "Did you mean 'answer'?"),
+        (["answr"], "Did you mean 'answer'?"),
         (["bench", "scalling"], "Did you mean 'scaling'?"),
         (["answer", "clip.mp4", "?", "--framse", "3"], "Did you mean --frames?"),
         (["answer", "clip.mp4", "?", "--method", "paralel"], "'paralel' is not one of 'parallel', 'sd', 'ar'"),
