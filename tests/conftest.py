@@ -28,3 +28,26 @@ def _logs_as_they_were() -> Iterator[None]:
     """A command that was tested has pointed the log at a standard error that is closed when its test is over."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    _forget_library()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _forget_library()
+
+
+def _forget_library() -> None:
+    """Let tests and fixtures run loops of their own.
+
+    Where the package sniffio is installed, anyio's runner of async fixtures names asyncio for the whole thread as long
+    as a fixture of a wide scope lives, and `anyio.run` refuses a second loop.
+    """
+    try:
+        import sniffio
+    except ImportError:
+        return
+    sniffio.current_async_library_cvar.set(None)
