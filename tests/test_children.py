@@ -82,7 +82,7 @@ async def test_files_of_the_current_directory_shadow_nothing(
 
 
 async def test_the_directory_of_the_script_shadows_nothing(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(hostile / "script.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(hostile / "script.py"), raising=False)
     monkeypatch.syspath_prepend(str(hostile))
     monkeypatch.chdir("/")
     assert (await probed())["beside"]

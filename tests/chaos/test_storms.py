@@ -82,7 +82,7 @@ def settled(figures: Figures, answers: int) -> None:
     assert figures.answers == sum(figures.outcomes.values()) == answers
 
 
-@pytest.mark.parametrize(("transport", "answers"), [("ipc", 16), ("tcp", 10)])
+@pytest.mark.parametrize(("transport", "answers"), [("ipc", 24), ("tcp", 24)])
 async def test_a_short_storm(transport: str, answers: int, tmp_path: Path) -> None:
     """Some of what `make chaos` takes minutes for."""
     settings = {**EMULATED, "transport": transport}

@@ -27,6 +27,7 @@ def children() -> list[psutil.Process]:
 @contextmanager
 def descriptors_left(count: int) -> Iterator[int]:
     """This process may open so many files and sockets more; gives its limit meanwhile."""
+    gc.collect()  # of earlier tests: what is freed later would leave room
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = max(map(int, os.listdir("/proc/self/fd"))) + 50
     held: list[int] = []

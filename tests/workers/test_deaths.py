@@ -248,7 +248,8 @@ async def test_ctrl_c_ends_the_command_without_a_traceback(when: str, tmp_path: 
         assert process.returncode == 130
         assert b"Traceback" not in said
         assert said.decode().strip().endswith("pvlm: interrupted")
-        assert not any(alive(worker) for worker in left)
+        with anyio.fail_after(PATIENCE_S):
+            await until(lambda: not any(alive(worker) for worker in left))
     finally:
         process.kill()
         process.communicate()
