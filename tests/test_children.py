@@ -47,6 +47,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     site.mkdir()
     for name in SHADOWS:
+        importlib.import_module(name)  # this process has them already, as any that runs an engine
         (folder / f"{name}.py").write_text("raise SystemExit('a file of the user was executed')")
     (folder / "plug_in.py").touch()
     (site / "probe.py").write_text(textwrap.dedent(PROBE))

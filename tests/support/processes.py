@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import tempfile
@@ -27,7 +26,6 @@ def children() -> list[psutil.Process]:
 @contextmanager
 def descriptors_left(count: int) -> Iterator[int]:
     """This process may open so many files and sockets more; gives its limit meanwhile."""
-    gc.collect()  # of earlier tests: what is freed later would leave room
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = max(map(int, os.listdir("/proc/self/fd"))) + 50
     held: list[int] = []
