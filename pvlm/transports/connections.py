@@ -41,10 +41,12 @@ class Connections:
         self._take_spare()
 
     def accepted(self, descriptor: int) -> None:
-        """Hang up on the oldest stranger where there are too many connections."""
+        """Hang up on the oldest stranger where there are too many connections, or where this one took a descriptor that
+        was to be spare: ZeroMQ tries again without a pause, and may be faster than `not_accepted`.
+        """
         self._peers.pop(descriptor, None)
         self._peers[descriptor] = b""
-        if len(self._peers) > self._most:
+        if len(self._peers) > self._most or not self._take_spare():
             self.hang_up(next((one for one, peer in self._peers.items() if not peer), descriptor))
 
     def greeted(self, descriptor: int, peer: bytes) -> bool:
@@ -56,15 +58,20 @@ class Connections:
 
     def ended(self, descriptor: int) -> bytes:
         """Return whose connection it was; empty for a stranger's."""
+        self._take_spare()
         return self._peers.pop(descriptor, b"")
 
     def hang_up(self, descriptor: int) -> None:
         """ZeroMQ then closes it."""
         self._peers.pop(descriptor, None)
-        with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-            # the number may stand for something else already
-            if connection.getsockname()[:2] == self._listener.getsockname()[:2]:
-                connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            connection = socket.socket(fileno=descriptor)  # a copy would need another descriptor
+            try:
+                # the number may stand for something else already
+                if connection.getsockname()[:2] == self._listener.getsockname()[:2]:
+                    connection.shutdown(socket.SHUT_RDWR)
+            finally:
+                connection.detach()
 
     def not_accepted(self) -> None:
         """There was no descriptor left: take those who wait by spare ones, and close them."""
@@ -82,7 +89,9 @@ class Connections:
             os.close(spare)
         self._spare.clear()
 
-    def _take_spare(self) -> None:
+    def _take_spare(self) -> bool:
+        """Hold `SPARE` descriptors, if there are so many; return whether there are."""
         with suppress(OSError):
             while len(self._spare) < SPARE:
                 self._spare.append(os.open(os.devnull, os.O_RDONLY))
+        return len(self._spare) == SPARE

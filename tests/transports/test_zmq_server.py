@@ -378,7 +378,6 @@ async def test_strangers_are_bounded_and_workers_are_not_among_them(
     await other.aclose()
 
 
-@pytest.mark.xfail(strict=False, reason="passes or fails by what ran before it; the cause is not known yet")
 async def test_without_descriptors_strangers_are_hung_up_on(server: ZmqServer, connect: Callable[..., Any]) -> None:
     """ZeroMQ does not go on trying. The worker that was there is heard; another comes when there are some again."""
     channel, mailbox = server.channel(), await connect()
