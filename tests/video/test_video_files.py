@@ -134,10 +134,12 @@ def test_every_container_and_codec(tmp_path: Path, name: str, options: dict[str,
     """The right frames, and the same ones by both readers where decord reads them. The two FFmpegs round MPEG-4
     differently.
     """
+    policy = os.sched_getscheduler(0)
     try:
         path = str(make_video(tmp_path / name, **options))
     except ValueError as error:  # PyAV was built without the encoder
         pytest.skip(str(error))
+    assert os.sched_getscheduler(0) == policy, "later tests would run with another priority"
     choose = random.Random(0)
     count = options.get("frames", 60)
     for reader_class in (PyAVReader, DecordReader)[: 1 + decord]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,18 @@ def indices_of(frames: np.ndarray) -> list[int]:
     return [index_of(frame) for frame in frames]
 
 
+@contextmanager
+def _scheduled_as_before() -> Iterator[None]:
+    """SVT-AV1 gives its caller real-time priority, if it may. This thread, and the processes that later tests start
+    from it, would keep that and take the cores from others.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def make_video(
     path: Path,
     *,
@@ -50,7 +64,7 @@ def make_video(
 ) -> Path:
     """An encoded video of patterns 0, 1, 2, ...; groups of 12 frames with up to two B-frames."""
     height, width = size
-    with av.open(str(path), "w", options=container or {}) as out:
+    with _scheduled_as_before(), av.open(str(path), "w", options=container or {}) as out:
         stream: Any = out.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.gop_size = 12

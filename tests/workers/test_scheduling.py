@@ -11,16 +11,12 @@ from pvlm import Engine
 from pvlm.workers.scheduling import SLICE_S, slice_of, take_long_slices
 from tests.workers.conftest import workers
 
-
-@pytest.fixture
-def _changeable() -> None:
-    """Asked when a test begins, because the policy of the process may have changed since the start."""
-    if not slice_of(0):
-        pytest.skip("this kernel, or the policy of this process, has no time slices that can be chosen")
+changeable = pytest.mark.skipif(not slice_of(0), reason="this kernel has no time slices that can be chosen")
 
 
+@changeable
 @pytest.mark.anyio
-@pytest.mark.usefixtures("_nothing_left", "_changeable")
+@pytest.mark.usefixtures("_nothing_left")
 async def test_models_take_longer_slices_than_their_engine() -> None:
     before = slice_of(0)
     async with Engine.create():
@@ -28,7 +24,7 @@ async def test_models_take_longer_slices_than_their_engine() -> None:
         assert slice_of(0) == before, "this process is not pvlm's to change"
 
 
-@pytest.mark.usefixtures("_changeable")
+@changeable
 def test_of_a_thread_nothing_else_is_changed() -> None:
     seen: list[float | None] = []
 
