@@ -171,8 +171,12 @@ class ChatRequest:
     include_usage: bool
     watch: bool
     """Send what draft and target do with each piece of a stream."""
-    stop: tuple[str, ...]
     cache_salt: str
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end the answer."""
+        return answer_options(self.options).stop_strings
 
     @property
     def media(self) -> list[VideoPart | ImagePart]:
@@ -198,15 +202,13 @@ def parse(body: bytes | bytearray) -> ChatRequest:
         raise invalid("stream_options needs stream: true", "stream_options")
     if found.watch and not found.stream:
         raise invalid("watch needs stream: true", "watch")
-    options = _options(found)
     return ChatRequest(
         messages=tuple(found.messages),
-        options=options,
+        options=_options(found),
         model=found.model,
         stream=found.stream,
         include_usage=stream_options is not None and stream_options.include_usage,
         watch=found.watch,
-        stop=answer_options(options).stop_strings,
         cache_salt=found.cache_salt or "",
     )
 
