@@ -88,7 +88,7 @@ def _encoded(url: str) -> Encoded:
         raise invalid("a data: URL must be 'data:video/mp4;base64,...'", PARAM)
     kind = (header["kind"] or "").lower()
     if not kind.startswith(_KINDS):
-        raise invalid(f"a data: URL of the type '{kind}' is no video and no image", PARAM)
+        raise invalid(f"a data: URL of the type {shown(kind)} is no video and no image", PARAM)
     if kind == "video/jpeg":
         raise invalid("frames as 'video/jpeg' are not supported: send a video file", PARAM)
     try:

@@ -232,7 +232,7 @@ def _misfit(message: str) -> Refusal:
     param = path.rstrip("`").removeprefix("$").removeprefix(".") or None
     if unknown := re.search(r"unknown field `(.*)`", reason):
         name = f"{param}.{unknown[1]}" if param else unknown[1]
-        return invalid(f"the field '{name}' is unknown or not supported here", name, "unsupported_parameter")
+        return invalid(f"the field {shown(name)} is unknown or not supported here", name, "unsupported_parameter")
     return invalid(f"{param}: {reason}" if param else reason, param)
 
 
@@ -241,7 +241,7 @@ def _check_messages(body: _Body) -> None:
         for part in message.parts:
             if isinstance(part, ImagePart) and (detail := part.image_url.detail) not in (None, *IMAGE_DETAILS):
                 where = f"messages[{number}].content"
-                raise invalid(f"image_url.detail={detail!r} is not supported: use 'auto' or leave it out", where)
+                raise invalid(f"image_url.detail={shown(detail)} is not supported: use 'auto' or leave it out", where)
 
 
 def _options(body: _Body) -> dict[str, Any]:
