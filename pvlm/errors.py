@@ -93,6 +93,13 @@ def reason_of(error: BaseException) -> str:
     return redacted(str(error) if ours else f"{type(error).__name__}: {error}")
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error in a worker, as text; the cause of the error that is raised here."""
 

@@ -29,6 +29,7 @@ from pvlm.errors import (
     ModelMismatch,
     RemoteTraceback,
     TargetLost,
+    first_of,
 )
 from pvlm.log import log
 from pvlm.plugins import Group, check_plugin
@@ -87,7 +88,7 @@ class Pair:
                 log.warning("generation_options_ignored", options=list(ignored), model=self._model("target"))
         except BaseException as error:
             await self._stop()
-            raise _first(error) from _first(error).__cause__
+            raise first_of(error) from first_of(error).__cause__
         return self
 
     async def __aexit__(
@@ -321,10 +322,3 @@ class Pair:
             target = self._actors["target"]
             for session in list(self._sessions.values()):
                 session.handle(TargetGivenUp(target.loss.reason, target.loss.traceback))
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group, or the error itself."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

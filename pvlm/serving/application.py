@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pvlm
 from pvlm.engine import Engine, EngineState
-from pvlm.errors import PvlmError
+from pvlm.errors import PvlmError, first_of
 from pvlm.log import log
 from pvlm.redaction import shown
 from pvlm.serving.configuration import ServerConfig
@@ -158,8 +158,7 @@ async def _left(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     request_id = request.state.request_id
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    log.error("request_failed", request_id=request_id, error=type(error).__name__, reason=str(error))
+    cause = first_of(error)
+    log.error("request_failed", request_id=request_id, error=type(cause).__name__, reason=str(cause))
     refusal = Refusal(500, f"an error of the server; its log has more under the id {request_id}", code="internal_error")
     return JSONResponse(refusal.to_dict(), 500)

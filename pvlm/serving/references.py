@@ -45,8 +45,18 @@ class RemoteFile:
     @property
     def url(self) -> str:
         """The URL, without a fragment."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.target}"
+        return f"{self.scheme}://{self._bracketed_host}:{self.port}{self.target}"
+
+    @property
+    def authority(self) -> str:
+        """What the ``Host`` header says: the host, and its port unless the scheme says it."""
+        host = self._bracketed_host
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def _bracketed_host(self) -> str:
+        """The host; an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 def reference(url: str) -> Encoded | LocalFile | RemoteFile:
@@ -78,7 +88,7 @@ def _encoded(url: str) -> Encoded:
         raise invalid("a data: URL must be 'data:video/mp4;base64,...'", PARAM)
     kind = (header["kind"] or "").lower()
     if not kind.startswith(_KINDS):
-        raise invalid(f"a data: URL of the type '{kind}' is no video and no image", PARAM)
+        raise invalid(f"a data: URL of the type {shown(kind)} is no video and no image", PARAM)
     if kind == "video/jpeg":
         raise invalid("frames as 'video/jpeg' are not supported: send a video file", PARAM)
     try:

@@ -62,7 +62,7 @@ class RemoteFiles:
     async def _get(
         self, pool: httpcore.AsyncConnectionPool, file: RemoteFile, take: Callable[[int], None], limit: int
     ) -> bytes | RemoteFile:
-        headers = {"Host": _host_header(file), "User-Agent": "pvlm", "Accept": "*/*", "Accept-Encoding": "identity"}
+        headers = {"Host": file.authority, "User-Agent": "pvlm", "Accept": "*/*", "Accept-Encoding": "identity"}
         async with pool.stream("GET", file.url, headers=list(headers.items())) as response:
             found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in REDIRECTING and "location" in found:
@@ -76,11 +76,6 @@ class RemoteFiles:
                 take(len(piece))
                 content += piece
             return bytes(content)
-
-
-def _host_header(file: RemoteFile) -> str:
-    host = f"[{file.host}]" if ":" in file.host else file.host
-    return host if file.port == PORTS[file.scheme] else f"{host}:{file.port}"
 
 
 def _redirected(file: RemoteFile, location: str) -> RemoteFile:

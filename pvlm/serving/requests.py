@@ -171,8 +171,12 @@ class ChatRequest:
     include_usage: bool
     watch: bool
     """Send what draft and target do with each piece of a stream."""
-    stop: tuple[str, ...]
     cache_salt: str
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end the answer."""
+        return answer_options(self.options).stop_strings
 
     @property
     def media(self) -> list[VideoPart | ImagePart]:
@@ -198,15 +202,13 @@ def parse(body: bytes | bytearray) -> ChatRequest:
         raise invalid("stream_options needs stream: true", "stream_options")
     if found.watch and not found.stream:
         raise invalid("watch needs stream: true", "watch")
-    options = _options(found)
     return ChatRequest(
         messages=tuple(found.messages),
-        options=options,
+        options=_options(found),
         model=found.model,
         stream=found.stream,
         include_usage=stream_options is not None and stream_options.include_usage,
         watch=found.watch,
-        stop=answer_options(options).stop_strings,
         cache_salt=found.cache_salt or "",
     )
 
@@ -230,7 +232,7 @@ def _misfit(message: str) -> Refusal:
     param = path.rstrip("`").removeprefix("$").removeprefix(".") or None
     if unknown := re.search(r"unknown field `(.*)`", reason):
         name = f"{param}.{unknown[1]}" if param else unknown[1]
-        return invalid(f"the field '{name}' is unknown or not supported here", name, "unsupported_parameter")
+        return invalid(f"the field {shown(name)} is unknown or not supported here", name, "unsupported_parameter")
     return invalid(f"{param}: {reason}" if param else reason, param)
 
 
@@ -239,7 +241,7 @@ def _check_messages(body: _Body) -> None:
         for part in message.parts:
             if isinstance(part, ImagePart) and (detail := part.image_url.detail) not in (None, *IMAGE_DETAILS):
                 where = f"messages[{number}].content"
-                raise invalid(f"image_url.detail={detail!r} is not supported: use 'auto' or leave it out", where)
+                raise invalid(f"image_url.detail={shown(detail)} is not supported: use 'auto' or leave it out", where)
 
 
 def _options(body: _Body) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import os
 import resource
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from pvlm.children import leave_with_parent
 from pvlm.errors import ConfigError, ModelError, OptionError, VideoError
 from pvlm.video.arrays import check_sides
 from pvlm.video.containers import check_file
@@ -42,7 +42,7 @@ def main(argument: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the terminal's Ctrl-C
     _limit_memory(request["max_bytes"])
     signal.alarm(int(min(request["timeout_s"] + _ALARM_MARGIN_S, 1 << 30)))
-    threading.Thread(target=_watch_life_line, daemon=True).start()
+    leave_with_parent()
     reply = answer(request)
     with open(request["reply_fd"], "w", encoding="ascii") as file:
         json.dump(reply, file)
@@ -175,12 +175,6 @@ def _limit_memory(max_bytes: int) -> None:
     most = max_bytes + _MEMORY_MARGIN_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
-def _watch_life_line() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(3)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,15 @@ class OpenVideo:
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else None
 
+    def settle(self) -> None:
+        """Wait until none of the decoder's threads works. What they had in hand is lost."""
+        self.codec.flush_buffers()
+
+    def __del__(self) -> None:
+        if hasattr(self, "codec"):
+            # PyAV frees a decoder, which waits for its threads, with the GIL: a thread that has a message waits for it.
+            self.settle()
+
     @property
     def listed(self) -> int:
         """Number of frames by the container's index."""

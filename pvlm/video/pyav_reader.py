@@ -81,6 +81,7 @@ class PyAVReader:
             self._in_order([self.num_frames])
 
     def _restart(self) -> None:
+        self._decoder.video.settle()  # its messages say nothing of what is decoded from now on
         self._decoder = _Decoder(self._path, OpenVideo(self._path, self._container), self._table)
 
     def _sought(self, indices: Sequence[int]) -> Iterator[VideoFrame]:

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +194,15 @@ async def storm(
     every_s: float = 1.5,
     at_once: int = 4,
     on_open: Callable[[], Any] = lambda: None,
+    observers: Mapping[str, Any] | None = None,
 ) -> None:
     """Ask ``answers`` questions in a random order; a strike comes every so many seconds on average. ``on_open`` is
-    called when the engine is open.
+    called when the engine is open. ``observers``: of the engine, by keyword of `Engine.create`.
     """
     choose = random.Random(seed)
     left = [choose.choice(questions) for _ in range(answers)]
     with anyio.move_on_after(STORM_S) as whole:
-        unopened = Engine.create({**SETTINGS, **settings})
+        unopened = Engine.create({**SETTINGS, **settings}, **(observers or {}))
         await _storm(figures, unopened, left, choose, strikes, every_s, at_once, on_open)
     if whole.cancelled_caught:
         figures.wrong.append(f"the storm has no end after {STORM_S:g} s")

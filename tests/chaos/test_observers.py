@@ -6,13 +6,11 @@ import random
 from collections import Counter
 from typing import Any
 
-import anyio
 import msgspec
 import pytest
 import structlog
 
-from pvlm import Engine
-from tests.chaos.storm import EMULATED, SETTINGS, Figures, ask, emulated_questions, kill, references, write
+from tests.chaos.storm import EMULATED, Figures, emulated_questions, kill, references, storm, write
 
 ANSWERS = 110
 SEED = 51
@@ -64,7 +62,6 @@ class FullDisk:
 async def watched_storm(
     figures: Figures, settings: dict[str, Any], asked: list[dict[str, Any]], answers: int, every_s: float
 ) -> None:
-    choose = random.Random(SEED)
     faults: Counter[str] = Counter()
     failing = Failing(faults)
     full: Any = FullDisk(faults)
@@ -72,32 +69,19 @@ async def watched_storm(
         msgspec.structs.replace(question, options={**question.options, "trace": failing})
         for question in await references(settings, asked)
     ]
-    left = [choose.choice(questions) for _ in range(answers)]
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger("debug"), logger_factory=structlog.PrintLoggerFactory(full)
     )
-    async with Engine.create({**SETTINGS, **settings}, on_progress=failing, metrics=failing) as engine:
-
-        async def ask_on() -> None:
-            while left:
-                await ask(engine, left.pop(), figures)
-
-        async def strike_on() -> None:
-            while True:
-                await anyio.sleep(choose.expovariate(1 / every_s))
-                await kill(engine, choose, figures)
-
-        async with anyio.create_task_group() as tasks:
-            if every_s:
-                tasks.start_soon(strike_on)
-            async with anyio.create_task_group() as asking:
-                for _ in range(4):
-                    asking.start_soon(ask_on)
-            tasks.cancel_scope.cancel()
-        for role, health in (await engine.health(30)).items():
-            figures.count("restarts", role, health.restarts)
-            if health.sessions:
-                figures.wrong.append(f"the {role} still holds {health.sessions} sessions")
+    await storm(
+        figures,
+        settings,
+        questions,
+        answers=answers,
+        seed=SEED,
+        strikes=[kill] if every_s else [],
+        every_s=every_s,
+        observers={"on_progress": failing, "metrics": failing},
+    )
     for kind, times in faults.items():
         figures.count("faults", kind, times)
     assert figures.wrong == []

@@ -19,7 +19,9 @@ from starlette.routing import Mount
 
 from pvlm import Engine, VideoError, configure_logging
 from pvlm.serving import ServerConfig, create_app
+from pvlm.serving.bodies import read_json_body
 from pvlm.serving.keeping import KeptMedia
+from pvlm.serving.refusals import Refusal
 from tests.serving.conftest import SLOW, TOY, asked, asking, refused, serving, until, video
 
 pytestmark = pytest.mark.anyio
@@ -207,6 +209,18 @@ async def test_a_body_is_limited_while_it_is_read() -> None:
         assert (full.status_code, full.headers["retry-after"]) == (429, "5")
         app.state.workload.bytes -= 1500
         assert (app.state.workload.requests, app.state.workload.bytes) == (0, 0)
+
+
+async def test_a_body_of_unknown_length_is_read_up_to_the_limit() -> None:
+    taken: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": bytes(500), "more_body": True}
+
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(Refusal) as caught:
+        await read_json_body(scope, receive, limit=2000, timeout_s=20, take=taken.append)
+    assert (caught.value.status, taken) == (413, 4 * [500])
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])

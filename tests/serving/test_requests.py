@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvlm.serving.references import reference
 from pvlm.serving.refusals import Refusal
 from pvlm.serving.requests import IGNORED, NEUTRAL, conversation, parse
 from tests.serving.conftest import asking, video
@@ -153,3 +154,15 @@ def test_any_body_is_parsed_or_refused(fields: dict[str, Any], noise: bytes) -> 
                  json.dumps(fields).encode(), noise):  # fmt: skip
         with suppress(Refusal):
             parse(body)
+
+
+def test_a_refusal_shows_the_value_but_not_all_of_a_long_one() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
+    assert "image_url.detail='low' is" in refusal(asking("Why?", image)).message
+    image["image_url"] = {"url": "data:image/png;base64,AA==", "detail": "l" * 5000}
+    assert "the field 'shape' is" in refusal(asking("Why?", shape=1)).message
+    for body in (asking("Why?", image), asking("Why?", **{"s" * 5000: 1})):
+        assert len(refusal(body).message) < 500
+    with pytest.raises(Refusal) as caught:
+        reference(f"data:text/{'x' * 5000};base64,AA==")
+    assert len(caught.value.message) < 500

@@ -13,7 +13,9 @@ from video_files import box, indices_of, make_video
 
 from pvlm.errors import VideoError
 from pvlm.video.auto_reader import AutoReader
+from pvlm.video.containers import Container
 from pvlm.video.decord_reader import DecordReader
+from pvlm.video.packets import OpenVideo
 from pvlm.video.pyav_reader import PyAVReader
 
 pytestmark = pytest.mark.anyio
@@ -122,3 +124,17 @@ def test_frames_in_another_file_are_not_looked_for(videos: Path, tmp_path: Path)
     except VideoError:
         pass
     assert str(videos / "faststart.mp4") not in opened
+
+
+@pytest.mark.parametrize(("kind", "demuxer"), [("hls", "hls"), ("concat", "concat")])
+def test_a_format_that_follows_references_gets_none(videos: Path, tmp_path: Path, kind: str, demuxer: str) -> None:
+    """The list of containers leaves such formats out. If one was in it, nothing else would be opened all the same."""
+    place = str(videos / "plain.mp4")
+    path = tmp_path / "playlist"
+    path.write_text(PLAYLISTS[kind].replace("{0}", place))
+    opened: list[object] = []
+    sys.addaudithook(lambda event, given: opened.append(given[0]) if event == "open" else None)
+    with pytest.raises(VideoError, match="damaged"):
+        OpenVideo(str(path), Container(kind, demuxer))
+    assert str(path) in opened
+    assert place not in opened

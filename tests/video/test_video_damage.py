@@ -172,3 +172,43 @@ def test_absurd_numbers_in_the_index(videos: Path, tmp_path: Path, kind: bytes) 
     path.write_bytes(data)
     with pytest.raises(VideoError):
         AutoReader(str(path))
+
+
+_DROPPED = """
+import faulthandler, gc, os, random, sys
+import av
+from pvlm.video.complaints import Messages
+from pvlm.video.containers import recognize
+from pvlm.video.packets import OpenVideo
+
+faulthandler.dump_traceback_later(20, exit=True)
+for seed in range(5):
+    video = OpenVideo(sys.argv[1], recognize(sys.argv[1]))
+    video.codec.thread_type, video.codec.thread_count = "AUTO", 4
+    chance = random.Random(seed)
+    with Messages() as messages:
+        for packet in [packet for packet in video.packets() if packet.size][:6]:
+            data = bytearray(bytes(packet))
+            for _ in range(40):
+                data[chance.randrange(8, len(data))] = chance.randrange(256)
+            damaged = av.Packet(bytes(data))
+            damaged.pts, damaged.dts, damaged.time_base = packet.pts, packet.dts, packet.time_base
+            try:
+                video.codec.decode(damaged)
+            except av.FFmpegError:
+                pass
+        del video, packet
+        gc.collect()
+    print(len(messages.complaints()))
+os._exit(0)
+"""
+
+
+def test_a_decoder_that_is_dropped_while_its_threads_complain(tmp_path: Path) -> None:
+    """PyAV frees it with the GIL held, for which a thread with a message would wait: nothing would ever go on."""
+    path = make_video(tmp_path / "damaged.mp4", codec="mpeg4", size=(720, 1280), frames=8)
+    done = subprocess.run([sys.executable, "-c", _DROPPED, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counts = [int(line) for line in done.stdout.split()]
+    assert len(counts) == 5
+    assert min(counts) > 0
