@@ -2,7 +2,7 @@
 
 A program that has configured structlog gets the lines there. In any other program they go to the standard library's
 logger ``pvlm``: silent below warnings, and never on standard output, unless the program says otherwise. A line that
-cannot be written is counted, and is nobody's error.
+fails to be written is counted, and raises no error.
 """
 
 from __future__ import annotations
