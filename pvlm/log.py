@@ -35,8 +35,8 @@ def configure_logging(level: Level = "info", *, json: bool = False, stream: Text
     """
     if level not in LEVELS:
         raise ConfigError(f"the log has no level {level!r}: use one of {', '.join(LEVELS)}")
-    out = sys.stderr if stream is None else stream
-    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=_colors(out))
+    colors = _colors(sys.stderr if stream is None else stream)
+    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=colors)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -45,7 +45,7 @@ def configure_logging(level: Level = "info", *, json: bool = False, stream: Text
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr if stream is None else stream),
     )
 
 

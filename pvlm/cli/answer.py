@@ -125,7 +125,7 @@ async def _stream(
 
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
         opened = Engine.create(on_progress=progress.update, **engine)
-        note_remote_workers(opened.config)
+        note_remote_workers(opened.config, progress.note)
         recorder: Recorder | None = trace
         if opened.config.target == BUNDLED and not output.quiet:
             recorder = LimitNote(progress.note, question, trace)

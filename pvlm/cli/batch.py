@@ -96,7 +96,7 @@ async def _answer_all(
                 progress.update(step, fraction)
 
         opened = Engine.create(on_progress=loading, **engine)
-        note_remote_workers(opened.config)
+        note_remote_workers(opened.config, progress.note)
         async with opened:
             done = 0
             progress.update("answer", 0.0)

@@ -209,7 +209,7 @@ async def _serve(listening: Listening, config: ServerConfig, engine_settings: di
         ProgressDisplay(quiet=listening.log_json) as progress,
     ):
         engine = Engine.create(on_progress=progress.update, metrics=PrometheusMetrics(registry), **engine_settings)
-        note_remote_workers(engine.config)
+        note_remote_workers(engine.config, progress.note)
         app = create_app(engine, config, registry=registry)
         async with engine:
             progress.pause()
