@@ -11,7 +11,7 @@ import typer
 
 from pvlm.cli.commands import ASKING, command, option
 from pvlm.cli.interruption import run_async
-from pvlm.cli.options import Decoding, DraftView, Models, Output, Places, Pruning, Reading, settings
+from pvlm.cli.options import EngineSettings, Output, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,12 +60,7 @@ def demo(
     *,
     rounds: Annotated[int, option("--rounds", metavar="N", help="measure each method N times", show_default=True)] = 5,
     output: Output,
-    models: Models,
-    places: Places,
-    decoding: Decoding,
-    pruning: Pruning,
-    view: DraftView,
-    reading: Reading,
+    engine: EngineSettings,
 ) -> int:
     """Answer a question about a bundled clip, and measure the speed.
 
@@ -77,9 +72,9 @@ def demo(
 
     configure_logs(output.verbose)
     clip = bundled_clips()[0]
-    engine = {"backend": BACKEND, **settings(models, places, decoding, pruning, view, reading)}
+    given = {"backend": BACKEND, **settings(engine)}
     with clips_folder() as folder:
-        run_async(lambda: _demonstrate(clip, folder / clip.file, engine, max(1, rounds), output))
+        run_async(lambda: _demonstrate(clip, folder / clip.file, given, max(1, rounds), output))
     run_async(lambda: _demonstrate_emulated(output))
     return 0
 
