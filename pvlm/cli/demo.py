@@ -80,14 +80,16 @@ def demo(
 
 
 async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], rounds: int, output: Output) -> None:
+    from rich.markup import escape
+
     from pvlm.cli.console import ResultConsole, figures_table
     from pvlm.cli.progress import ProgressDisplay
-    from pvlm.cli.streams import write
+    from pvlm.cli.streams import shows_unicode, write
     from pvlm.engine import Engine
     from pvlm.trace import Trace
 
     console = ResultConsole()
-    console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}", soft_wrap=True)
+    console.print(f"[bold]video[/]     {escape(str(path))}\n[bold]question[/]  {clip.question}", soft_wrap=True)
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
         async with Engine.create(on_progress=progress.update, **engine) as opened:
             trace = Trace()
@@ -119,14 +121,13 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
                 alone.answers.append(await opened.answer(path, clip.question))
     if "d" in answer.stats.origins:
         console.print("Who wrote it: [green]drafted and accepted[/], [bold red]the target's own[/]")
-        console.print(_who_wrote(answer, console.encoding))
+        console.print(_who_wrote(answer, unicode=shows_unicode()))
         console.print()
         _print_lanes(console, trace)
     if not output.quiet:
         console.print(figures_table(answer.stats))
         console.print()
-    console.print(_speeds([way for way in (ours, turns, plain, alone) if way.answers]))
-    console.print(f"\n{_sentence(ours, plain)}", soft_wrap=True)
+    _print_speeds(console, [way for way in (ours, turns, plain, alone) if way.answers], plain)
 
 
 async def _demonstrate_emulated(output: Output) -> None:
@@ -158,32 +159,37 @@ async def _demonstrate_emulated(output: Output) -> None:
         "runs, and each pass waits for as long as the paper measured.\n"
     )
     _print_lanes(console, trace)
-    console.print(_speeds(list(found.values())))
-    console.print(f"\n{_sentence(found['parallel'], found['ar'])}", soft_wrap=True)
+    _print_speeds(console, list(found.values()), found["ar"])
 
 
 def _print_lanes(console: Console, trace: Trace) -> None:
     from pvlm.cli.lanes import lanes
+    from pvlm.cli.streams import shows_unicode
     from pvlm.trace.timeline import timeline
 
     if trace.recorded:
-        console.print(lanes(timeline(trace.recording()), console.encoding))
+        console.print(lanes(timeline(trace.recording()), unicode=shows_unicode()))
         console.print()
 
 
-def _sentence(ours: Measured, plain: Measured) -> str:
+def _print_speeds(console: Console, measured: Sequence[Measured], plain: Measured) -> None:
+    """The table, and the first way compared with plain decoding in a sentence."""
+    ours = measured[0]
     ratio = plain.decode_s / ours.decode_s
     same = all(answer.tokens == plain.answers[0].tokens for answer in ours.answers)
-    return f"Here {ours.name} decoding was {ratio:.2f} times as fast as plain decoding on the same cores, with " + (
-        "the same tokens." if same else "other tokens!"
+    console.print(_speeds(measured))
+    console.print(
+        f"\nHere {ours.name} decoding was {ratio:.2f} times as fast as plain decoding on the same cores, with "
+        + ("the same tokens." if same else "other tokens!"),
+        soft_wrap=True,
     )
 
 
-def _who_wrote(answer: Answer, encoding: str) -> Text:
+def _who_wrote(answer: Answer, *, unicode: bool) -> Text:
     """One cell for each token: accepted tokens of the draft, and the target's own."""
     from rich.text import Text
 
-    drafted, own = (DRAFTED, OWN) if encoding.startswith("utf") else (DRAFTED_ASCII, OWN_ASCII)
+    drafted, own = (DRAFTED, OWN) if unicode else (DRAFTED_ASCII, OWN_ASCII)
     text = Text()
     for index, origin in enumerate(answer.stats.origins):
         if index and index % A_ROW == 0:
