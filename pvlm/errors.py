@@ -3,8 +3,8 @@
     PvlmError
     |-- ConfigError (ValueError)        invalid engine configuration
     |-- OptionError (ValueError)        invalid option of one answer
-    |-- VideoError                      a video that cannot be read
-    |-- ModelError                      a checkpoint or plug-in that cannot be loaded or used
+    |-- VideoError                      an unreadable video
+    |-- ModelError                      a checkpoint or plug-in failed to load or to run
     |   `-- ModelMismatch               draft and target do not fit together
     |-- PromptError                     a question that is invalid for the model
     |-- EngineStateError (RuntimeError) the engine is not in a state for this call
@@ -39,7 +39,7 @@ class OptionError(PvlmError, ValueError):
 
 
 class VideoError(PvlmError):
-    """A video that cannot be read, its ``path``, and the ``reason``."""
+    """An unreadable video: its ``path``, and the ``reason``."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -50,7 +50,7 @@ class VideoError(PvlmError):
 
 
 class ModelError(PvlmError):
-    """A checkpoint or a plug-in that cannot be loaded or used."""
+    """A checkpoint or a plug-in failed to load or to run."""
 
 
 class ModelMismatch(ModelError):

@@ -2,7 +2,7 @@
 
 A program that has configured structlog gets the lines there. In any other program they go to the standard library's
 logger ``pvlm``: silent below warnings, and never on standard output, unless the program says otherwise. A line that
-cannot be written is counted, and is nobody's error.
+fails to be written is counted, and raises no error.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def configure_logging(level: Level = "info", *, json: bool = False, stream: Text
     """
     if level not in LEVELS:
         raise ConfigError(f"the log has no level {level!r}: use one of {', '.join(LEVELS)}")
-    out = sys.stderr if stream is None else stream
-    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=_colors(out))
+    colors = _colors(sys.stderr if stream is None else stream)
+    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=colors)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -45,7 +45,7 @@ def configure_logging(level: Level = "info", *, json: bool = False, stream: Text
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr if stream is None else stream),
     )
 
 

@@ -10,18 +10,7 @@ import typer
 
 from pvlm.cli.commands import ASKING, command, option
 from pvlm.cli.interruption import run_async
-from pvlm.cli.options import (
-    Decoding,
-    DraftView,
-    Models,
-    Output,
-    Places,
-    Pruning,
-    Reading,
-    Sampling,
-    VideoPart,
-    settings,
-)
+from pvlm.cli.options import AnswerSettings, EngineSettings, Output, settings
 from pvlm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,14 +36,8 @@ def answer(
         option("--trace", metavar="DIR", help="write pictures of the answer: timeline.html, timeline.json, frames.png"),
     ] = None,
     output: Output,
-    models: Models,
-    places: Places,
-    decoding: Decoding,
-    pruning: Pruning,
-    view: DraftView,
-    reading: Reading,
-    part: VideoPart,
-    sampling: Sampling,
+    engine: EngineSettings,
+    options: AnswerSettings,
 ) -> int:
     """Answer a question about a video.
 
@@ -71,10 +54,9 @@ def answer(
         make_directory(trace)  # fails before any model is loaded
         recorder = Trace()
     try:
-        engine = settings(models, places, decoding, pruning, view, reading)
-        options = settings(part, sampling)
         asked = _asked(video, question, system)
-        found = run_async(lambda: _stream(question, asked, engine, options, recorder, output, show_text=not as_json))
+        given = settings(engine), settings(options)
+        found = run_async(lambda: _stream(question, asked, *given, recorder, output, show_text=not as_json))
     finally:  # the trace of a failed answer is the most useful one
         if trace is not None and recorder is not None and recorder.recorded:
             note(f"trace: {', '.join(map(str, recorder.write(trace)))}")
@@ -125,7 +107,7 @@ async def _stream(
 
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
         opened = Engine.create(on_progress=progress.update, **engine)
-        note_remote_workers(opened.config)
+        note_remote_workers(opened.config, progress.note)
         recorder: Recorder | None = trace
         if opened.config.target == BUNDLED and not output.quiet:
             recorder = LimitNote(progress.note, question, trace)

@@ -8,18 +8,7 @@ import typer
 
 from pvlm.cli.commands import ASKING, command, option
 from pvlm.cli.interruption import run_async
-from pvlm.cli.options import (
-    Decoding,
-    DraftView,
-    Models,
-    Output,
-    Places,
-    Pruning,
-    Reading,
-    Sampling,
-    VideoPart,
-    settings,
-)
+from pvlm.cli.options import AnswerSettings, EngineSettings, Output, settings
 
 if TYPE_CHECKING:
     from pvlm.answer.file import AnswersFile
@@ -41,14 +30,8 @@ def batch(
         int | None, option("--concurrency", metavar="N", help="answers at a time (default: 4)", min=1)
     ] = None,
     output: Output,
-    models: Models,
-    places: Places,
-    decoding: Decoding,
-    pruning: Pruning,
-    view: DraftView,
-    reading: Reading,
-    part: VideoPart,
-    sampling: Sampling,
+    engine: EngineSettings,
+    options: AnswerSettings,
 ) -> int:
     """Answer a file of questions. A run that was stopped continues where it stopped.
 
@@ -64,31 +47,28 @@ def batch(
 
     configure_logs(output.verbose)
     asked = read_questions(questions)
-    with AnswersFile(out, asked, questions) as answers:
-        before = len(answers.written)
+    with AnswersFile(out, asked, questions) as file:
+        before = len(file.written)
         try:
             if before < len(asked):
-                engine = settings(models, places, decoding, pruning, view, reading)
-                if concurrency is not None:
-                    engine["max_sessions"] = concurrency
-                work = _answer_all(answers, engine, settings(part, sampling), output, ordered=not unordered)
-                run_async(lambda: work)
+                given = settings(engine, max_sessions=concurrency), settings(options)
+                run_async(lambda: _answer_all(file, *given, output, ordered=not unordered))
         finally:
             if not output.quiet:
-                note(answers.summary(before))
+                note(file.summary(before))
         if not unordered:
-            answers.sort()
-    return NONE_FAILED + min(answers.failed, MOST_FAILED) if answers.failed else 0
+            file.sort()
+    return NONE_FAILED + min(file.failed, MOST_FAILED) if file.failed else 0
 
 
 async def _answer_all(
-    answers: AnswersFile, engine: dict[str, Any], options: dict[str, Any], output: Output, *, ordered: bool
+    file: AnswersFile, engine: dict[str, Any], options: dict[str, Any], output: Output, *, ordered: bool
 ) -> None:
     from pvlm.cli.console import note_remote_workers
     from pvlm.cli.progress import ProgressDisplay
     from pvlm.engine import Engine
 
-    left = answers.left
+    left = file.left
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
 
         def loading(step: str, fraction: float) -> None:
@@ -96,11 +76,11 @@ async def _answer_all(
                 progress.update(step, fraction)
 
         opened = Engine.create(on_progress=loading, **engine)
-        note_remote_workers(opened.config)
+        note_remote_workers(opened.config, progress.note)
         async with opened:
             done = 0
             progress.update("answer", 0.0)
             async for outcome in opened.map((line.text for line in left), ordered=ordered, **options):
-                answers.add(left[outcome.index], outcome)
+                file.add(left[outcome.index], outcome)
                 done += 1
                 progress.update("answer", done / len(left))

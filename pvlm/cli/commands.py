@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from pvlm.cli.names import Names
+from pvlm.cli.names import Names, check, completing
 from pvlm.errors import PvlmError
 
 SEVERAL = "..."
@@ -26,8 +26,20 @@ class Options:
     """Base of a set of options that several commands share. A field is an option: ``Annotated[type, option(...)]``."""
 
 
-def option(*names: str, metavar: str | None = None, help: str, panel: str | None = None, **more: Any) -> Any:
-    """An option of a command. ``help``: ``{NAME}`` in it stands for names that `Names` looks up."""
+def option(
+    *names: str,
+    metavar: str | None = None,
+    help: str,
+    panel: str | None = None,
+    kind: str | None = None,
+    **more: Any,
+) -> Any:
+    """An option of a command. ``help``: ``{NAME}`` in it stands for names that `Names` looks up.
+
+    ``kind``: the value is a name, or names, of this kind (see `pvlm.cli.names.names`), which are completed and checked.
+    """
+    if kind is not None:
+        more = {"callback": check(kind), "autocompletion": completing(kind), **more}
     more = {"show_default": False, **more}
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 

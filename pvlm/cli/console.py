@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -56,7 +57,7 @@ def configure_logs(verbose: bool) -> None:
     configure_logging("debug" if verbose else "error")
 
 
-def note_remote_workers(config: EngineConfig) -> None:
+def note_remote_workers(config: EngineConfig, note: Callable[[str], None]) -> None:
     """Say which workers the engine waits for, and the command that starts each."""
     from pvlm.workers.port import worker_command
 

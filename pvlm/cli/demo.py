@@ -11,7 +11,7 @@ import typer
 
 from pvlm.cli.commands import ASKING, command, option
 from pvlm.cli.interruption import run_async
-from pvlm.cli.options import Decoding, DraftView, Models, Output, Places, Pruning, Reading, settings
+from pvlm.cli.options import EngineSettings, Output, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,12 +60,7 @@ def demo(
     *,
     rounds: Annotated[int, option("--rounds", metavar="N", help="measure each method N times", show_default=True)] = 5,
     output: Output,
-    models: Models,
-    places: Places,
-    decoding: Decoding,
-    pruning: Pruning,
-    view: DraftView,
-    reading: Reading,
+    engine: EngineSettings,
 ) -> int:
     """Answer a question about a bundled clip, and measure the speed.
 
@@ -77,22 +72,24 @@ def demo(
 
     configure_logs(output.verbose)
     clip = bundled_clips()[0]
-    engine = {"backend": BACKEND, **settings(models, places, decoding, pruning, view, reading)}
+    given = {"backend": BACKEND, **settings(engine)}
     with clips_folder() as folder:
-        run_async(lambda: _demonstrate(clip, folder / clip.file, engine, max(1, rounds), output))
+        run_async(lambda: _demonstrate(clip, folder / clip.file, given, max(1, rounds), output))
     run_async(lambda: _demonstrate_emulated(output))
     return 0
 
 
 async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], rounds: int, output: Output) -> None:
+    from rich.markup import escape
+
     from pvlm.cli.console import ResultConsole, figures_table
     from pvlm.cli.progress import ProgressDisplay
-    from pvlm.cli.streams import write
+    from pvlm.cli.streams import shows_unicode, write
     from pvlm.engine import Engine
     from pvlm.trace import Trace
 
     console = ResultConsole()
-    console.print(f"[bold]video[/]     {path}\n[bold]question[/]  {clip.question}", soft_wrap=True)
+    console.print(f"[bold]video[/]     {escape(str(path))}\n[bold]question[/]  {clip.question}", soft_wrap=True)
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
         async with Engine.create(on_progress=progress.update, **engine) as opened:
             trace = Trace()
@@ -124,14 +121,13 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
                 alone.answers.append(await opened.answer(path, clip.question))
     if "d" in answer.stats.origins:
         console.print("Who wrote it: [green]drafted and accepted[/], [bold red]the target's own[/]")
-        console.print(_who_wrote(answer, console.encoding))
+        console.print(_who_wrote(answer, unicode=shows_unicode()))
         console.print()
         _print_lanes(console, trace)
     if not output.quiet:
         console.print(figures_table(answer.stats))
         console.print()
-    console.print(_speeds([way for way in (ours, turns, plain, alone) if way.answers]))
-    console.print(f"\n{_sentence(ours, plain)}", soft_wrap=True)
+    _print_speeds(console, [way for way in (ours, turns, plain, alone) if way.answers], plain)
 
 
 async def _demonstrate_emulated(output: Output) -> None:
@@ -163,32 +159,37 @@ async def _demonstrate_emulated(output: Output) -> None:
         "runs, and each pass waits for as long as the paper measured.\n"
     )
     _print_lanes(console, trace)
-    console.print(_speeds(list(found.values())))
-    console.print(f"\n{_sentence(found['parallel'], found['ar'])}", soft_wrap=True)
+    _print_speeds(console, list(found.values()), found["ar"])
 
 
 def _print_lanes(console: Console, trace: Trace) -> None:
     from pvlm.cli.lanes import lanes
+    from pvlm.cli.streams import shows_unicode
     from pvlm.trace.timeline import timeline
 
     if trace.recorded:
-        console.print(lanes(timeline(trace.recording()), console.encoding))
+        console.print(lanes(timeline(trace.recording()), unicode=shows_unicode()))
         console.print()
 
 
-def _sentence(ours: Measured, plain: Measured) -> str:
+def _print_speeds(console: Console, measured: Sequence[Measured], plain: Measured) -> None:
+    """The table, and the first way compared with plain decoding in a sentence."""
+    ours = measured[0]
     ratio = plain.decode_s / ours.decode_s
     same = all(answer.tokens == plain.answers[0].tokens for answer in ours.answers)
-    return f"Here {ours.name} decoding was {ratio:.2f} times as fast as plain decoding on the same cores, with " + (
-        "the same tokens." if same else "other tokens!"
+    console.print(_speeds(measured))
+    console.print(
+        f"\nHere {ours.name} decoding was {ratio:.2f} times as fast as plain decoding on the same cores, with "
+        + ("the same tokens." if same else "other tokens!"),
+        soft_wrap=True,
     )
 
 
-def _who_wrote(answer: Answer, encoding: str) -> Text:
+def _who_wrote(answer: Answer, *, unicode: bool) -> Text:
     """One cell for each token: accepted tokens of the draft, and the target's own."""
     from rich.text import Text
 
-    drafted, own = (DRAFTED, OWN) if encoding.startswith("utf") else (DRAFTED_ASCII, OWN_ASCII)
+    drafted, own = (DRAFTED, OWN) if unicode else (DRAFTED_ASCII, OWN_ASCII)
     text = Text()
     for index, origin in enumerate(answer.stats.origins):
         if index and index % A_ROW == 0:

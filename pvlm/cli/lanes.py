@@ -17,7 +17,7 @@ PASSES = 12
 """Passes of the target that are shown."""
 
 
-def lanes(timeline: Timeline, encoding: str, columns: int = 60) -> Text:
+def lanes(timeline: Timeline, columns: int = 60, *, unicode: bool) -> Text:
     """Both lanes from the first token on, each ``columns`` wide. A column is what an actor did in its middle."""
     from rich.text import Text
 
@@ -27,12 +27,13 @@ def lanes(timeline: Timeline, encoding: str, columns: int = 60) -> Text:
         return Text()
     begin_ms, end_ms = passes[0].begin_ms, passes[-1].end_ms
     column_ms = (end_ms - begin_ms) / columns
+    signs = {} if unicode else PLAIN
     text = Text()
     for role in timeline.rows:
         text.append(f"{role:<8}")
         for column in range(columns):
             sign, style = _looks(decoding, role, begin_ms + (column + 0.5) * column_ms)
-            text.append(sign if encoding.startswith("utf") else PLAIN[sign], style)
+            text.append(signs.get(sign, sign), style)
         text.append("\n")
     text.append(f"{'':<8}{end_ms - begin_ms:.0f} ms, {len(passes)} passes of the target\n{'':<8}")
     for (sign, style), what in (
@@ -41,7 +42,7 @@ def lanes(timeline: Timeline, encoding: str, columns: int = 60) -> Text:
         (PASS, "target"),
         (IDLE, "idle"),
     ):
-        text.append(sign if encoding.startswith("utf") else PLAIN[sign], style)
+        text.append(signs.get(sign, sign), style)
         text.append(f" {what}  ")
     return text
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pvlm.cli.commands import Options, option
-from pvlm.cli.names import check, completing
 
 DESCRIBE = "Describe the video in detail."
 """The question of measurements, if none is given."""
@@ -95,8 +94,7 @@ class Checkpoints(Options):
             metavar="NAME",
             help="what runs the models: {backends} (default: auto, native where it can run them, else torch)",
             panel=MODELS,
-            callback=check("backends"),
-            autocompletion=completing("backends"),
+            kind="backends",
         ),
     ] = None
     draft_backend: Annotated[
@@ -106,8 +104,7 @@ class Checkpoints(Options):
             metavar="NAME",
             help="what runs the draft (default: as --backend)",
             panel=MODELS,
-            callback=check("backends"),
-            autocompletion=completing("backends"),
+            kind="backends",
         ),
     ] = None
     dtype: Annotated[
@@ -221,8 +218,7 @@ class Pruner(Options):
             metavar="NAME",
             help="choice of the draft's video tokens: {pruners} (default: uv; with sd: none)",
             panel=DRAFT_VIEW,
-            callback=check("pruners"),
-            autocompletion=completing("pruners"),
+            kind="pruners",
         ),
     ] = None
 
@@ -264,8 +260,7 @@ class Reading(Options):
             metavar="NAME",
             help="what reads the video: {readers} (default: auto)",
             panel=VIDEO,
-            callback=check("readers"),
-            autocompletion=completing("readers"),
+            kind="readers",
         ),
     ] = None
     decode_timeout_s: Annotated[
@@ -334,11 +329,24 @@ class Sampling(Options):
     ] = None
 
 
-def settings(*sets: Options) -> dict[str, Any]:
-    """The settings that the command line has. An omitted option keeps the library's default."""
+# ---- all options of an engine, and of an answer: a dataclass has the fields of its last base first -------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings(Reading, DraftView, Pruning, Decoding, Places, Models):
+    """All settings of an engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings(Sampling, VideoPart):
+    """All options of an answer."""
+
+
+def settings(*sets: Options, **single: Any) -> dict[str, Any]:
+    """The settings that the command line has, in sets and ``single``. An omitted option keeps the library's default."""
     given = {one.name: getattr(options, one.name) for options in sets for one in fields(options)}
     return {
         name: None if (name, value) == ("draft", "none") else value
-        for name, value in given.items()
+        for name, value in {**given, **single}.items()
         if value is not None and value != []
     }

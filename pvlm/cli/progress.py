@@ -42,7 +42,7 @@ class ProgressDisplay:
             transient=True,
             disable=quiet or not console.is_interactive,
             redirect_stdout=False,  # the text of an answer is written as it is
-            redirect_stderr=False,
+            redirect_stderr=True,  # a line of the log stands above the bars
         )
         self._tasks: dict[str, TaskID] = {}
         self._idle = self._progress.add_task("starting", total=None)
@@ -66,7 +66,7 @@ class ProgressDisplay:
 
     def note(self, text: str) -> None:
         """Write a line to standard error, above the bars."""
-        self._progress.console.print(text, markup=False, soft_wrap=True)
+        self._progress.console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def update(self, what: str, fraction: float) -> None:
         """As `pvlm.engine.OnProgress`."""

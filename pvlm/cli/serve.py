@@ -9,7 +9,7 @@ import typer
 
 from pvlm.cli.commands import HOSTS, Options, command, option
 from pvlm.cli.interruption import run_async
-from pvlm.cli.options import Decoding, DraftView, Models, Places, Pruning, Reading, settings
+from pvlm.cli.options import EngineSettings, settings
 from pvlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 SERVER, MEDIA, QUEUE = "Server", "Videos of callers", "Queue"
 """Panels of the help."""
 MIB = 1 << 20
+
+
+def _in_bytes(given: int | None) -> int | None:
+    """The callback of an option in MiB."""
+    return None if given is None else given * MIB
 
 
 def register(group: typer.Typer) -> None:
@@ -119,7 +124,7 @@ class Callers(Options):
             metavar="N",
             help="limit of a request, and of a fetched video, in MiB (default: 64)",
             panel=MEDIA,
-            callback=lambda given: None if given is None else given * MIB,
+            callback=_in_bytes,
         ),
     ] = None
     max_held_bytes: Annotated[
@@ -129,7 +134,7 @@ class Callers(Options):
             metavar="N",
             help="limit of all requests in memory, in MiB (default: 1024)",
             panel=MEDIA,
-            callback=lambda given: None if given is None else given * MIB,
+            callback=_in_bytes,
         ),
     ] = None
     max_kept_bytes: Annotated[
@@ -139,7 +144,7 @@ class Callers(Options):
             metavar="N",
             help="limit of the videos kept by their uuid, in MiB (default: 256; 0: none)",
             panel=MEDIA,
-            callback=lambda given: None if given is None else given * MIB,
+            callback=_in_bytes,
         ),
     ] = None
 
@@ -165,12 +170,7 @@ def serve(
     listening: Listening,
     callers: Callers,
     queue: Queue,
-    models: Models,
-    places: Places,
-    decoding: Decoding,
-    pruning: Pruning,
-    view: DraftView,
-    reading: Reading,
+    engine: EngineSettings,
 ) -> int:
     """Serve an OpenAI-compatible API: /v1/chat/completions, /v1/models, /health, /metrics and /version.
 
@@ -189,7 +189,7 @@ def serve(
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings(callers).items()}
     config = build(ServerConfig, given, "setting", ConfigError)
     configure_logging(listening.log_level, json=listening.log_json)
-    run_async(lambda: _serve(listening, config, settings(queue, models, places, decoding, pruning, view, reading)))
+    run_async(lambda: _serve(listening, config, settings(queue, engine)))
     return 0
 
 
@@ -209,7 +209,7 @@ async def _serve(listening: Listening, config: ServerConfig, engine_settings: di
         ProgressDisplay(quiet=listening.log_json) as progress,
     ):
         engine = Engine.create(on_progress=progress.update, metrics=PrometheusMetrics(registry), **engine_settings)
-        note_remote_workers(engine.config)
+        note_remote_workers(engine.config, progress.note)
         app = create_app(engine, config, registry=registry)
         async with engine:
             progress.pause()

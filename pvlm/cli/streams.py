@@ -1,4 +1,4 @@
-"""The standard streams of the command's own process: closed ones, and those that cannot show every character."""
+"""The standard streams of the command's own process: closed ones, and those whose encoding lacks characters."""
 
 from __future__ import annotations
 

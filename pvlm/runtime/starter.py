@@ -45,7 +45,7 @@ class Starter:
         return 0 if self._port is None else self._port.refused
 
     async def start(self) -> RunningActor:
-        """Raises ModelError, and ConfigError for a port that cannot be opened."""
+        """Raises ModelError, and ConfigError if the port fails to open."""
         if not self.remote:
             return await launch(self.role, self.config, self._spec, self._on_loading)
         self._port = self._port or self._open_port()

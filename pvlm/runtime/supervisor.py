@@ -134,7 +134,7 @@ class Supervisor:
         return None if self._contact is None else self._contact.actor
 
     async def open(self) -> None:
-        """The first start. Raises ModelError, and ConfigError for a port that cannot be opened.
+        """The first start. Raises ModelError, and ConfigError if the port fails to open.
 
         A draft that ends without a word is started again, and done without when that is used up. One that says why it
         cannot load is an error.

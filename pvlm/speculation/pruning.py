@@ -233,7 +233,7 @@ class NonePruner:
 def load_pruner(name: str) -> Pruner:
     """The pruner registered as ``name``. Raises ConfigError for an unknown name; the error lists the known ones.
 
-    Raises ModelError for one that cannot be loaded.
+    Raises ModelError if its class fails to load.
     """
     pruner: Pruner = load_plugin(ENTRY_POINT_GROUP, name)()
     return pruner

@@ -27,7 +27,7 @@ class Observers:
     """What watches one engine. `on_progress`, `metrics` and what `trace` returns may be called without care."""
 
     def __init__(self, on_progress: OnProgress | None = None, metrics: Metrics | None = None) -> None:
-        """Raises ConfigError for something that cannot watch."""
+        """Raises ConfigError for an observer without the methods that it needs."""
         if on_progress is not None and (not callable(on_progress) or iscoroutinefunction(on_progress)):
             raise ConfigError(f"on_progress is a {_kind(on_progress)}: give a function (not async) of two arguments")
         if metrics is not None and (lacking := _lacking(metrics, "add", "observe")):
@@ -42,7 +42,7 @@ class Observers:
             self.call("on_progress", self._on_progress, what, fraction)
 
     def trace(self, recorder: Recorder | None) -> Recorder | None:
-        """The recorder, guarded. Raises OptionError for something that is none."""
+        """The recorder, guarded. Raises OptionError for an object that is no recorder."""
         if recorder is None:
             return None
         if lacking := _lacking(recorder, "began", "handled", "ended"):

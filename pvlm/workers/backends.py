@@ -32,7 +32,7 @@ def find_backend(name: str) -> type[Backend]:
 def choose_backend(name: str, options: LoadOptions) -> Choice:
     """The plug-in that loads a model, with ``auto`` resolved. May compile code, so call it in the worker.
 
-    Raises ConfigError for an unknown name, and CheckpointError for a model that cannot be read.
+    Raises ConfigError for an unknown name, and CheckpointError for an unreadable model.
     """
     if name != AUTO:
         return Choice(name, find_backend(name))

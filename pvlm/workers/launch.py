@@ -116,7 +116,7 @@ async def launch(
             channel, worker, mark = await _in_thread(role, spec)
         else:
             channel, worker, mark = await _in_process(role, config.transport, spec)
-    except (OSError, RuntimeError) as error:  # a thread that cannot be started is a RuntimeError
+    except (OSError, RuntimeError) as error:  # a thread that fails to start raises RuntimeError
         raise ModelError(f"cannot start the {role} worker: {reached_limit(error)}") from error
     reports = 0
 

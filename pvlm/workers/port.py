@@ -57,8 +57,8 @@ class RemoteWorker:
 def open_port(role: Role, config: EngineConfig, on_refused: Callable[[str], None]) -> ZmqServer:
     """Open the port of a role. Call it on the engine's event loop. ``on_refused`` gets why a connection was refused.
 
-    Raises ConfigError for keys that cannot be used, and an endpoint that cannot be bound; ModelError where a limit of
-    the system is reached.
+    Raises ConfigError for invalid keys, and for an endpoint that is taken or is not of this host. Raises ModelError
+    if a limit of the system is reached.
     """
     endpoint = config.listen(role)
     assert endpoint is not None

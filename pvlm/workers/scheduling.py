@@ -44,7 +44,7 @@ def take_long_slices(slice_s: float = SLICE_S) -> bool:
 
 
 def slice_of(thread: int) -> float | None:
-    """A thread's slices in seconds (0: this thread's), None where that cannot be told."""
+    """A thread's slices in seconds (0: this thread's), None where the system does not report it."""
     attributes = _attributes(thread)
     return None if attributes is None else attributes.slice_ns / 1e9
 

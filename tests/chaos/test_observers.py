@@ -1,4 +1,4 @@
-"""Observers that fail at random, and a log that cannot be written, while workers are killed: every answer is exact."""
+"""Observers and the log fail at random while workers are killed: every answer is exact."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``PAUSE`` names moments at which it sleeps until it is interrupted: ``import NAME``, ``open``, ``text``, ``close``,
 ``exit``. At ``reader`` it waits until nobody reads its output. ``PIECE`` is answered instead of `PIECES`;
-``QUESTION``: the question.
+``QUESTION``: the question. ``LOG``: a line for the log while the progress is shown.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ class Stream:
             for fraction in (0.0, 0.5, 1.0):
                 self._on_progress(step, fraction)
                 await anyio.sleep(0.05)
+        if line := os.environ.get("LOG"):
+            from pvlm.log import log
+
+            log.error(line)
+            await anyio.sleep(0.3)
         if "open" in PAUSES:
             os.write(2, b"[open]")
             await anyio.sleep(60)

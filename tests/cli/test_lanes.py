@@ -26,7 +26,7 @@ LINE = Timeline(
 
 
 def test_each_actor_has_a_lane_from_the_first_pass_on() -> None:
-    draft, target, span, legend = lanes(LINE, "utf-8", columns=10).plain.split("\n")
+    draft, target, span, legend = lanes(LINE, columns=10, unicode=True).plain.split("\n")
     assert draft == "draft   ███░░░····"
     assert target == "target  ████··████"
     assert span.strip() == "100 ms, 2 passes of the target"
@@ -34,11 +34,11 @@ def test_each_actor_has_a_lane_from_the_first_pass_on() -> None:
 
 
 def test_a_terminal_without_unicode_gets_letters() -> None:
-    shown = lanes(LINE, "ascii", columns=10).plain
+    shown = lanes(LINE, columns=10, unicode=False).plain
     assert shown.isascii()
     assert "draft   ###xxx...." in shown
 
 
 def test_without_a_pass_there_is_nothing_to_show() -> None:
     empty = Timeline(rows=("target",), slices=(), marks=(), arrows=(), decoding_ms=0.0, end_ms=0.0)
-    assert lanes(empty, "utf-8").plain == ""
+    assert lanes(empty, unicode=True).plain == ""

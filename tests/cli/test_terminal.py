@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_progress_gives_way_to_the_text_as_it_is_written(columns: int, colours: 
         assert not any(step in terminal.screen for step in (*steps[:3], "starting", "working"))
         assert "".join(PIECES[:2]) in terminal.screens
         assert max(len(line) for screen in terminal.screens for line in screen.split("\n")) <= columns
+
+
+def test_lines_of_the_log_and_notes_stand_above_the_progress() -> None:
+    listening = ["--draft-listen", "tcp://127.0.0.1:5555"]
+    with Terminal([*ANSWER, *listening], columns=160, environment={"LOG": "draft_is_late"}) as terminal:
+        assert terminal.wait() == 0
+        lines = terminal.screen.split("\n")
+        assert lines[0].startswith("waiting for the draft; run on its host: pvlm worker --role draft ")
+        assert re.fullmatch(r"[\d-]+ [\d:]+ \[error +\] draft_is_late", lines[1])
+        assert lines[2] == TEXT
 
 
 def test_the_demo_keeps_its_label() -> None:

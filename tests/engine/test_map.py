@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import anyio.lowlevel
 import pytest
 
-from pvlm import AnswerRequest, Engine, EngineStateError, OptionError, Outcome
+from pvlm import Answer, AnswerRequest, Engine, EngineStateError, OptionError, Outcome
+from pvlm.answer.batch import outcomes
 from tests.engine.conftest import FRAMES, TOY
 from tests.support.toy import ToyBackend
 
@@ -85,22 +87,39 @@ async def test_requests_are_taken_as_they_are_begun(toys: Engine) -> None:
             begun += 1
             yield from requests(2)
 
-    outcomes = toys.map(lazy(), concurrency=2)
-    async for outcome in outcomes:
+    answers = toys.map(lazy(), concurrency=2)
+    async for outcome in answers:
         if outcome.index == 5:
             break
-    await outcomes.aclose()
+    await answers.aclose()
     assert begun <= 5 + 1 + 2 * 2
+
+
+async def test_no_more_answers_than_wanted_are_written_at_a_time() -> None:
+    running = 0
+    seen = []
+
+    async def answer(_: AnswerRequest) -> Answer:
+        nonlocal running
+        running += 1
+        seen.append(running)
+        await anyio.lowlevel.checkpoint()
+        running -= 1
+        raise OptionError("no answer is needed")
+
+    found = [one async for one in outcomes(answer, requests(*[1] * 9), concurrency=3, ordered=False)]
+    assert len(found) == 9
+    assert max(seen) == 3
 
 
 async def test_leaving_the_iteration_ends_its_answers() -> None:
     long: dict[str, Any] = {"video": FRAMES, "question": "?", "options": {"max_tokens": 4000, "ignore_eos": True}}
     async with Engine.create(**TOY) as engine:
-        outcomes = engine.map([*requests(1), long, long], concurrency=3)
-        async for outcome in outcomes:
+        answers = engine.map([*requests(1), long, long], concurrency=3)
+        async for outcome in answers:
             assert outcome.index == 0
             break
-        await outcomes.aclose()
+        await answers.aclose()
         assert ToyBackend.loaded["target"].open_sessions == 0
         assert [len(one.result().tokens) for one in await taken(engine, requests(3))] == [3]
 
@@ -111,10 +130,10 @@ async def test_an_engine_that_is_closed_meanwhile_ends_the_iteration() -> None:
     with pytest.raises(EngineStateError, match="not open"):
         engine.map([])
     async with engine:
-        outcomes = engine.map([*requests(1), *[long] * 6])
-        await anext(outcomes)
+        answers = engine.map([*requests(1), *[long] * 6])
+        await anext(answers)
     with pytest.raises(EngineStateError, match="closed"):
-        async for outcome in outcomes:
+        async for outcome in answers:
             assert outcome.error is not None
     with pytest.raises(EngineStateError, match="closed"):
         engine.map([])

@@ -1,4 +1,4 @@
-"""What watches an engine does it no harm: failing callbacks, and a log that cannot be written."""
+"""Failing callbacks and a failing log do no harm to an engine."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_a_trace_may_still_refuse_a_second_answer() -> None:
 
 
 class Broken:
-    """A stream that cannot be written."""
+    """A stream whose writes fail."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")

@@ -1,4 +1,4 @@
-"""Files of keys: what is made, and what is said of those that cannot be used."""
+"""Files of keys: how they are made, and the errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that cannot be loaded: a ModelError that says what is wrong where, caused by the worker's traceback."""
+"""Models that fail to load: a ModelError says what is wrong where, caused by the worker's traceback."""
 
 from __future__ import annotations
 

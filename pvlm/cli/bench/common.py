@@ -10,7 +10,7 @@ import typer
 
 from pvlm.cli.commands import Options, option
 from pvlm.cli.interruption import run_async
-from pvlm.cli.names import completing, names
+from pvlm.cli.names import names
 from pvlm.cli.options import DESCRIBE, JsonFile, PlotFile, Question, Transport
 from pvlm.cli.options import Output as Verbosity
 from pvlm.cli.plotting import add_caption, save_plot
@@ -50,8 +50,8 @@ def choice(name: str, kind: str) -> Any:
         name,
         metavar="NAME...",
         help=f"{ALL} (default), {{{kind}}}",
+        kind=kind,
         callback=check,
-        autocompletion=completing(kind),
     )
 
 

@@ -9,7 +9,7 @@ import typer
 from pvlm.cli.bench.common import new_table, rounds_option
 from pvlm.cli.commands import command, option
 from pvlm.cli.interruption import closing_on_interrupt
-from pvlm.cli.names import completing, names
+from pvlm.cli.names import completing
 from pvlm.cli.options import JsonFile, Output
 from pvlm.telemetry.figures import number
 
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 TOKENS = tuple(range(1, 17))
 RATIOS = (0.0, 0.5, 0.75, 0.9)
 BACKENDS = ("torch", "hf")
-
-
-def _check_pair(name: str) -> str:
-    if name not in (known := names("architectures")):
-        raise typer.BadParameter(f"there is no pair '{name}': use one of {', '.join(known)}")
-    return name
 
 
 def register(group: typer.Typer) -> None:
@@ -42,8 +36,7 @@ def device(
             metavar="NAME",
             help="architectures: {architectures}",
             show_default=True,
-            callback=_check_pair,
-            autocompletion=completing("architectures"),
+            kind="architectures",
         ),
     ] = "llava-onevision-0.5b-7b",
     device: Annotated[

@@ -71,9 +71,7 @@ def methods(
 
     check_plot(measurement.plot)
     compared = contenders(chosen(names, METHODS))
-    config = engine_config(
-        settings(models, places, pruning, view, reading), **({} if window is None else {"window": window})
-    )
+    config = engine_config(settings(models, places, pruning, view, reading, window=window))
 
     async def measure(on_turn: Callable[[float], None]) -> list[MethodRow]:
         with clips_folder() as folder:

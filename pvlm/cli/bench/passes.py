@@ -47,11 +47,9 @@ def passes(
 
     configure_logs(output.verbose)
     console = ResultConsole()
-    more = {name: value for name, value in (("threads", threads), ("prune_ratio", prune_ratio)) if value is not None}
+    config = engine_config(settings(checkpoints, threads=threads, prune_ratio=prune_ratio))
     with closing_on_interrupt(), ProgressDisplay(quiet=output.quiet or output.verbose):
-        report = measure_passes(
-            engine_config(settings(checkpoints), **more), tokens=tokens or TOKENS, frames=frames, rounds=rounds
-        )
+        report = measure_passes(config, tokens=tokens or TOKENS, frames=frames, rounds=rounds)
     console.print(_table(report))
     for role, prefill_ms in report.prefill_ms.items():
         console.print(f"{role}: vision tower {report.tower_ms[role]:.0f} ms, prefill {prefill_ms:.0f} ms")

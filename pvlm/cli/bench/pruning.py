@@ -9,7 +9,6 @@ import typer
 
 from pvlm.cli.bench.common import report, run_measurement, same, table_of
 from pvlm.cli.commands import command, option
-from pvlm.cli.names import check, completing
 from pvlm.cli.options import (
     DESCRIBE,
     DraftView,
@@ -60,8 +59,7 @@ def pruning(
             "--methods",
             metavar="NAME...",
             help="pruners: {pruners} (default: all but none)",
-            callback=check("pruners"),
-            autocompletion=completing("pruners"),
+            kind="pruners",
         ),
     ] = None,
     ratios: Annotated[

@@ -59,9 +59,7 @@ def scaling(
     from pvlm.config import engine_config
 
     check_plot(measurement.plot)
-    config = engine_config(
-        settings(models, places, pruning, view, reading), **({} if window is None else {"window": window})
-    )
+    config = engine_config(settings(models, places, pruning, view, reading, window=window))
     with clips_folder() as folder:
         rows = run_measurement(
             lambda on_turn: measure_scaling(

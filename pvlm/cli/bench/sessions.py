@@ -19,7 +19,6 @@ from pvlm.cli.bench.common import (
     table_of,
 )
 from pvlm.cli.commands import command, option
-from pvlm.cli.names import check, completing
 from pvlm.cli.options import Output, PlotFile
 from pvlm.cli.plotting import PARALLEL, VANILLA, check_plot, machine, new_figure, plain_panel
 from pvlm.telemetry.figures import number
@@ -59,8 +58,7 @@ def sessions(
             "--backend",
             metavar="NAME",
             help="what runs the bundled pair: {backends} (default: the engine's)",
-            callback=check("backends"),
-            autocompletion=completing("backends"),
+            kind="backends",
         ),
     ] = None,
     emulation: Emulation,
