@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import BackendError, EarlyStates, PromptError
+from pvlm_protocols.backend import BackendError, EarlyStates, PromptError, Session
 
 from .attention import mean_attention
 from .processing import PreparedPrompt
 
 AfterLayer = Callable[[int, torch.Tensor], None]
 """Called with a layer's number (0: the decoder's input) and its output, ``(tokens, hidden_size)``."""
+
+
+Own = TypeVar("Own", bound="CachedSession")
 
 
 class CachedSession(ABC):
@@ -242,6 +246,32 @@ class CachedSession(ABC):
 def progress(on_progress: Callable[[], None] | None) -> AfterLayer | None:
     """Turn ``on_progress`` into the function that a pass calls between its layers."""
     return None if on_progress is None else lambda layer, hidden: on_progress()
+
+
+def append_together(
+    parts: Sequence[tuple[Session, Sequence[int]]],
+    kind: type[Own],
+    run: Callable[[list[tuple[Own, Sequence[int]]]], list[torch.Tensor]],
+) -> list[torch.Tensor]:
+    """Append tokens to several sessions, to all or to none, and return the logits of each.
+
+    Args:
+        parts: sessions, and the tokens for each.
+        kind: the backend's own sessions.
+        run: the pass over the tokens of all.
+
+    Raises:
+        ValueError: a session is of another backend; or as `CachedSession.extend`, like the other errors.
+    """
+    ours = [(session, tokens) for session, tokens in parts if isinstance(session, kind)]
+    if len(ours) < len(parts):
+        raise ValueError("a pass is shared by sessions of one backend")
+    for session, tokens in ours:
+        session._check_extension(tokens)
+    logits = run(ours)
+    for session, tokens in ours:
+        session._length += len(tokens)
+    return logits
 
 
 class _DeepFeatures:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from pvlm.actors.actor import Actor
-from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, in_pieces, milliseconds_since
+from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -154,20 +154,9 @@ class DraftSession(ActorSession):
             if (kept := int(keep.sum())) != mask.kept:
                 raise ValueError(f"the prune mask keeps {kept} video tokens, and says that it keeps {mask.kept}")
         watch = Stopwatch()
-        layers = self.actor.backend.info.layers
-        done = 0
-
-        def on_progress() -> None:
-            nonlocal done
-            done += 1
-            self.actor.tick_prefill(self, done / layers)
-
         compact = self.opening.pruning.compact_positions
-        for logits in in_pieces(model, keep, compact_positions=compact, on_progress=on_progress):
-            if logits is None:
-                yield from watch.pause()
-            else:
-                self._prefill_logits = logits.clone()
+        logits = yield from self.run_prompt(model, watch, keep, compact_positions=compact)
+        self._prefill_logits = logits.clone()
         dropped = 0 if keep is None else mask.video_tokens - mask.kept
         self.post(
             PrefillDone(

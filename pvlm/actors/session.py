@@ -153,6 +153,30 @@ class ActorSession(ABC):
         )
         return self.model
 
+    def run_prompt(
+        self, model: Session, watch: Stopwatch, keep: torch.Tensor | None = None, **arguments: Any
+    ) -> Generator[None, None, torch.Tensor]:
+        """Prefill, in one piece where the model offers no other, and return the last position's logits.
+
+        ``watch`` leaves out the time between the pieces. ``arguments`` are those of `SteppedPrefill.prefill_steps`.
+        """
+        layers = self.actor.backend.info.layers
+        done = 0
+
+        def on_progress() -> None:
+            nonlocal done
+            done += 1
+            self.actor.tick_prefill(self, done / layers)
+
+        if not isinstance(model, SteppedPrefill):
+            return model.prefill(keep, on_progress=on_progress, **arguments)
+        logits: torch.Tensor | None = None
+        for logits in model.prefill_steps(keep, on_progress=on_progress, **arguments):
+            if logits is None:
+                yield from watch.pause()
+        assert logits is not None  # they come last
+        return logits
+
     def post(self, message: FromActor) -> None:
         self.actor.mailbox.post(message)
 
@@ -166,14 +190,6 @@ def _part(part: str | VideoFrames) -> str | Visual:
     if isinstance(part, str):
         return part
     return Visual(part.pixels, part.timestamps_s, part.kind, part.size)
-
-
-def in_pieces(model: Session, keep: torch.Tensor | None = None, **arguments: Any) -> Iterator[torch.Tensor | None]:
-    """`SteppedPrefill.prefill_steps`; one piece where a model does not offer it."""
-    if isinstance(model, SteppedPrefill):
-        yield from model.prefill_steps(keep, **arguments)
-    else:
-        yield model.prefill(keep, **arguments)
 
 
 class Stopwatch:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from pvlm.actors.actor import Actor
-from pvlm.actors.session import ActorSession, Employer, Pass, Round, Stopwatch, in_pieces
+from pvlm.actors.session import ActorSession, Employer, Pass, Round, Stopwatch
 from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import kept_count, pack_mask
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
@@ -186,27 +186,17 @@ class TargetSession(ActorSession):
         """Bring the prompt and the committed tokens into the cache, as far as they are not there."""
         pruning = self.opening.pruning
         layers = self.actor.backend.info.layers
-        done = 0
-
-        def on_progress() -> None:
-            nonlocal done
-            done += 1
-            self.actor.tick_prefill(self, done / layers)
-
         pruner = load_pruner(pruning.method)
         wants_states = self._prunes(model) and pruner.needs_states
         watch = Stopwatch()
         if not self._prompt_cached:
-            for logits in in_pieces(
+            self._logits = yield from self.run_prompt(
                 model,
+                watch,
                 early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
                 on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
                 early_attention=wants_states and pruner.needs_attention,
-                on_progress=on_progress,
-            ):
-                if logits is None:
-                    yield from watch.pause()
-                self._logits = logits
+            )
             self._prompt_cached = True
         if missing := self.committed[model.length :]:
             self._logits = model.extend(missing, on_progress=lambda: self.actor.tick(self))[-1]

@@ -106,13 +106,10 @@ class EmulatedBackend:
         on_progress: Callable[[], None] | None = None,
     ) -> list[torch.Tensor]:
         """See `pvlm_protocols.backend.SharedPasses`. It takes the time of one pass over all tokens."""
-        from ..session import progress
-        from .session import EmulatedSession, extend_together
+        from ..session import append_together, progress
+        from .session import EmulatedSession, shared_pass
 
-        ours = [(session, tokens) for session, tokens in parts if isinstance(session, EmulatedSession)]
-        if len(ours) < len(parts):
-            raise ValueError("a pass is shared by sessions of one backend")
-        return extend_together(ours, progress(on_progress))
+        return append_together(parts, EmulatedSession, lambda ours: shared_pass(ours, progress(on_progress)))
 
     def close(self) -> None:
         """Nothing to free."""

@@ -74,26 +74,7 @@ class EmulatedSession(CachedSession):
         return hidden[None], self._hidden.roll(layer - 1, 0)[None]
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
-        return self._passed([(self, tokens)], after_layer)[0]
-
-    def _passed(
-        self, parts: Sequence[tuple[EmulatedSession, Sequence[int]]], after_layer: AfterLayer | None
-    ) -> list[torch.Tensor]:
-        """Take the time of a pass over the tokens of one or more sessions; return the logits of each."""
-        started = time.perf_counter()
-        pruned = max(session._pruned for session, _ in parts)
-        seconds = self._model.pass_s(sum(len(tokens) for _, tokens in parts), pruned)
-        logits = [
-            session._logits(range(session._length + 1, session._length + len(tokens) + 1)) for session, tokens in parts
-        ]
-        if after_layer is not None:
-            for layer in range(1, self._layers):
-                left_s = started + seconds * layer / self._layers - time.perf_counter()
-                if left_s > SPIN_S:  # short layers share a sleep: only the end of the pass must be exact
-                    time.sleep(left_s)
-                after_layer(layer, logits[0])
-        wait_until(started + seconds)
-        return logits
+        return shared_pass([(self, tokens)], after_layer)[0]
 
     def _logits(self, positions: Sequence[int]) -> torch.Tensor:
         """The model's logits at answer positions: float32 ``(len(positions), vocab_size)``."""
@@ -112,15 +93,24 @@ class EmulatedSession(CachedSession):
         self._hidden = torch.empty(0)
 
 
-def extend_together(
+def shared_pass(
     parts: Sequence[tuple[EmulatedSession, Sequence[int]]], after_layer: AfterLayer | None
 ) -> list[torch.Tensor]:
-    """Append tokens to several sessions of a model in one pass; return the logits of each."""
-    for session, tokens in parts:
-        session._check_extension(tokens)
-    logits = parts[0][0]._passed(parts, after_layer)
-    for session, tokens in parts:
-        session._length += len(tokens)
+    """Take the time of a pass over the tokens of one or more sessions of a model; return the logits of each."""
+    started = time.perf_counter()
+    first = parts[0][0]
+    pruned = max(session._pruned for session, _ in parts)
+    seconds = first._model.pass_s(sum(len(tokens) for _, tokens in parts), pruned)
+    logits = [
+        session._logits(range(session._length + 1, session._length + len(tokens) + 1)) for session, tokens in parts
+    ]
+    if after_layer is not None:
+        for layer in range(1, first._layers):
+            left_s = started + seconds * layer / first._layers - time.perf_counter()
+            if left_s > SPIN_S:  # short layers share a sleep: only the end of the pass must be exact
+                time.sleep(left_s)
+            after_layer(layer, logits[0])
+    wait_until(started + seconds)
     return logits
 
 

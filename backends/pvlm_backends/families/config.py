@@ -5,7 +5,7 @@ The keys are those of transformers 4 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -61,6 +61,21 @@ def read_rotary(folder: Path, text: Mapping[str, Any]) -> Mapping[str, Any]:
     sliding = text.get("use_sliding_window", False) or "sliding_attention" in (text.get("layer_types") or ())
     require(folder, "text_config.use_sliding_window", sliding, False)
     return rope
+
+
+def read_sections(folder: Path, rope: Mapping[str, Any], usual: Sequence[int], frequencies: int) -> tuple[int, ...]:
+    """Return how many of a head's ``frequencies`` time, height and width take each.
+
+    ``usual``: the family's own numbers, for checkpoints that leave them out. Raises CheckpointError for other numbers
+    than three, or another sum.
+    """
+    sections = tuple(rope.get("mrope_section", usual))
+    if len(sections) != 3 or sum(sections) != frequencies:
+        raise CheckpointError(
+            f"{folder}/config.json: mrope_section is {list(sections)}; it must be three numbers that add up to half of "
+            f"a head, {frequencies}"
+        )
+    return sections
 
 
 def read_decoder(

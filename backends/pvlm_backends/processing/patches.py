@@ -159,17 +159,23 @@ class PatchProcessor(VideoProcessor):
             raise CheckpointError(f"{self._folder}: do_resize=False is not supported: frames must fit whole tokens")
 
 
-def fitted_size(height: int, width: int, side: int, fewest: int, most: int) -> tuple[int, int]:
-    """Return the height and width nearest to the aspect, multiples of ``side``, of ``fewest`` to ``most`` pixels."""
+def fitted_size(
+    height: int, width: int, side: int, fewest: int, most: int, frames: int = 1, depth: int = 1
+) -> tuple[int, int]:
+    """Return the height and width nearest to the aspect, multiples of ``side``, of ``fewest`` to ``most`` pixels.
+
+    The bounds are those of all ``frames``, of which the patches hold ``depth`` each.
+    """
     rounded = round(height / side) * side, round(width / side) * side
-    if rounded[0] * rounded[1] > most:
-        shrink = math.sqrt(height * width / most)
+    pixels = round(frames / depth) * depth * rounded[0] * rounded[1]
+    if pixels > most:
+        shrink = math.sqrt(frames * height * width / most)
         return (
             max(side, math.floor(height / shrink / side) * side),
             max(side, math.floor(width / shrink / side) * side),
         )
-    if rounded[0] * rounded[1] < fewest:
-        grow = math.sqrt(fewest / (height * width))
+    if pixels < fewest:
+        grow = math.sqrt(fewest / (frames * height * width))
         return math.ceil(height * grow / side) * side, math.ceil(width * grow / side) * side
     return rounded
 

@@ -74,15 +74,12 @@ class TorchBackend:
         on_progress: Callable[[], None] | None = None,
     ) -> list[torch.Tensor]:
         """See `pvlm_protocols.backend.SharedPasses`. Raises BackendError if the backend is closed."""
-        from ..session import progress
-        from .session import TorchSession, extend_together
+        from ..session import append_together, progress
+        from .session import TorchSession, shared_pass
 
-        if self._decoder is None:
+        if (decoder := self._decoder) is None:
             raise BackendError("this backend is closed")
-        ours = [(session, tokens) for session, tokens in parts if isinstance(session, TorchSession)]
-        if len(ours) < len(parts):
-            raise ValueError("a pass is shared by sessions of one backend")
-        return extend_together(self._decoder, ours, progress(on_progress))
+        return append_together(parts, TorchSession, lambda ours: shared_pass(decoder, ours, progress(on_progress)))
 
     def pass_cost(self, tokens: int, rows: int) -> tuple[int, int]:
         """See `pvlm_protocols.backend.PassCost`. Raises BackendError if the backend is closed."""

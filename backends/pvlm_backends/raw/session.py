@@ -160,19 +160,16 @@ class TorchSession(CachedSession):
 
 
 @torch.inference_mode()
-def extend_together(
+def shared_pass(
     decoder: Decoder, parts: Sequence[tuple[TorchSession, Sequence[int]]], after_layer: AfterLayer | None
 ) -> list[torch.Tensor]:
-    """Append tokens to several sessions of a decoder in one pass; return the logits of each session."""
+    """Run tokens of several sessions of a decoder in one pass; return the logits of each session."""
     pieces = []
     for session, tokens in parts:
-        session._check_extension(tokens)
         if session._drafting is not None:
             session._drafting.forget()
         pieces.append(session._part(len(tokens)))
     ids = torch.tensor([token for _, tokens in parts for token in tokens], device=decoder.device)
     rotation = torch.cat([rotation for rotation, _ in pieces])
     logits = decoder.extend(ids, rotation, [part for _, part in pieces], after_layer)
-    for session, tokens in parts:
-        session._length += len(tokens)
     return list(torch.split(logits, [len(tokens) for _, tokens in parts]))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvlm_protocols.backend import CheckpointError
-
-from ..config import ModelConfig, read_decoder, read_rotary, require, stored_dtype
+from ..config import ModelConfig, read_decoder, read_rotary, read_sections, require, stored_dtype
 
 # Of transformers' Qwen2_5_VLTextConfig, for checkpoints that leave a value out.
 _TEXT_DEFAULTS = {
@@ -62,12 +60,7 @@ def read_config(folder: Path, settings: Mapping[str, Any]) -> ModelConfig[QwenVi
 
 def _rope_axes(folder: Path, rope: Mapping[str, Any], frequencies: int) -> tuple[int, ...]:
     """Time, height and width take a section of the frequencies each, in this order."""
-    sections = tuple(rope.get("mrope_section", _SECTIONS))
-    if len(sections) != 3 or sum(sections) != frequencies:
-        raise CheckpointError(
-            f"{folder}/config.json: mrope_section is {list(sections)}; it must be three numbers that add up to half of "
-            f"a head, {frequencies}"
-        )
+    sections = read_sections(folder, rope, _SECTIONS, frequencies)
     return tuple(axis for axis, length in enumerate(sections) for _ in range(length))
 
 

@@ -15,10 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from ...checkpoint import WeightSource
 from ...norm import RMSNorm
+from ..patch_tower import axis_frequencies, parts_of, patch_places, rotate, rotation
 from .config import QwenVisionConfig
 
-_PATCHES_AT_ONCE = 16384
-"""A bound for the activations: no attention crosses two frame pairs, so a video can run in parts."""
 _NORM_EPS = 1e-6
 
 
@@ -44,42 +43,32 @@ class QwenVisionTower:
         self._norm = RMSNorm(weights.take("visual.merger.ln_q.weight", width), _NORM_EPS)
         self._widen = _linear(weights, "visual.merger.mlp.0", merged, merged)
         self._project = _linear(weights, "visual.merger.mlp.2", out_size, merged)
-        quarter = width // config.heads // 4
-        exponents = torch.arange(quarter, dtype=torch.float32, device=self._patch.device) / quarter
-        self._frequencies = 1.0 / config.rope_theta**exponents
+        self._frequencies = axis_frequencies(width // config.heads, config.rope_theta, self._patch.device)
 
     def encode(
         self, pixels: Tensor, on_progress: Callable[[], None], image_size: tuple[int, int] | None = None
     ) -> Tensor:
         """Encode `Qwen25VLProcessor.patches` ``(t, h, w, ...)`` to ``(1, t * h * w, out_size)``; see `VideoTower`."""
-        _, height, width, patches, _ = pixels.shape
-        rotation = self._rotation(height, width)
-        pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
-        pairs = []
-        for part in torch.split(pixels, pairs_at_once):
-            on_progress()
-            pairs.append(self._encode_pairs(part, rotation))
-        return torch.cat(pairs)[None]
+        _, height, width, _, _ = pixels.shape
+        turn = rotation(patch_places(height, width, self.config.merge_size, pixels.device), self._frequencies)
+        return torch.cat([self._encode_pairs(part, turn) for part in parts_of(pixels, on_progress)])[None]
 
-    def _encode_pairs(self, pixels: Tensor, rotation: Tensor) -> Tensor:
+    def _encode_pairs(self, pixels: Tensor, turn: Tensor) -> Tensor:
         grid = pixels.shape[:4]
         hidden = F.linear(pixels.flatten(0, 3), self._patch)
         for index, layer in enumerate(self._layers):
-            hidden = hidden + F.linear(self._attend(index, layer, hidden, grid, rotation), *layer.output)
+            hidden = hidden + F.linear(self._attend(index, layer, hidden, grid, turn), *layer.output)
             gate, up = F.linear(layer.norm2(hidden), *layer.gate_up).chunk(2, dim=-1)
             hidden = hidden + F.linear(F.silu(gate) * up, *layer.down)
         merged = self._norm(hidden).view(-1, grid[3] * self.config.hidden_size)
         return F.linear(F.gelu(F.linear(merged, *self._widen)), *self._project)
 
-    def _attend(self, index: int, layer: _Layer, hidden: Tensor, grid: torch.Size, rotation: Tensor) -> Tensor:
+    def _attend(self, index: int, layer: _Layer, hidden: Tensor, grid: torch.Size, turn: Tensor) -> Tensor:
         """Attention of ``(patches, hidden_size)`` within windows, or within each pair of frames."""
         time, height, width, patches = grid
         heads = self.config.heads
         qkv = F.linear(layer.norm1(hidden), *layer.qkv).view(time, height, width, patches, 3 * heads, -1)
-        first, second = qkv[..., : 2 * heads, :].chunk(2, dim=-1)
-        turned = torch.complex(first.float(), second.float()) * rotation
-        first.copy_(turned.real)
-        second.copy_(turned.imag)
+        rotate(qkv[..., : 2 * heads, :], turn)
         attended = torch.empty(*grid, hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
         whole = index in self.config.whole_frame_layers
         window = max(height, width) if whole else self.config.window
@@ -94,16 +83,6 @@ class QwenVisionTower:
                 back = seen.reshape(*windows.shape[:6], -1).transpose(2, 3)
                 attended[:, rows, columns] = back.flatten(3, 4).flatten(1, 2)
         return attended.flatten(0, 3)
-
-    def _rotation(self, height: int, width: int) -> Tensor:
-        """complex64 ``(h, w, patches of a token, 1, head_dim / 2)``: half of a head turns by row, half by column."""
-        merge, device = self.config.merge_size, self._frequencies.device
-        rows = torch.arange(height * merge, device=device).view(height, 1, merge, 1)
-        columns = torch.arange(width * merge, device=device).view(1, width, 1, merge)
-        shape = (height, width, merge, merge)
-        places = torch.stack([rows.expand(shape), columns.expand(shape)], dim=-1).flatten(2, 3)
-        angles = (places[..., None].float() * self._frequencies).flatten(-2)
-        return torch.polar(torch.ones_like(angles), angles)[:, :, :, None]
 
     def _load_layer(self, weights: WeightSource, index: int) -> _Layer:
         width, inner = self.config.hidden_size, self.config.intermediate_size

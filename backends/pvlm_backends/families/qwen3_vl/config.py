@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvlm_protocols.backend import CheckpointError
-
-from ..config import ModelConfig, read_decoder, read_rotary, require, stored_dtype
+from ..config import ModelConfig, read_decoder, read_rotary, read_sections, require, stored_dtype
 
 # Of transformers' Qwen3VLTextConfig, for checkpoints that leave a value out.
 _TEXT_DEFAULTS = {
@@ -66,12 +64,7 @@ def read_config(folder: Path, settings: Mapping[str, Any]) -> ModelConfig[Qwen3V
 def _rope_axes(folder: Path, rope: Mapping[str, Any], frequencies: int) -> tuple[int, ...]:
     """Height and width take every third frequency each until their sections are full; time takes the others."""
     require(folder, "mrope_interleaved", rope.get("mrope_interleaved", True), True)
-    sections = tuple(rope.get("mrope_section", _SECTIONS))
-    if len(sections) != 3 or sum(sections) != frequencies:
-        raise CheckpointError(
-            f"{folder}/config.json: mrope_section is {list(sections)}; it must be three numbers that add up to half of "
-            f"a head, {frequencies}"
-        )
+    sections = read_sections(folder, rope, _SECTIONS, frequencies)
     in_turn = ((index, index % 3) for index in range(frequencies))
     return tuple(axis if index < 3 * sections[axis] else 0 for index, axis in in_turn)
 

@@ -6,7 +6,6 @@ processor resizes by torchvision, which rounds differently.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...processing import VideoPart
-from ...processing.patches import PatchProcessor, check_aspect
+from ...processing.patches import PatchProcessor, check_aspect, fitted_size
 from ...processing.processor import token_id
 
 # Of transformers' Qwen3VLVideoProcessor, for checkpoints that leave a value out.
@@ -61,18 +60,7 @@ class Qwen3VLProcessor(PatchProcessor):
         if self._frame_tokens is not None:
             share = min(self._frame_tokens * side * side, most // frames)
             most = max(share, int(self._fewest_pixels * 1.05)) * frames
-        rounded = round(height / side) * side, round(width / side) * side
-        total = round(frames / depth) * depth * rounded[0] * rounded[1]
-        if total > most:
-            shrink = math.sqrt(frames * height * width / most)
-            return (
-                max(side, math.floor(height / shrink / side) * side),
-                max(side, math.floor(width / shrink / side) * side),
-            )
-        if total < self._fewest_pixels:
-            grow = math.sqrt(self._fewest_pixels / (frames * height * width))
-            return math.ceil(height * grow / side) * side, math.ceil(width * grow / side) * side
-        return rounded
+        return fitted_size(height, width, side, self._fewest_pixels, most, frames, depth)
 
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
         pixels = self.patches(frames)

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ...checkpoint import WeightSource
+from ..patch_tower import axis_frequencies, parts_of, patch_places, rotate, rotation
 from .config import Qwen3VisionConfig
 
-_PATCHES_AT_ONCE = 16384
-"""A bound for the activations: no attention crosses two frame pairs, so a video can run in parts."""
 _NORM_EPS = 1e-6
 
 _Affine = tuple[Tensor, Tensor]
@@ -65,56 +64,38 @@ class Qwen3VisionTower:
             layer: _Merger(config, out_size, weights, f"visual.deepstack_merger_list.{number}", whole=True)
             for number, layer in enumerate(config.deep_layers)
         }
-        quarter = width // config.heads // 4
-        exponents = torch.arange(quarter, dtype=torch.float32, device=self._positions.device) / quarter
-        self._frequencies = 1.0 / config.rope_theta**exponents
+        self._frequencies = axis_frequencies(width // config.heads, config.rope_theta, self._positions.device)
 
     def encode(
         self, pixels: Tensor, on_progress: Callable[[], None], image_size: tuple[int, int] | None = None
     ) -> Tensor:
         """Encode `PatchProcessor.patches` to ``(1 + deep layers, t * h * w, out_size)``; see `VideoTower`."""
-        _, height, width, patches, _ = pixels.shape
-        places = self._places(height, width)
-        learned, rotation = self._learned(places, height, width), self._rotation(places)
-        pairs_at_once = max(1, _PATCHES_AT_ONCE // (height * width * patches))
-        pairs = []
-        for part in torch.split(pixels, pairs_at_once):
-            on_progress()
-            pairs.append(self._encode_pairs(part, learned, rotation))
-        return torch.cat(pairs, dim=1)
+        _, height, width, _, _ = pixels.shape
+        places = patch_places(height, width, self.config.merge_size, pixels.device).flatten(0, 2)
+        learned, turn = self._learned(places, height, width), rotation(places, self._frequencies)
+        return torch.cat([self._encode_pairs(part, learned, turn) for part in parts_of(pixels, on_progress)], dim=1)
 
-    def _encode_pairs(self, pixels: Tensor, learned: Tensor, rotation: Tensor) -> Tensor:
+    def _encode_pairs(self, pixels: Tensor, learned: Tensor, turn: Tensor) -> Tensor:
         hidden = F.linear(pixels.flatten(1, 3), *self._patch) + learned
         deep: list[Tensor] = []
         for index, layer in enumerate(self._layers):
-            hidden = hidden + F.linear(self._attend(layer, hidden, rotation), *layer.output)
+            hidden = hidden + F.linear(self._attend(layer, hidden, turn), *layer.output)
             widened = F.gelu(F.linear(self._normalize(hidden, layer.norm2), *layer.widen), approximate="tanh")
             hidden = hidden + F.linear(widened, *layer.narrow)
             if index in self._deep_mergers:
                 deep.append(self._deep_mergers[index](hidden))
         return torch.stack([self._merger(hidden), *deep])
 
-    def _attend(self, layer: _Layer, hidden: Tensor, rotation: Tensor) -> Tensor:
+    def _attend(self, layer: _Layer, hidden: Tensor, turn: Tensor) -> Tensor:
         """Attention of ``(pairs, patches, hidden_size)`` within each pair of frames."""
         heads = self.config.heads
         qkv = torch.unflatten(F.linear(self._normalize(hidden, layer.norm1), *layer.qkv), -1, (3 * heads, -1))
-        first, second = qkv[..., : 2 * heads, :].chunk(2, dim=-1)
-        turned = torch.complex(first.float(), second.float()) * rotation
-        first.copy_(turned.real)
-        second.copy_(turned.imag)
+        rotate(qkv[..., : 2 * heads, :], turn)
         query, key, value = torch.unflatten(qkv, -2, (3, heads)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     def _normalize(self, hidden: Tensor, norm: _Affine) -> Tensor:
         return F.layer_norm(hidden, (self.config.hidden_size,), *norm, _NORM_EPS)
-
-    def _places(self, height: int, width: int) -> Tensor:
-        """int64 ``(patches of a frame, 2)``: row and column of each patch, for ``height * width`` tokens."""
-        merge, device = self.config.merge_size, self._frequencies.device
-        rows = torch.arange(height * merge, device=device).view(height, 1, merge, 1)
-        columns = torch.arange(width * merge, device=device).view(1, width, 1, merge)
-        shape = (height, width, merge, merge)
-        return torch.stack([rows.expand(shape), columns.expand(shape)], dim=-1).flatten(0, 3)
 
     def _learned(self, places: Tensor, height: int, width: int) -> Tensor:
         """``(patches of a frame, hidden_size)``: the square of learned positions stretched over a frame, bilinear."""
@@ -129,11 +110,6 @@ class Qwen3VisionTower:
             for column, column_share in ((before[:, 1], 1 - share[:, 1]), (after[:, 1], share[:, 1])):
                 learned += self._positions[row * side + column] * (row_share * column_share)[:, None]
         return learned.to(self._positions.dtype)
-
-    def _rotation(self, places: Tensor) -> Tensor:
-        """complex64 ``(patches of a frame, 1, head_dim / 2)``: half of a head turns by row, half by column."""
-        angles = (places[..., None].float() * self._frequencies).flatten(-2)
-        return torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def _load_layer(self, weights: WeightSource, index: int) -> _Layer:
         width, inner = self.config.hidden_size, self.config.intermediate_size

@@ -11,13 +11,23 @@ import torch
 
 from pvlm_protocols.backend import Backend, EarlyStates, LoadOptions, Prompt, Session
 from tests.backends.conftest import ANYWHERE, BACKENDS
+from tests.backends.families.comparison import (
+    ANSWER,
+    QUESTION,
+    check_early_attention,
+    check_early_states,
+    check_logits,
+    check_pruned_logits,
+    close,
+    distance,
+    greedy_answer,
+    rows_of,
+)
 from tests.backends.families.llava_onevision.checkpoint import RANDOM_CHECKPOINTS
 from tests.support.checkpoints import random_frames
 
 from .reference import LlavaReference
 
-QUESTION = "What happens first in the video?"
-ANSWER = [11, 7, 29, 300, 17, 5, 42, 600]
 FIND = Callable[[str], Path]
 LOAD = Callable[[str, str], Backend]
 
@@ -33,22 +43,13 @@ def open_session(backend: Backend, reference: LlavaReference, capacity: int = 32
     return backend.open(prompt, capacity), prompt
 
 
-def close(left: torch.Tensor, right: torch.Tensor) -> None:
-    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("checkpoint", ["target", "draft", *RANDOM_CHECKPOINTS])
 def test_logits(
     load_backend: LOAD, references: Callable[[str], LlavaReference], backend_name: str, checkpoint: str
 ) -> None:
     reference = references(checkpoint)
     session, prompt = open_session(load_backend(backend_name, checkpoint), reference)
-    expected = reference.logits(QUESTION, prompt.frames, ANSWER)
-    close(session.prefill(), expected[0])
-    close(session.extend(ANSWER[:1]), expected[1:2])
-    close(session.extend(ANSWER[1:6]), expected[2:7])
-    session.truncate(3)
-    close(session.extend(ANSWER[3:]), expected[4:])
+    check_logits(session, reference.logits(QUESTION, prompt.frames, ANSWER))
 
 
 @pytest.mark.parametrize("compact_positions", [False, True])
@@ -65,11 +66,7 @@ def test_logits_with_pruning(
     keep = torch.rand(session.video_tokens, generator=torch.Generator().manual_seed(1)) < 0.2
     expected = reference.logits(QUESTION, prompt.frames, ANSWER, keep, compact_positions)
     unpruned = reference.logits(QUESTION, prompt.frames, ANSWER)
-    assert not torch.allclose(expected, unpruned, atol=1e-2)
-    close(session.prefill(keep, compact_positions=compact_positions), expected[0])
-    close(session.extend(ANSWER[:2]), expected[1:3])
-    session.truncate(1)
-    close(session.extend(ANSWER[1:]), expected[2:])
+    check_pruned_logits(session, keep, compact_positions, expected, unpruned)
 
 
 def test_pruning_everything(load_backend: LOAD, references: Callable[[str], LlavaReference], backend_name: str) -> None:
@@ -91,9 +88,8 @@ def test_a_question_about_no_video(
 def video_and_question(reference: LlavaReference, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the prunable video tokens, and of the question's text, in the prompt."""
     ids = torch.tensor(reference.ids(QUESTION, frames))
-    text = reference.tokenizer(QUESTION)["input_ids"]
-    start = next(i for i in range(len(ids)) if ids[i : i + len(text)].tolist() == text)
-    return (ids == reference.model.config.video_token_id).nonzero()[:-1, 0], torch.arange(start, start + len(text))
+    question = rows_of(ids, reference.tokenizer(QUESTION)["input_ids"])
+    return (ids == reference.model.config.video_token_id).nonzero()[:-1, 0], question
 
 
 @pytest.mark.parametrize("early_layer", [1, 2])
@@ -113,10 +109,7 @@ def test_early_states(
     states = reference.hidden_states(QUESTION, prompt.frames)
     video, question = video_and_question(reference, len(prompt.frames))
     assert found[0].frames == len(prompt.frames)
-    close(found[0].video_first, states[0][video])
-    close(found[0].question_first, states[0][question])
-    close(found[0].video_last, states[early_layer][video])
-    close(found[0].question_last, states[early_layer][question])
+    check_early_states(found[0], early_layer, states, video, question)
 
 
 @pytest.mark.parametrize("early_layer", [1, 3])
@@ -135,10 +128,8 @@ def test_early_attention(
     session.prefill(early_layer=early_layer, on_early_layer=found.append, early_attention=True)
     attention = reference.attention(QUESTION, prompt.frames)[early_layer - 1]
     video, question = video_and_question(reference, len(prompt.frames))
-    assert found[0].attention is not None
-    expected = attention[:, question][..., video].mean(dim=(0, 1))
+    expected = check_early_attention(found[0], attention, video, question)
     assert float(expected.sum()) < 0.99  # what the question gives to text counts in the softmax
-    torch.testing.assert_close(found[0].attention, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("checkpoint", ["target", "draft"])
@@ -149,10 +140,7 @@ def test_greedy_text_is_that_of_generate(
     session, prompt = open_session(backend, reference)
     assert prompt.frames is not None
     end = backend.info.end_token_ids
-    answer = [int(session.prefill().argmax())]
-    while answer[-1] not in end and len(answer) < 24:
-        answer.append(int(session.extend(answer[-1:])[0].argmax()))
-    assert tuple(answer) == reference.generate(QUESTION, prompt.frames, 24, end)
+    assert greedy_answer(session, end) == reference.generate(QUESTION, prompt.frames, 24, end)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -164,7 +152,4 @@ def test_half_precision_is_near(
     assert backend.info.dtype == dtype
     session, prompt = open_session(backend, references("target"))
     expected = references("target").logits(QUESTION, prompt.frames, ANSWER)
-    found = torch.cat([session.prefill()[None].clone(), session.extend(ANSWER)])
-    assert found.dtype == torch.float32
-    distance = (found - expected).norm() / expected.norm()
-    assert distance < (0.05 if dtype == "bfloat16" else 0.01)
+    assert distance(session, expected) < (0.05 if dtype == "bfloat16" else 0.01)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tests.support.checkpoints import BUNDLED, rename_weights
+from tests.backends.families.qwen_checkpoints import TOKEN_IDS, VOCAB_SIZE, save_random, text_settings, write_settings
+from tests.support.checkpoints import rename_weights
 
 TOKEN_SIDE = 28
 """Pixels along a side of what becomes a token: patches of 14, merged two by two."""
-VOCAB_SIZE = 640
 
 # As released with Qwen2.5-VL.
 TEMPLATE = (
@@ -28,8 +28,6 @@ TEMPLATE = (
     "{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
     "<|im_start|>assistant\n{% endif %}"
 )
-# Beside the tokens of the bundled pair's tokenizer, whose <image> and <video> they replace.
-SPECIAL_TOKENS = {3: "<|image_pad|>", 4: "<|video_pad|>", 614: "<|vision_start|>", 615: "<|vision_end|>"}
 
 
 def qwen_checkpoint(
@@ -46,22 +44,14 @@ def qwen_checkpoint(
 ) -> Path:
     """A model, saved by transformers, with settings and a tokenizer. ``released``: in the released layout instead."""
     config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": max_positions,
-            "initializer_range": 0.2,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-            "eos_token_id": 2,
-            "bos_token_id": 0,
-            "tie_word_embeddings": tied,
-        },
+        text_config=text_settings(
+            num_hidden_layers=layers,
+            vocab_size=vocab_size,
+            max_position_embeddings=max_positions,
+            rope_theta=1000000.0,
+            rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]},
+            tie_word_embeddings=tied,
+        ),
         vision_config={
             "depth": 3,
             "hidden_size": 32,
@@ -73,24 +63,15 @@ def qwen_checkpoint(
             "tokens_per_second": 2,
             "initializer_range": 0.2,
         },
-        image_token_id=3,
-        video_token_id=4,
-        vision_start_token_id=614,
-        vision_end_token_id=615,
+        **TOKEN_IDS,
         tie_word_embeddings=tied,
     )
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    for weight in model.parameters():
-        if weight.ndim == 1:  # biases are zero and norms one in a fresh model, which would hide mistakes
-            weight.data += 0.1 * torch.randn_like(weight)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    _write(folder / "tokenizer.json", shared_tokenizer())
-    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    _write(folder / "tokenizer_config.json", special)
-    _write(folder / "chat_template.json", {"chat_template": TEMPLATE})
-    _write(folder / "preprocessor_config.json", _preprocessor())
-    _write(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0, "repetition_penalty": 1.05})
+    save_random(folder, Qwen2_5_VLForConditionalGeneration, config, seed, dtype, max_shard_size)
+    write_settings(folder / "chat_template.json", {"chat_template": TEMPLATE})
+    write_settings(folder / "preprocessor_config.json", _preprocessor())
+    write_settings(
+        folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0, "repetition_penalty": 1.05}
+    )
     if released:
         _lay_out_as_released(folder)
     return folder
@@ -109,19 +90,6 @@ def _preprocessor() -> dict[str, Any]:
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
     }
-
-
-def shared_tokenizer() -> dict[str, Any]:
-    """The tokenizer of the bundled pair, with the special tokens of the Qwen families."""
-    settings: dict[str, Any] = json.loads((BUNDLED / "target" / "tokenizer.json").read_text())
-    template = settings["added_tokens"][0]
-    replaced = [token for token in settings["added_tokens"] if token["id"] not in SPECIAL_TOKENS]
-    added = [{**template, "id": index, "content": text} for index, text in SPECIAL_TOKENS.items()]
-    settings["added_tokens"] = sorted([*replaced, *added], key=lambda token: token["id"])
-    vocabulary = settings["model"]["vocab"]
-    kept = {token: index for token, index in vocabulary.items() if index not in SPECIAL_TOKENS}
-    settings["model"]["vocab"] = kept | {text: i for i, text in SPECIAL_TOKENS.items() if i < len(vocabulary)}
-    return settings
 
 
 def _lay_out_as_released(folder: Path) -> None:
@@ -144,7 +112,7 @@ def _lay_out_as_released(folder: Path) -> None:
         "sliding_window": 32768,
         "vision_config": {**{key: vision[key] for key in kept}, "in_chans": 3, "spatial_patch_size": 14},
     }
-    _write(folder / "config.json", settings)
+    write_settings(folder / "config.json", settings)
     rename_weights(folder, released_name)
 
 
@@ -160,7 +128,3 @@ def module_name(name: str) -> str:
     if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
         return f"model.language_model.{name.removeprefix('model.')}"
     return name
-
-
-def _write(path: Path, settings: dict[str, Any]) -> None:
-    path.write_text(json.dumps(settings, indent=2))

@@ -22,8 +22,11 @@ class QwenReference:
     Frames come in the size that they have in the prompt; ``second_per_grid`` is the time of a pair of them.
     """
 
+    kind: Any = Qwen2_5_VLForConditionalGeneration
+    template = TEMPLATE
+
     def __init__(self, folder: Path) -> None:
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model: Any = self.kind.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
 
@@ -46,20 +49,27 @@ class QwenReference:
         """What transformers' processor would give to the model."""
         content = [{"type": "video"}] * (frames is not None) + [{"type": "text", "text": question}]
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, chat_template=TEMPLATE
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
+            chat_template=self.template,
         )
         found = {}
         if frames is not None:
             pixels, grid = self.pixels(frames)
-            text = text.replace("<|video_pad|>", "<|video_pad|>" * (int(grid.prod()) // 4))
-            found = {
-                "pixel_values_videos": pixels,
-                "video_grid_thw": grid,
-                "second_per_grid_ts": torch.tensor([second_per_grid]),
-            }
+            text = self.expanded(text, grid, len(frames), 2 / second_per_grid)
+            found = {"pixel_values_videos": pixels, "video_grid_thw": grid, **self.times(second_per_grid)}
         ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
         kinds = 2 * (ids == self.model.config.video_token_id).int()
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds, **found}
+
+    def expanded(self, text: str, grid: torch.Tensor, frames: int, fps: float) -> str:
+        """The text with what transformers' processor writes in place of the video token."""
+        return text.replace("<|video_pad|>", "<|video_pad|>" * (int(grid.prod()) // 4))
+
+    def times(self, second_per_grid: float) -> dict[str, torch.Tensor]:
+        """What the model is given of the video's times, where the text does not have them."""
+        return {"second_per_grid_ts": torch.tensor([second_per_grid])}
 
     @torch.no_grad()
     def positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -92,25 +102,30 @@ class QwenReference:
         """``(1 + len(answer), vocab_size)``: what follows the prompt, and each token of the answer."""
         inputs = self.inputs(question, frames, second_per_grid)
         embeddings, positions = self.embeddings(inputs), self.positions(inputs)
-        rows = torch.arange(len(embeddings))
+        video = inputs["input_ids"][0] == self.model.config.video_token_id
+        kept = torch.ones_like(video)
         if keep is not None:
-            video = (inputs["input_ids"][0] == self.model.config.video_token_id).nonzero()[:, 0]
-            rows = rows[~torch.isin(rows, video[~keep])]
-        behind = positions.max() + 1 + torch.arange(len(answer))
+            kept[video] = keep
+        after = positions.max() + 1 + torch.arange(len(answer))
         tokens = self.model.get_input_embeddings()(torch.tensor([*answer], dtype=torch.int64))
-        placed = torch.cat([positions[:, rows], behind.expand(3, -1)], dim=1)
+        placed = torch.cat([positions[:, kept], after.expand(3, -1)], dim=1)
         if compact_positions:
-            left = set(positions[:, rows].unique().tolist())
+            left = set(positions[:, kept].unique().tolist())
             gaps = torch.tensor([place for place in positions.unique().tolist() if place not in left])
             placed = placed - (gaps < placed[..., None]).sum(-1)
-        mask = torch.full((1, 1, placed.shape[1], placed.shape[1]), -math.inf).triu_(1)
-        output = self.model(
-            inputs_embeds=torch.cat([embeddings[rows], tokens])[None],
+        count = placed.shape[1]
+        return self.decoded(
+            inputs,
+            kept,
+            inputs_embeds=torch.cat([embeddings[kept], tokens])[None],
             position_ids=placed[:, None],
-            attention_mask=mask,
+            attention_mask=torch.full((1, 1, count, count), -math.inf).triu_(1),
             use_cache=False,
-        )
-        return output.logits[0, len(rows) - 1 :]
+        )[int(kept.sum()) - 1 :]
+
+    def decoded(self, inputs: dict[str, torch.Tensor], kept: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """``(n, vocab_size)``: the logits of the prompt's ``kept`` tokens and the answer's, given to the decoder."""
+        return self.model(**arguments).logits[0]
 
     @torch.no_grad()
     def hidden_states(self, question: str, frames: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import check_device_map
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from pvlm_backends.families.qwen2_5_vl import QWEN2_5_VL
-from pvlm_backends.hf.model import device_map
-from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
+from pvlm_protocols.backend import Backend, LoadOptions, Prompt
 from tests.backends.conftest import BACKENDS
+from tests.backends.families.qwen_family import (
+    check_meta,
+    check_missing_weight,
+    check_refused_by_torch,
+    logits,
+    map_over_two_devices,
+)
 from tests.support.checkpoints import random_frames, rename_weights
 
 from .checkpoint import TOKEN_SIDE, module_name, qwen_checkpoint, released_name
@@ -29,29 +33,25 @@ def folder(tmp_path: Path) -> Path:
     return qwen_checkpoint(tmp_path / "checkpoint", tied=False)
 
 
-def logits(backend: type[Backend], folder: Path) -> torch.Tensor:
-    return backend.load(LoadOptions(str(folder))).open(PROMPT, 1).prefill().clone()
-
-
 @pytest.mark.parametrize("rename", [released_name, module_name])
 def test_weights_under_all_names(backend: type[Backend], folder: Path, rename: Callable[[str], str]) -> None:
-    expected = logits(backend, folder)
+    expected = logits(backend, folder, PROMPT)
     rename_weights(folder, rename)
     names = set(load_file(folder / "model.safetensors"))
     prefix = "model.language_model.layers.0." if rename is module_name else "model.layers.0."
     assert any(name.startswith(prefix) for name in names)
     assert any(name.startswith("model.visual." if rename is module_name else "visual.") for name in names)
-    torch.testing.assert_close(logits(backend, folder), expected)
+    torch.testing.assert_close(logits(backend, folder, PROMPT), expected)
 
 
 def test_the_released_layout_says_the_same(backend: type[Backend], folder: Path, tmp_path: Path) -> None:
     released = qwen_checkpoint(tmp_path / "released", tied=False, released=True)
-    torch.testing.assert_close(logits(backend, released), logits(backend, folder))
+    torch.testing.assert_close(logits(backend, released, PROMPT), logits(backend, folder, PROMPT))
 
 
 def test_the_layout_of_later_transformers_4_says_the_same(backend: type[Backend], folder: Path) -> None:
     """As many fine-tuned ones are saved, and some sizes released: a text config, and in it the old rotary settings."""
-    expected = logits(backend, folder)
+    expected = logits(backend, folder, PROMPT)
     settings = json.loads((folder / "config.json").read_text())
     text = settings["text_config"]
     rope = text.pop("rope_parameters")
@@ -61,16 +61,18 @@ def test_the_layout_of_later_transformers_4_says_the_same(backend: type[Backend]
     for changed in ((3, 2, 3), rope["mrope_section"]):
         text["rope_scaling"]["mrope_section"] = list(changed)
         (folder / "config.json").write_text(json.dumps(settings))
-        assert torch.allclose(logits(backend, folder), expected, atol=1e-4) == (changed == rope["mrope_section"])
+        assert torch.allclose(logits(backend, folder, PROMPT), expected, atol=1e-4) == (
+            changed == rope["mrope_section"]
+        )
 
 
 def test_a_tied_checkpoint_that_holds_its_head_too(backend: type[Backend], tmp_path: Path) -> None:
     folder = qwen_checkpoint(tmp_path / "checkpoint", released=True)
-    expected = logits(backend, folder)
+    expected = logits(backend, folder, PROMPT)
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    torch.testing.assert_close(logits(backend, folder), expected)
+    torch.testing.assert_close(logits(backend, folder, PROMPT), expected)
 
 
 def test_the_released_7b(tmp_path: Path) -> None:
@@ -130,35 +132,20 @@ def test_the_released_7b(tmp_path: Path) -> None:
     ],
 )
 def test_what_raw_torch_does_not_do(folder: Path, part: str, changes: dict[str, Any], message: str) -> None:
-    settings = json.loads((folder / "config.json").read_text())
-    settings[part].update(changes)
-    (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=message):
-        BACKENDS["torch"].load(LoadOptions(str(folder)))
+    check_refused_by_torch(folder, part, changes, message)
 
 
 def test_a_missing_weight(backend: type[Backend], folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["visual.blocks.1.mlp.up_proj.bias"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"visual\.blocks\.1\.mlp\.up_proj\.bias"):
-        backend.load(LoadOptions(str(folder)))
+    check_missing_weight(backend, folder, "visual.blocks.1.mlp.up_proj.bias", r"visual\.blocks\.1\.mlp\.up_proj\.bias")
 
 
 def test_all_on_the_meta_device(folder: Path) -> None:
-    """Shapes without numbers; a tensor left on the CPU would be an error."""
-    session = BACKENDS["torch"].load(LoadOptions(str(folder), device="meta")).open(PROMPT, 2)
-    assert session.prefill(torch.arange(session.video_tokens) % 2 == 0).is_meta
-    assert session.extend([5, 6]).is_meta
+    check_meta(folder, PROMPT)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_device_map_of_transformers(tmp_path: Path, tied: bool) -> None:
-    config = AutoConfig.from_pretrained(qwen_checkpoint(tmp_path / "checkpoint", tied=tied, released=True))
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    found = device_map(model, [torch.device("cuda", index) for index in range(2)])
-    check_device_map(model, found)  # every parameter has a place
+    found = map_over_two_devices(qwen_checkpoint(tmp_path / "checkpoint", tied=tied, released=True))
     assert found["model.visual"] == found["model.language_model.embed_tokens"] == "cuda:0"
     assert found["model.language_model.layers.2"] == found["model.language_model.norm"] == "cuda:1"
     assert found["lm_head"] == ("cuda:0" if tied else "cuda:1")
@@ -167,4 +154,4 @@ def test_the_device_map_of_transformers(tmp_path: Path, tied: bool) -> None:
 def test_layers_over_two_devices(folder: Path) -> None:
     """The hand-over; see test_loading.py for what a machine without a GPU can show."""
     spread = BACKENDS["torch"].load(LoadOptions(str(folder), device="cpu:0,cpu:1"))
-    torch.testing.assert_close(spread.open(PROMPT, 1).prefill(), logits(BACKENDS["torch"], folder))
+    torch.testing.assert_close(spread.open(PROMPT, 1).prefill(), logits(BACKENDS["torch"], folder, PROMPT))

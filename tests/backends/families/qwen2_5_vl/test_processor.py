@@ -17,12 +17,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from pvlm_backends.families import load_processor
 from pvlm_backends.families.qwen2_5_vl import Qwen25VLProcessor
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
-from tests.support.checkpoints import edit_settings, random_frames
+from tests.backends.families.comparison import QUESTION
+from tests.backends.families.qwen_family import changes_of, check_prompt_ids
+from tests.support.checkpoints import random_frames
 
 from .checkpoint import TOKEN_SIDE, qwen_checkpoint
 from .reference import QwenReference
 
-QUESTION = "What happens first in the video?"
 SIDES = st.integers(1, 3000)
 
 
@@ -45,19 +46,7 @@ def reference(checkpoint: Path) -> QwenReference:
 
 @pytest.fixture
 def changed(checkpoint: Path, tmp_path: Path) -> Callable[..., Qwen25VLProcessor]:
-    """The processor of a checkpoint with other settings: ``changed("preprocessor_config.json", fps=1)``."""
-    for path in checkpoint.glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-
-    def load(name: str, **changes: Any) -> Qwen25VLProcessor:
-        if not (tmp_path / name).exists():
-            (tmp_path / name).write_text("{}")
-        edit_settings(tmp_path / name, **changes)
-        found = load_processor(str(tmp_path))
-        assert isinstance(found, Qwen25VLProcessor)
-        return found
-
-    return load
+    return changes_of(Qwen25VLProcessor, checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("size", [(140, 196), (37, 53), (480, 641), (113, 111), (3, 300), (60, 1080)])
@@ -111,13 +100,7 @@ def test_resizing_twice_changes_nothing(processor: Qwen25VLProcessor) -> None:
 def test_prompt_ids_are_those_of_transformers(
     processor: Qwen25VLProcessor, reference: QwenReference, question: str
 ) -> None:
-    for frames in (None, random_frames(3, 3 * TOKEN_SIDE, 4 * TOKEN_SIDE)):
-        prepared = processor.prepare(Prompt(question, frames))
-        assert prepared.ids.tolist() == reference.inputs(question, frames)["input_ids"][0].tolist()
-        assert reference.tokenizer.decode(prepared.ids[prepared.question]).strip() == question.strip()
-        assert prepared.video_tokens == (0 if frames is None else 2 * 3 * 4)
-        for rows in (prepared.placeholders, prepared.video):
-            np.testing.assert_array_equal(rows, np.flatnonzero(prepared.ids == 4))
+    check_prompt_ids(processor, reference, question)
 
 
 @settings(max_examples=40)

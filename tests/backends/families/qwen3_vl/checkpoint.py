@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from tests.backends.families.qwen2_5_vl.checkpoint import shared_tokenizer
+from tests.backends.families.qwen_checkpoints import TOKEN_IDS, VOCAB_SIZE, save_random, text_settings, write_settings
 
 TOKEN_SIDE = 32
 """Pixels along a side of what becomes a token: patches of 16, merged two by two."""
-VOCAB_SIZE = 640
 
 # The part of the released template that a question with a video uses.
 TEMPLATE = (
@@ -39,27 +38,19 @@ def qwen3_checkpoint(
 ) -> Path:
     """A model, saved by transformers, with settings and a tokenizer. ``released``: in the released layout instead."""
     config = Qwen3VLConfig(
-        text_config={
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": max_positions,
-            "initializer_range": 0.2,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {
+        text_config=text_settings(
+            num_hidden_layers=layers,
+            head_dim=32,
+            vocab_size=vocab_size,
+            max_position_embeddings=max_positions,
+            rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 5000000.0,
                 "mrope_section": [6, 5, 5],
                 "mrope_interleaved": True,
             },
-            "eos_token_id": 2,
-            "bos_token_id": 0,
-            "tie_word_embeddings": tied,
-        },
+            tie_word_embeddings=tied,
+        ),
         vision_config={
             "depth": 4,
             "hidden_size": 32,
@@ -70,25 +61,14 @@ def qwen3_checkpoint(
             "deepstack_visual_indexes": [0, 2],
             "initializer_range": 0.2,
         },
-        image_token_id=3,
-        video_token_id=4,
-        vision_start_token_id=614,
-        vision_end_token_id=615,
+        **TOKEN_IDS,
         tie_word_embeddings=tied,
     )
-    torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config)
-    for weight in model.parameters():
-        if weight.ndim == 1:  # biases are zero and norms one in a fresh model, which would hide mistakes
-            weight.data += 0.1 * torch.randn_like(weight)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    _write(folder / "tokenizer.json", shared_tokenizer())
-    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    _write(folder / "tokenizer_config.json", special)
-    _write(folder / "chat_template.json", {"chat_template": TEMPLATE})
+    save_random(folder, Qwen3VLForConditionalGeneration, config, seed, dtype, max_shard_size)
+    write_settings(folder / "chat_template.json", {"chat_template": TEMPLATE})
     for name, kind in (("preprocessor", "Qwen2VLImageProcessorFast"), ("video_preprocessor", "Qwen3VLVideoProcessor")):
-        _write(folder / f"{name}_config.json", {**_frames(), f"{name.replace('pre', '')}_type": kind})
-    _write(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
+        write_settings(folder / f"{name}_config.json", {**_frames(), f"{name.replace('pre', '')}_type": kind})
+    write_settings(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
     if released:
         _lay_out_as_released(folder)
     return folder
@@ -117,8 +97,4 @@ def _lay_out_as_released(folder: Path) -> None:
     text["dtype"] = settings.pop("dtype")
     vision.pop("rope_parameters", None)
     vision["model_type"] = "qwen3_vl"
-    _write(folder / "config.json", settings)
-
-
-def _write(path: Path, settings: dict[str, Any]) -> None:
-    path.write_text(json.dumps(settings, indent=2))
+    write_settings(folder / "config.json", settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
@@ -21,14 +19,13 @@ from .checkpoint import TEMPLATE
 
 
 class Qwen3Reference(QwenReference):
-    """A checkpoint in transformers, float32.
+    """As `QwenReference`, with times in the text and features for the first layers."""
 
-    Frames come in the size that they have in the prompt; ``second_per_grid`` is the time of a pair of them.
-    """
+    kind = Qwen3VLForConditionalGeneration
+    template = TEMPLATE
 
     def __init__(self, folder: Path) -> None:
-        self.model: Any = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        super().__init__(folder)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, do_resize=False)
         # Its constructor needs torchvision, for the video processor.
         self.processor: Any = Qwen3VLProcessor.__new__(Qwen3VLProcessor)
@@ -44,22 +41,8 @@ class Qwen3Reference(QwenReference):
         found: str = self.processor.get_text_with_replacements([text], videos_replacements=[video])[0][0]
         return found
 
-    def inputs(
-        self, question: str, frames: NDArray[np.uint8] | None, second_per_grid: float = 1.0
-    ) -> dict[str, torch.Tensor]:
-        """What transformers' processor would give to the model."""
-        content = [{"type": "video"}] * (frames is not None) + [{"type": "text", "text": question}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, chat_template=TEMPLATE
-        )
-        found = {}
-        if frames is not None:
-            pixels, grid = self.pixels(frames)
-            text = self.expanded(text, grid, len(frames), 2 / second_per_grid)
-            found = {"pixel_values_videos": pixels, "video_grid_thw": grid}
-        ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
-        kinds = 2 * (ids == self.model.config.video_token_id).int()
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds, **found}
+    def times(self, second_per_grid: float) -> dict[str, torch.Tensor]:
+        return {}
 
     @torch.no_grad()
     def deep_features(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -69,43 +52,16 @@ class Qwen3Reference(QwenReference):
         found = self.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
         return [layer[0] for layer in found.deepstack_features]
 
-    @torch.no_grad()
-    def logits(
-        self,
-        question: str,
-        frames: NDArray[np.uint8] | None,
-        answer: Sequence[int],
-        *,
-        second_per_grid: float = 1.0,
-        keep: torch.Tensor | None = None,
-        compact_positions: bool = False,
-    ) -> torch.Tensor:
-        """``(1 + len(answer), vocab_size)``: what follows the prompt, and each token of the answer."""
-        inputs = self.inputs(question, frames, second_per_grid)
-        embeddings, positions = self.embeddings(inputs), self.positions(inputs)
+    def decoded(self, inputs: dict[str, torch.Tensor], kept: torch.Tensor, **arguments: Any) -> torch.Tensor:
         video = inputs["input_ids"][0] == self.model.config.video_token_id
-        kept = torch.ones_like(video)
-        if keep is not None:
-            kept[video] = keep
-        after = positions.max() + 1 + torch.arange(len(answer))
-        tokens = self.model.get_input_embeddings()(torch.tensor([*answer], dtype=torch.int64))
-        placed = torch.cat([positions[:, kept], after.expand(3, -1)], dim=1)
-        if compact_positions:
-            left = set(positions[:, kept].unique().tolist())
-            gaps = torch.tensor([place for place in positions.unique().tolist() if place not in left])
-            placed = placed - (gaps < placed[..., None]).sum(-1)
-        count = placed.shape[1]
-        visual = torch.zeros(1, count, dtype=torch.bool)
+        visual = torch.zeros(arguments["inputs_embeds"].shape[:2], dtype=torch.bool)
         visual[0, : int(kept.sum())] = video[kept]
         output = self.model.model.language_model(
-            inputs_embeds=torch.cat([embeddings[kept], tokens])[None],
-            position_ids=placed[:, None],
-            attention_mask=torch.full((1, 1, count, count), -math.inf).triu_(1),
             visual_pos_masks=visual,
             deepstack_visual_embeds=[layer[kept[video]] for layer in self.deep_features(inputs)],
-            use_cache=False,
+            **arguments,
         )
-        found: torch.Tensor = self.model.lm_head(output.last_hidden_state[0, int(kept.sum()) - 1 :])
+        found: torch.Tensor = self.model.lm_head(output.last_hidden_state[0])
         return found
 
     def hidden_states(self, question: str, frames: NDArray[np.uint8]) -> tuple[torch.Tensor, ...]:

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import check_device_map
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from pvlm_backends.families.qwen3_vl import QWEN3_VL
-from pvlm_backends.hf.model import device_map
-from pvlm_protocols.backend import Backend, CheckpointError, LoadOptions, Prompt
+from pvlm_protocols.backend import Backend, LoadOptions, Prompt
 from tests.backends.conftest import ANYWHERE, BACKENDS
+from tests.backends.families.qwen_family import (
+    check_meta,
+    check_missing_weight,
+    check_refused_by_torch,
+    logits,
+    map_over_two_devices,
+)
 from tests.support.checkpoints import random_frames
 
 from .checkpoint import TOKEN_SIDE, qwen3_checkpoint
@@ -33,21 +36,17 @@ def backend(request: pytest.FixtureRequest) -> type[Backend]:
     return BACKENDS[str(request.param)]
 
 
-def logits(backend: type[Backend], folder: Path, **options: Any) -> torch.Tensor:
-    return backend.load(LoadOptions(str(folder), **options)).open(PROMPT, 1).prefill().clone()
-
-
 def test_the_released_layout_says_the_same(backend: type[Backend], folder: Path, tmp_path: Path) -> None:
     """With the rotary settings of transformers 4; each of them matters."""
     released = qwen3_checkpoint(tmp_path / "released", tied=False, released=True)
-    expected = logits(backend, folder)
-    torch.testing.assert_close(logits(backend, released), expected)
+    expected = logits(backend, folder, PROMPT)
+    torch.testing.assert_close(logits(backend, released, PROMPT), expected)
     settings = json.loads((released / "config.json").read_text())
     text = settings["text_config"]
     assert not {"rope_parameters"} & set(text)
     for changed in ({"rope_theta": 1e4}, {"rope_scaling": {**text["rope_scaling"], "mrope_section": [12, 2, 2]}}):
         (released / "config.json").write_text(json.dumps({**settings, "text_config": {**text, **changed}}))
-        assert not torch.allclose(logits(backend, released), expected, atol=1e-3)
+        assert not torch.allclose(logits(backend, released, PROMPT), expected, atol=1e-3)
 
 
 def test_the_released_4b(tmp_path: Path) -> None:
@@ -111,26 +110,20 @@ def test_the_released_4b(tmp_path: Path) -> None:
     ],
 )
 def test_what_raw_torch_does_not_do(folder: Path, part: str, changes: dict[str, Any], message: str) -> None:
-    settings = json.loads((folder / "config.json").read_text())
-    settings[part].update(changes)
-    (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=message):
-        BACKENDS["torch"].load(LoadOptions(str(folder)))
+    check_refused_by_torch(folder, part, changes, message)
 
 
 def test_a_missing_weight(backend: type[Backend], folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.visual.deepstack_merger_list.1.norm.bias"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"visual\.deepstack_merger_list\.1\.norm\.bias"):
-        backend.load(LoadOptions(str(folder)))
+    check_missing_weight(
+        backend,
+        folder,
+        "model.visual.deepstack_merger_list.1.norm.bias",
+        r"visual\.deepstack_merger_list\.1\.norm\.bias",
+    )
 
 
 def test_all_on_the_meta_device(folder: Path) -> None:
-    """Shapes without numbers; a tensor left on the CPU would be an error."""
-    session = BACKENDS["torch"].load(LoadOptions(str(folder), device="meta")).open(PROMPT, 2)
-    assert session.prefill(torch.arange(session.video_tokens) % 2 == 0).is_meta
-    assert session.extend([5, 6]).is_meta
+    check_meta(folder, PROMPT)
 
 
 def test_random_weights(folder: Path) -> None:
@@ -142,11 +135,7 @@ def test_random_weights(folder: Path) -> None:
 
 
 def test_the_device_map_of_transformers(folder: Path) -> None:
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    found = device_map(model, [torch.device("cuda", index) for index in range(2)])
-    check_device_map(model, found)  # every parameter has a place
+    found = map_over_two_devices(folder)
     assert found["model.visual"] == found["model.language_model.embed_tokens"] == "cuda:0"
     assert found["model.language_model.layers.3"] == found["lm_head"] == "cuda:1"
 
@@ -154,5 +143,5 @@ def test_the_device_map_of_transformers(folder: Path) -> None:
 def test_layers_over_two_devices(folder: Path) -> None:
     """The hand-over, of the features for the first layers too."""
     torch.testing.assert_close(
-        logits(BACKENDS["torch"], folder, device="cpu:0,cpu:1"), logits(BACKENDS["torch"], folder)
+        logits(BACKENDS["torch"], folder, PROMPT, device="cpu:0,cpu:1"), logits(BACKENDS["torch"], folder, PROMPT)
     )

@@ -15,12 +15,13 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 from pvlm_backends.families import load_processor
 from pvlm_backends.families.qwen3_vl import Qwen3VLProcessor
 from pvlm_protocols.backend import CheckpointError, FrameDefaults, Prompt, PromptError
-from tests.support.checkpoints import edit_settings, random_frames
+from tests.backends.families.comparison import QUESTION
+from tests.backends.families.qwen_family import changes_of, check_prompt_ids
+from tests.support.checkpoints import random_frames
 
 from .checkpoint import TOKEN_SIDE, qwen3_checkpoint
 from .reference import Qwen3Reference
 
-QUESTION = "What happens first in the video?"
 SIDES = st.integers(1, 3000)
 
 
@@ -43,17 +44,7 @@ def reference(checkpoint: Path) -> Qwen3Reference:
 
 @pytest.fixture
 def changed(checkpoint: Path, tmp_path: Path) -> Callable[..., Qwen3VLProcessor]:
-    """The processor of a checkpoint with other settings: ``changed("config.json", video_token_id=None)``."""
-    for path in checkpoint.glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-
-    def load(name: str, **changes: Any) -> Qwen3VLProcessor:
-        edit_settings(tmp_path / name, **changes)
-        found = load_processor(str(tmp_path))
-        assert isinstance(found, Qwen3VLProcessor)
-        return found
-
-    return load
+    return changes_of(Qwen3VLProcessor, checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 2, 3), (2, 1, 1), (5, 4, 2)])
@@ -93,13 +84,7 @@ def test_a_frame_s_own_limit(changed: Callable[..., Qwen3VLProcessor]) -> None:
 def test_prompt_ids_are_those_of_transformers(
     processor: Qwen3VLProcessor, reference: Qwen3Reference, question: str
 ) -> None:
-    for frames in (None, random_frames(3, 3 * TOKEN_SIDE, 4 * TOKEN_SIDE)):
-        prepared = processor.prepare(Prompt(question, frames))
-        assert prepared.ids.tolist() == reference.inputs(question, frames)["input_ids"][0].tolist()
-        assert reference.tokenizer.decode(prepared.ids[prepared.question]).strip() == question.strip()
-        assert prepared.video_tokens == (0 if frames is None else 2 * 3 * 4)
-        for rows in (prepared.placeholders, prepared.video):
-            np.testing.assert_array_equal(rows, np.flatnonzero(prepared.ids == 4))
+    check_prompt_ids(processor, reference, question)
 
 
 @settings(max_examples=12)
