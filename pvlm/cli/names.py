@@ -37,10 +37,15 @@ def completing(kind: str) -> Callable[[], list[str]]:
 
 
 def check(kind: str) -> Callable[[Any], Any]:
-    """A callback for typer that refuses an unknown name, and suggests the ones that are meant."""
+    """A callback for typer that refuses an unknown name, and suggests the ones that are meant.
+
+    A plug-in may also be given as its import path, ``module:Class``; `load_plugin` imports and checks it.
+    """
 
     def checked(value: Any) -> Any:
         for name in [value] if isinstance(value, str) else value or []:
+            if kind in PLUGINS and ":" in name:
+                continue
             if name not in (known := names(kind)):
                 close = get_close_matches(name, known, 1)
                 hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(known)}"

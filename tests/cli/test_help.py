@@ -99,6 +99,13 @@ def test_installed_plug_ins_are_named(capsys: pytest.CaptureFixture[str]) -> Non
     assert "did you mean 'my-pruner'?" in refused(capsys, "answer", "clip.mp4", "?", "--prune", "my-prune")
 
 
+@pytest.mark.parametrize("name", ["--backend", "--draft-backend", "--prune", "--video-reader"])
+def test_a_plug_in_may_be_named_by_its_import_path(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = Path(pvlm.__file__).parent / "bundled" / "clips" / "two-scenes.mp4"
+    assert main(["answer", str(clip), "?", name, "nowhere_to_be_found:Plugin"]) == 1
+    assert "plug-in 'nowhere_to_be_found:Plugin' in group pvlm." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
