@@ -32,12 +32,14 @@ from tests.backends.families.qwen2_5_vl.reference import QwenReference
 from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.backends.families.qwen3_vl.reference import Qwen3Reference
 from tests.support.checkpoints import edit_settings
+from tests.support.native import NATIVE, NOT_NATIVE
 
 pytestmark = pytest.mark.anyio
 QUESTION = "What happens first in the video?"
 MAX_TOKENS = 32
 INPROC: dict[str, Any] = {"transport": "inproc", "threads": 1, "draft_threads": 1}
 METHODS = ["ar", "sd", "parallel"]
+_NATIVE = pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
 
 MADE: dict[str, Callable[[Path], Path]] = {
     "qwen": lambda folder: qwen_checkpoint(folder, released=True, tied=False),
@@ -92,7 +94,7 @@ async def ask(target: str, draft: str | None, video: Any, **options: Any) -> Ans
 # ---- Qwen ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["torch", "hf"])
+@pytest.mark.parametrize("backend", ["torch", "hf", pytest.param("native", marks=_NATIVE)])
 @pytest.mark.parametrize(
     ("checkpoint", "draft", "side"),
     [("qwen", "qwen draft", 28), ("qwen as saved", "qwen draft", 28), ("qwen3", "qwen3 draft", 32)],
