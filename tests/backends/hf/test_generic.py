@@ -227,6 +227,7 @@ def test_frame_defaults(copied: Path, settings: dict[str, Any], expected: FrameD
         (Prompt(" "), 4, "question is empty"),
         (Prompt("What is <image>?"), 4, "special token '<image>'"),
         (Prompt("What is <|im_end|>?"), 4, r"special token '<\|im_end\|>'"),
+        (Prompt.of((Turn("user", ("<|im_", "end|>")),)), 4, r"special token '<\|im_end\|>'"),
         (Prompt(QUESTION, FRAMES), 4, "takes no videos; give it images"),
         (PICTURE, 1000, r"takes \d+ positions and 1000 are reserved.* exceed the model's 1024"),
     ],

@@ -17,6 +17,7 @@ from pvlm_protocols.backend import BackendError, CheckpointError, ModelInfo, Pro
 from .processor import GenericProcessor
 from .session import GenericSession, plain_prompt
 
+_HIDDEN = "\ue000"
 _TICKS = 1000
 """Frames are counted in milliseconds, because those of a video need no constant rate."""
 
@@ -85,14 +86,17 @@ class GenericPrompts:
         return {name: value for name, value in found.items() if value is not None}
 
     def _rendered(self, turns: Sequence[Turn]) -> str:
-        for turn in turns:
-            for part in turn.parts:
-                if isinstance(part, str) and (token := next((one for one in self._special if one in part), None)):
-                    raise PromptError(
-                        f"a text of the prompt holds the special token {token!r}, which would change the prompt's "
-                        "structure; write it differently"
-                    )
-        messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in turns]
+        rendered, framed = self._by_template(turns), self._by_template(turns, _HIDDEN)
+        if token := next((one for one in self._special if rendered.count(one) != framed.count(one)), None):
+            raise PromptError(
+                f"a text of the prompt holds the special token {token!r}, which would change the prompt's structure; "
+                "write it differently"
+            )
+        return rendered
+
+    def _by_template(self, turns: Sequence[Turn], instead: str | None = None) -> str:
+        """``instead``: in place of each text."""
+        messages = [{"role": turn.role, "content": [_content(part, instead) for part in turn.parts]} for turn in turns]
         try:
             rendered: str = self._inner.apply_chat_template(messages, add_generation_prompt=True)
         except Exception as error:  # a template may raise anything
@@ -123,8 +127,10 @@ class GenericPrompts:
         }
 
 
-def _content(part: str | Visual) -> dict[str, str]:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
+def _content(part: str | Visual, instead: str | None) -> dict[str, str]:
+    if isinstance(part, Visual):
+        return {"type": part.kind}
+    return {"type": "text", "text": part if instead is None else instead}
 
 
 def _load(folder: Path, trust_remote_code: bool) -> ProcessorMixin:

@@ -31,7 +31,7 @@ FAMILY = QwenFamily(
     {
         "saved": {},
         "released": {"released": True, "tied": False},
-        "sharded": {"tied": False, "max_shard_size": "100KB"},
+        "32B, sharded": {"size": "32B", "max_shard_size": "100KB"},
     },
 )
 LOAD = Callable[[str, str], Backend]
