@@ -36,7 +36,8 @@ from pvlm_protocols.backend import (
     Turn,
     Visual,
 )
-from tests.backends.hf.generic_checkpoints import VIDEO
+from tests.backends.families.qwen_family import map_over_two_devices
+from tests.backends.hf.generic_checkpoints import FAMILIES, VIDEO
 from tests.backends.hf.generic_comparison import (
     INPROC,
     MAX_TOKENS,
@@ -216,6 +217,12 @@ def test_frame_defaults(copied: Path, settings: dict[str, Any], expected: FrameD
     processor = HuggingFaceBackend.processor(str(copied))
     assert processor.frame_defaults == expected
     assert processor.resize(FRAMES) is FRAMES
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # image_newline is a parameter, no module
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_part_of_a_model_has_a_place_on_two_devices(generic: GENERIC, name: str) -> None:
+    assert set(map_over_two_devices(generic(name)).values()) == {"cuda:0", "cuda:1"}
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
