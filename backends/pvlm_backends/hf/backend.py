@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
+from pvlm_protocols.limits import MAX_ID
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .session import TransformersSession
 
 _ATTENTION = "attn_implementation"
-_PROBE = "What happens first in the video, and what happens after that?"
 
 
 class HuggingFaceBackend:
@@ -121,7 +121,6 @@ class HuggingFaceBackend:
             raise BackendError("the backend 'hf' needs the package transformers: pip install 'pvlm[hf]'")
         from .generic.processor import GenericProcessor
         from .generic.prompts import GenericPrompts
-        from .generic.session import check_passes
         from .model import load_model, random_model
         from .prompts import FamilyPrompts
 
@@ -144,8 +143,8 @@ class HuggingFaceBackend:
         else:
             model = load_model(folder, settings, options, devices, dtype, on_progress)
         info = _info(model, options, kind, prompts.processor, devices)
-        if family is None:
-            check_passes(model, prompts.processor.encode(_PROBE), info.vocab_size)
+        if isinstance(prompts, GenericPrompts):
+            prompts.check(model, info)
         if on_progress is not None:
             on_progress(1.0)
         return cls(info, prompts, model)
@@ -154,16 +153,16 @@ class HuggingFaceBackend:
 def _info(
     model: Any, options: LoadOptions, family: str, processor: TextProcessor, devices: Sequence[torch.device]
 ) -> ModelInfo:
-    text = model.config.get_text_config()
+    text, head = model.config.get_text_config(), model.get_output_embeddings()
     return ModelInfo(
         name=options.model,
         family=family,
-        vocab_size=model.get_output_embeddings().weight.shape[0],
+        vocab_size=text.vocab_size if head is None else head.weight.shape[0],
         end_token_ids=processor.end_token_ids,
         tokenizer_fingerprint=processor.tokenizer_fingerprint,
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
-        max_positions=text.max_position_embeddings,
+        max_positions=getattr(text, "max_position_embeddings", MAX_ID),
         parameters=sum(weight.numel() for weight in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         device=",".join(map(str, devices)),

@@ -15,8 +15,10 @@ from transformers.processing_utils import ProcessorMixin
 from pvlm_protocols.backend import BackendError, CheckpointError, ModelInfo, Prompt, PromptError, Turn, Visual
 
 from .processor import GenericProcessor
-from .session import GenericSession, plain_prompt
+from .session import GenericSession, check_passes, plain_prompt
 
+_PROBE = "What happens first in the video, and what happens after that?"
+_PROBED = 6
 _HIDDEN = "\ue000"
 _TICKS = 1000
 """Frames are counted in milliseconds, because those of a video need no constant rate."""
@@ -52,6 +54,10 @@ class GenericPrompts:
         inputs = self.inputs(prompt)
         self.processor.check_model(info, plain_prompt(inputs["input_ids"]), capacity)
         return GenericSession(model, inputs, capacity, info.vocab_size)
+
+    def check(self, model: Any, info: ModelInfo) -> None:
+        """Raise CheckpointError for a model from which tokens cannot be taken back exactly."""
+        check_passes(model, self.inputs(Prompt(_PROBE)), self.processor.encode(_PROBE)[:_PROBED], info.vocab_size)
 
     def inputs(self, prompt: Prompt) -> dict[str, Any]:
         """Return ``input_ids``, int64 ``(1, P)``, and the model's other keyword arguments, on the CPU.

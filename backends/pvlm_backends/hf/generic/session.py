@@ -103,22 +103,25 @@ def plain_prompt(ids: Tensor) -> PreparedPrompt:
     return PreparedPrompt(ids[0].cpu().numpy(), (), none, none, (), none, rows)
 
 
-def check_passes(model: Any, ids: Sequence[int], vocab_size: int) -> None:
-    """Raise CheckpointError unless passes after a rollback give the logits of one pass over the same text ``ids``.
+def check_passes(model: Any, inputs: Mapping[str, Any], tokens: Sequence[int], vocab_size: int) -> None:
+    """Raise CheckpointError unless a pass after a rollback gives the logits of passes over one token each.
 
     A model may keep state outside the cache, which no rollback reaches, or want other arguments than `generate`'s.
+
+    Args:
+        model: transformers' model.
+        inputs: of `GenericPrompts`.
+        tokens: an answer. Backwards, it is what is taken back.
+        vocab_size: width of a logits row.
     """
-    half = len(ids) // 2
     try:
-        whole, parts = (
-            GenericSession(model, {"input_ids": torch.tensor([some])}, len(ids), vocab_size)
-            for some in (ids, ids[:half])
-        )
-        expected = whole.prefill()
-        parts.prefill()
-        parts.extend(ids[:half])  # other tokens than those that follow
-        parts.truncate(0)
-        found = parts.extend(ids[half:])[-1]
+        one_by_one, at_once = (GenericSession(model, inputs, len(tokens), vocab_size) for _ in range(2))
+        one_by_one.prefill()
+        expected = torch.cat([one_by_one.extend([token]) for token in tokens])
+        at_once.prefill()
+        at_once.extend(tokens[::-1])
+        at_once.truncate(0)
+        found = at_once.extend(tokens)
     except Exception as error:
         raise CheckpointError(f"{type(model).__name__} cannot be run as `generate` runs models: {error}") from error
     allowed = _NEAR if model.dtype == torch.float32 else _NEAR_IN_HALF_PRECISION
