@@ -127,7 +127,11 @@ class HuggingFaceBackend:
         check_extra_options(options, (_ATTENTION, RANDOM_WEIGHTS))
         devices = choose_devices(options)
         random = bool(options.extra.get(RANDOM_WEIGHTS))
-        folder = Path(options.model) if random else locate_checkpoint(options.model, pickled=options.allow_pickle)
+        folder = (
+            Path(options.model)
+            if random
+            else locate_checkpoint(options.model, pickled=options.allow_pickle, code=options.trust_remote_code)
+        )
         settings = read_settings(folder, "config.json")
         dtype = choose_dtype(options, devices[0], stored_dtype(settings))
 

@@ -306,11 +306,25 @@ def test_the_other_backends_say_which_one_runs_it(generic: GENERIC) -> None:
         TorchBackend.load(LoadOptions(str(generic("llava"))))
 
 
-def test_a_window_that_drops_rows_is_refused(copied: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"model_type": "mistral", "sliding_window": 8}, "layer 1 of the decoder keeps only the last 8 tokens"),
+        (
+            {"model_type": "lfm2", "layer_types": ["full_attention", "conv", "conv"]},
+            r"layer 2 of the decoder keeps only a state \(LinearAttentionLayer\)",
+        ),
+        (
+            {"model_type": "qwen3_5_text", "layer_types": ["full_attention", "full_attention", "linear_attention"]},
+            r"layer 3 of the decoder keeps only a state \(LinearAttentionLayer\)",
+        ),
+    ],
+)
+def test_a_cache_that_loses_rows_is_refused(copied: Path, text: dict[str, Any], message: str) -> None:
     settings = json.loads((copied / "config.json").read_text())
-    settings["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
+    settings["text_config"] |= text
     (copied / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="layer 1 of the decoder keeps only the last 8 tokens"):
+    with pytest.raises(CheckpointError, match=message):
         HuggingFaceBackend.load(LoadOptions(str(copied)))
 
 
