@@ -5,6 +5,7 @@
 # make pruning    the table and picture of docs/evidence/pruning.md (about 14 minutes on two idle cores)
 # make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/evidence/robustness.md)
 # make chaos      faults, damaged videos and fuzzing (about 10 minutes; see docs/evidence/robustness.md)
+# make generic    other model families by transformers' video processors, in an environment of its own in build/generic
 # make lint       style and types
 # make docs       the site, in build/site; a dead link or an undocumented public name fails it
 # make clean      remove what set-up made
@@ -19,8 +20,10 @@ SOAK_MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+GENERIC_INSTALL := build/generic/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint build/generic/constraints.txt
 
-.PHONY: demo test setup accuracy pruning soak chaos lint docs clean
+.PHONY: demo test setup accuracy pruning soak chaos generic lint docs clean
 
 demo: setup
 	@$(BIN)/pvlm demo
@@ -60,6 +63,18 @@ chaos: setup
 	@$(BIN)/python -m pytest -m chaos --numprocesses 2 --dist loadfile tests/chaos; status=$$?; \
 	    $(BIN)/python -m tests.chaos.report; exit $$status
 
+generic: build/generic/.installed
+	build/generic/bin/python -m pytest -m generic tests/backends/hf
+
+# transformers' video processors need torchvision, which has no release for the torch of constraints.txt.
+build/generic/.installed: pyproject.toml constraints.txt
+	@test -x build/generic/bin/python || $(PYTHON) -m venv build/generic
+	@grep -v '^torch==' constraints.txt > build/generic/constraints.txt
+	@echo "installing another torch with torchvision (once; 5 GB, this may take some minutes) ..."
+	@$(GENERIC_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.14.1 torchvision==0.29.1
+	@$(GENERIC_INSTALL) --editable '.[hf,recipes,test]' num2words
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +84,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build/generic

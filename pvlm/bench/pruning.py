@@ -15,6 +15,7 @@ from pvlm.bench.rows import pooled_acceptance
 from pvlm.config import EngineConfig, answer_options
 from pvlm.coordination.events import Command, Event
 from pvlm.engine import Engine
+from pvlm.errors import OptionError
 from pvlm.results import Answer
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.pruning import load_pruner
@@ -66,7 +67,7 @@ async def measure_pruning(
     """Answer ``question`` about every video under every pruning. Greedy decoding.
 
     Ratio 0 keeps everything, so it is one row for all methods. Raises ConfigError for an unknown method and OptionError
-    for an invalid ratio, both before anything is loaded.
+    for an invalid ratio, both before anything is loaded; OptionError also for a model whose video cannot be pruned.
     """
     methods = list(methods)
     settings = [(prune, ratio) for ratio in ratios for prune in (methods if ratio else ["none"])]
@@ -75,7 +76,10 @@ async def measure_pruning(
         answer_options({"prune_ratio": ratio})
     rows: list[PruningRow] = []
     async with Engine.create(msgspec.structs.replace(config, window=WINDOW)) as engine:
-        plain = [answer.tokens for answer, _ in await _answers(engine, videos, question, method="ar")]
+        alone = [answer for answer, _ in await _answers(engine, videos, question, method="ar")]
+        if not all(answer.stats.video_tokens for answer in alone):
+            raise OptionError("no video token can be pruned with this model: take one whose family has a folder")
+        plain = [answer.tokens for answer in alone]
         for prune, ratio in settings:
             answers = await _answers(engine, videos, question, prune=prune, prune_ratio=ratio)
             same = [answer.tokens for answer, _ in answers] == plain

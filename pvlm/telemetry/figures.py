@@ -41,7 +41,8 @@ def figures(stats: AnswerStats) -> list[tuple[str, str]]:
             ("rollbacks", str(stats.rollbacks)),
         ]
         sees = f", the draft sees {stats.kept_video_tokens} ({stats.prune})"
-    rows.append(("video tokens", f"{stats.video_tokens}{sees}"))
+    unprunable = stats.frame_indices and not stats.video_tokens
+    rows.append(("video tokens", "none that can be pruned" if unprunable else f"{stats.video_tokens}{sees}"))
     if stats.ignored_options:
         rows.append(("warning", f"not applied: the checkpoint's own {', '.join(stats.ignored_options)}"))
     if stats.draft_lost:

@@ -84,7 +84,7 @@ def frame_sheet(recording: Recording) -> bytes:
 
 def _problem(grids: Sequence[tuple[int, int, int]], tokens: int, size: tuple[int, int]) -> str:
     """Why no tokens can be shown; empty if they can."""
-    if sum(map(math.prod, grids)) != tokens:
+    if tokens and sum(map(math.prod, grids)) != tokens:
         described = " and ".join(f"{t} x {h} x {w}" for t, h, w in grids)
         return f"its grid of {described} does not hold the {tokens} video tokens: they cannot be shown"
     for _, h, w in grids:
@@ -126,6 +126,8 @@ def _kept(recording: Recording) -> tuple[int, NDArray[np.bool_]]:
 
 
 def _title(tokens: int, mask: NDArray[np.bool_]) -> str:
+    if not tokens:
+        return "No video token can be pruned"
     if mask.all():
         return f"{tokens} video tokens, none pruned"
     return f"The draft sees {mask.sum()} of {tokens} video tokens ({mask.mean():.0%})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -303,6 +304,19 @@ def test_a_name_that_is_cached_in_part(
     assert backend.processor(NAME).end_token_ids == (2,)
     with pytest.raises(CheckpointError, match=f"{NAME}.*only partly"):
         backend.load(LoadOptions(NAME))
+
+
+def test_code_is_fetched_where_it_is_trusted(checkpoints: FIND, hub_cache: Path, tmp_path: Path) -> None:
+    """A snapshot that was cached without it is complete for those who do not run it."""
+    changed = tmp_path / "changed"
+    shutil.copytree(checkpoints("tied"), changed)
+    edit_settings(changed / "config.json", auto_map={"AutoConfig": "configuring.Config"})
+    snapshot = fill_cache(hub_cache, changed, "*")
+    assert files.locate_checkpoint(NAME) == snapshot
+    with pytest.raises(CheckpointError, match=f"{NAME}.*only partly"):
+        files.locate_checkpoint(NAME, code=True)
+    (snapshot / "configuring.py").write_text("")
+    assert files.locate_checkpoint(NAME, code=True) == snapshot
 
 
 def test_a_hub_that_does_not_answer(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

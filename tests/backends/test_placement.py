@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from pvlm_backends.families import find_family
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.hf import model as hf_model
+from pvlm_backends.hf.prompts import FamilyPrompts
 from pvlm_backends.placement import place_layers
 from pvlm_backends.processing import files
 from pvlm_backends.raw import TorchBackend
@@ -177,7 +178,8 @@ def test_transformers_computes_the_same_when_accelerate_dispatches_it(
     assert any("layers.2.self_attn.q_proj" in name for name in elsewhere)
     assert isinstance(alone, HuggingFaceBackend)
     family = find_family(folder, settings)
-    spread = HuggingFaceBackend(alone.info, family, family.processor(folder, settings), model)
+    prompts = FamilyPrompts(family, family.processor(folder, settings))
+    spread = HuggingFaceBackend(alone.info, prompts, model)
     torch.testing.assert_close(answers(spread), answers(alone))
 
 

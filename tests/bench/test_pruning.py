@@ -18,7 +18,9 @@ from pvlm.bench.pruning import PARTS, PruningRow, by_part, measure_pruning
 from pvlm.cli import main
 from pvlm.cli.bench.pruning import draw
 from pvlm.config import engine_config
+from pvlm.errors import OptionError
 from tests.support.plugin import DRAFT, TARGET, toy_plugin
+from tests.support.toy import ToySession
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +84,14 @@ async def test_a_row_for_each_method_and_ratio() -> None:
     assert rows[3].kept_by_part == pytest.approx(
         np.mean([by_part(attended(4 * frames, kept)) for frames, kept in ((8, 3), (4, 2))], axis=0)
     )
+
+
+@pytest.mark.anyio
+async def test_a_model_whose_video_cannot_be_pruned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToySession, "video_tokens", property(lambda self: 0, lambda self, tokens: None), raising=False)
+    config = engine_config({"target": TARGET, "draft": DRAFT, "backend": "toy", "transport": "inproc"})
+    with pytest.raises(OptionError, match="no video token can be pruned with this model"):
+        await measure_pruning(config, [np.zeros((4, 8, 8, 3), np.uint8)], "?")
 
 
 def attended(m: int, kept: int) -> NDArray[np.int64]:

@@ -32,12 +32,14 @@ from tests.backends.families.qwen2_5_vl.reference import QwenReference
 from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.backends.families.qwen3_vl.reference import Qwen3Reference
 from tests.support.checkpoints import edit_settings
+from tests.support.native import NATIVE, NOT_NATIVE
 
 pytestmark = pytest.mark.anyio
 QUESTION = "What happens first in the video?"
 MAX_TOKENS = 32
 INPROC: dict[str, Any] = {"transport": "inproc", "threads": 1, "draft_threads": 1}
 METHODS = ["ar", "sd", "parallel"]
+_NATIVE = pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
 
 MADE: dict[str, Callable[[Path], Path]] = {
     "qwen": lambda folder: qwen_checkpoint(folder, released=True, tied=False),
@@ -45,7 +47,9 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "qwen draft": lambda folder: qwen_checkpoint(folder, layers=2, seed=1),
     "qwen padded": lambda folder: qwen_checkpoint(folder, vocab_size=704),
     "qwen3": lambda folder: qwen3_checkpoint(folder, released=True),
-    "qwen3 draft": lambda folder: qwen3_checkpoint(folder, layers=2, seed=1),
+    "qwen3 2B": lambda folder: qwen3_checkpoint(folder, size="2B", released=True, seed=1),
+    "qwen3 8B": lambda folder: qwen3_checkpoint(folder, size="8B", released=True),
+    "qwen3 32B": lambda folder: qwen3_checkpoint(folder, size="32B", released=True, max_shard_size="300KB"),
     "qwen3 padded": lambda folder: qwen3_checkpoint(folder, vocab_size=704),
     "llava": lambda folder: llava_checkpoint(folder, released=True, tied=False),
     "llava padded": lambda folder: llava_checkpoint(folder, vocab_size=832),
@@ -92,10 +96,15 @@ async def ask(target: str, draft: str | None, video: Any, **options: Any) -> Ans
 # ---- Qwen ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["torch", "hf"])
 @pytest.mark.parametrize(
-    ("checkpoint", "draft", "side"),
-    [("qwen", "qwen draft", 28), ("qwen as saved", "qwen draft", 28), ("qwen3", "qwen3 draft", 32)],
+    ("checkpoint", "draft", "side", "backend"),
+    [
+        *[("qwen", "qwen draft", 28, backend) for backend in ("torch", "hf")],
+        *[("qwen as saved", "qwen draft", 28, backend) for backend in ("torch", "hf")],
+        *[("qwen3 8B", "qwen3 2B", 32, backend) for backend in ("torch", "hf")],
+        pytest.param("qwen3 8B", "qwen3 2B", 32, "native", marks=_NATIVE),
+        ("qwen3 32B", "qwen3 2B", 32, "auto"),
+    ],
 )
 async def test_every_method_says_what_generate_says(
     find: Callable[[str], str],
@@ -213,7 +222,7 @@ async def test_vocabularies_that_are_padded_differently(
         assert max(answers[0].tokens) >= sizes["draft"], "no id that the draft does not have"
 
 
-@pytest.mark.parametrize(("target", "draft"), [("qwen", "llava"), ("llava", "qwen"), ("qwen3", "qwen")])
+@pytest.mark.parametrize(("target", "draft"), [("qwen", "llava"), ("llava", "qwen"), ("qwen3", "qwen padded")])
 async def test_a_draft_of_another_family(
     find: Callable[[str], str], frames: NDArray[np.uint8], target: str, draft: str
 ) -> None:

@@ -27,3 +27,9 @@ def test_the_shown_parts_sum_to_the_shown_whole(third: float) -> None:
 
 def test_an_open_engine_shows_no_start_up() -> None:
     assert "start-up" not in dict(figures(stats(startup_s=0.0, total_s=1.1)))["time"]
+
+
+def test_a_video_of_which_nothing_can_be_pruned() -> None:
+    shown = [dict(figures(stats(video_tokens=0, kept_video_tokens=0, frame_indices=some))) for some in ((0, 1), ())]
+    assert shown[0]["video tokens"] == "none that can be pruned"
+    assert shown[1]["video tokens"].startswith("0")

@@ -13,6 +13,7 @@ from pvlm import Engine
 from pvlm.config import bundled
 from pvlm.trace import Trace
 from pvlm.trace.sheet import FRAME_WIDTH, GAP, HEADER, MARGIN
+from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.support.toy import ToyProcessor
 from tests.trace.conftest import FRAMES, TOY, traced
 
@@ -67,6 +68,20 @@ async def test_frames_that_share_tokens_show_the_same(tmp_path: Path, monkeypatc
     found = kept(await sheet(tmp_path, prune="random", prune_ratio=0.5, seed=1), (2, 4))
     np.testing.assert_array_equal(found[[0, 2]], found[[1, 3]])
     assert found[[0, 2]].sum() == 8
+    assert (found[0] != found[2]).any()
+
+
+async def test_video_tokens_in_several_runs(tmp_path: Path) -> None:
+    """Qwen3-VL's, with text before each pair of frames."""
+    target = str(qwen3_checkpoint(tmp_path / "checkpoint"))
+    trace, frames = Trace(), np.full((4, 64, 96, 3), RED, np.uint8)
+    async with Engine.create(target=target, draft=target, transport="inproc", threads=1, draft_threads=1) as engine:
+        answer = await engine.answer(frames, "What?", max_tokens=2, trace=trace, prune="random", prune_ratio=0.5)
+    trace.write(tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "frames.png").convert("RGB"))
+    found = kept(picture, (2, 3))
+    np.testing.assert_array_equal(found[[0, 2]], found[[1, 3]])
+    assert found[[0, 2]].sum() == answer.stats.kept_video_tokens == 6
     assert (found[0] != found[2]).any()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pvlm.config import bundled
 from pvlm.workers.backends import choose_backend
 from pvlm_backends.native import library
 from pvlm_protocols.backend import LoadOptions
+from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.support.native import NATIVE, NOT_NATIVE
 
 DRAFT = bundled("draft")
@@ -28,8 +30,10 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
-def test_native_is_chosen_where_it_can_run_the_model() -> None:
-    assert choose_backend("auto", LoadOptions(DRAFT))[::2] == ("native", "")
+def test_native_is_chosen_where_it_can_run_the_model(tmp_path: Path) -> None:
+    """Of the Qwen2 kind and of the Qwen3 kind."""
+    for model in (DRAFT, str(qwen3_checkpoint(tmp_path / "qwen3"))):
+        assert choose_backend("auto", LoadOptions(model))[::2] == ("native", "")
     assert automatic_backend() == "native"
 
 

@@ -34,7 +34,9 @@ def find_family(folder: Path, settings: Mapping[str, Any]) -> Family[Any]:
     found = settings.get("model_type")
     if found not in FAMILIES:
         supported = ", ".join(map(repr, FAMILIES))
-        raise CheckpointError(f"{folder} is a {found!r} checkpoint; supported: {supported}")
+        raise CheckpointError(
+            f"{folder} is a {found!r} checkpoint; supported: {supported}; the backend 'hf' runs others"
+        )
     return FAMILIES[found]
 
 

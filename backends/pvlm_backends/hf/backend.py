@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
+from pvlm_protocols.limits import MAX_ID
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
-    from ..families import Family
-    from ..processing import PreparedPrompt, VideoProcessor
+    from ..processing.text import TextProcessor
     from .generation import GeneratedAnswer
-    from .session import HuggingFaceSession
+    from .generic.prompts import GenericPrompts
+    from .prompts import FamilyPrompts
+    from .session import TransformersSession
 
 _ATTENTION = "attn_implementation"
 
@@ -25,12 +27,13 @@ class HuggingFaceBackend:
 
     ``LoadOptions.extra`` may hold ``attn_implementation`` ("sdpa" or "eager", for instance) and ``random_weights``. If
     the latter is true, random weights are drawn on the first device, and none are read.
+
+    ``prompts``: those of a family, or of the checkpoint's own processor.
     """
 
-    def __init__(self, info: ModelInfo, family: Family[Any], processor: VideoProcessor, model: Any) -> None:
+    def __init__(self, info: ModelInfo, prompts: FamilyPrompts | GenericPrompts, model: Any) -> None:
         self._info = info
-        self._family = family
-        self._processor = processor
+        self._prompts = prompts
         self._model: Any = model
 
     @property
@@ -38,19 +41,16 @@ class HuggingFaceBackend:
         """The model's facts that the runtime needs."""
         return self._info
 
-    def open(self, prompt: Prompt, capacity: int) -> HuggingFaceSession:
-        """Build the prompt and run the vision tower.
+    def open(self, prompt: Prompt, capacity: int) -> TransformersSession:
+        """Build the prompt and, with `FamilyPrompts`, run the vision tower.
 
         Raises:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
-        from .session import HuggingFaceSession
-
         if self._model is None:
             raise BackendError("this backend is closed")
-        prepared = self._processor.prepare_for(self._info, prompt, capacity)
-        return HuggingFaceSession(self._model, prepared, self._visuals(prepared), capacity)
+        return self._prompts.open(self._model, self._info, prompt, capacity)
 
     def generate(
         self,
@@ -70,45 +70,28 @@ class HuggingFaceBackend:
 
         Raises:
             PromptError: the prompt cannot be built.
-            BackendError: a backend is closed; or the prompt has several videos or an image; or the video reaches to a
-                later position than the prompt's last token, after which `generate` would number the answer.
+            BackendError: a backend is closed, or its family has no folder; or the prompt has several videos or an
+                image; or the video reaches to a later position than the prompt's last token, after which `generate`
+                would number the answer.
         """
         from .generation import generate
+        from .prompts import FamilyPrompts
 
         if self._model is None or (assistant is not None and assistant._model is None):
             raise BackendError("this backend is closed")
-        prepared = self._processor.prepare(prompt)
-        if int(prepared.positions[:, -1].max()) + 1 != prepared.next_position:
-            raise BackendError(
-                f"transformers' generate cannot be compared on this video of {self._info.family!r}: its times reach "
-                f"to position {prepared.next_position - 1}, beyond the prompt's last token; take a shorter video"
-            )
-        if [visual.kind for visual in prepared.visuals] not in ([], ["video"]):
-            raise BackendError("transformers' generate is compared on prompts with one video, or without")
-        visuals = self._visuals(prepared)
+        if not isinstance(self._prompts, FamilyPrompts):
+            raise BackendError(f"transformers' own loops are not compared on models of {self._info.family!r}")
+        prepared, video = self._prompts.with_one_video(self._model, self._info, prompt)
         return generate(
             self._model,
             prepared,
-            visuals[0] if visuals else {},
+            video,
             max_tokens=max_tokens,
             end_token_ids=self._info.end_token_ids,
-            video_token_id=self._processor.video_token_id,
+            video_token_id=self._prompts.processor.video_token_id,
             assistant=None if assistant is None else assistant._model,
             lookup_tokens=lookup_tokens,
         )
-
-    def _visuals(self, prompt: PreparedPrompt) -> list[dict[str, Tensor]]:
-        """The model's keyword arguments for each of a prompt's videos and images, on its device."""
-        import torch
-
-        found = []
-        for visual in prompt.visuals:
-            pixels = torch.from_numpy(visual.values).to(self._model.device, self._model.dtype)
-            if visual.kind == "image":
-                found.append(self._family.transformers_image(pixels, visual.size))
-            else:
-                found.append(self._family.transformers_video(pixels))
-        return found
 
     def close(self) -> None:
         """Free the model, once its sessions are closed too."""
@@ -117,48 +100,74 @@ class HuggingFaceBackend:
     @classmethod
     def processor(cls, model: str, *, trust_remote_code: bool = False) -> Processor:
         """Load the text and frame half of a checkpoint, without running its code. Raises CheckpointError."""
-        from ..families import load_processor
+        from ..families import FAMILIES
+        from ..processing.files import locate_checkpoint, read_settings
+        from .generic.processor import GenericProcessor
 
-        return load_processor(model)
+        folder = locate_checkpoint(model, weights=False)
+        settings = read_settings(folder, "config.json")
+        family = FAMILIES.get(str(settings.get("model_type")))
+        return family.processor(folder, settings) if family else GenericProcessor(folder, settings)
 
     @classmethod
     def load(cls, options: LoadOptions, on_progress: Callable[[float], None] | None = None) -> HuggingFaceBackend:
-        """Load a checkpoint. Raises CheckpointError, and BackendError without transformers or for an unknown option."""
-        from ..families import find_family
+        """Load a checkpoint. Raises CheckpointError, and BackendError for a missing package or an unknown option."""
+        from ..families import FAMILIES
         from ..families.config import stored_dtype
         from ..options import RANDOM_WEIGHTS, check_extra_options, choose_devices, choose_dtype
         from ..processing.files import locate_checkpoint, read_settings
 
         if find_spec("transformers") is None:
             raise BackendError("the backend 'hf' needs the package transformers: pip install 'pvlm[hf]'")
+        from .generic.processor import GenericProcessor
+        from .generic.prompts import GenericPrompts
         from .model import load_model, random_model
+        from .prompts import FamilyPrompts
 
         check_extra_options(options, (_ATTENTION, RANDOM_WEIGHTS))
         devices = choose_devices(options)
         random = bool(options.extra.get(RANDOM_WEIGHTS))
-        folder = Path(options.model) if random else locate_checkpoint(options.model, pickled=options.allow_pickle)
+        folder = (
+            Path(options.model)
+            if random
+            else locate_checkpoint(options.model, pickled=options.allow_pickle, code=options.trust_remote_code)
+        )
         settings = read_settings(folder, "config.json")
-        family = find_family(folder, settings)
-        processor = family.processor(folder, settings)
         dtype = choose_dtype(options, devices[0], stored_dtype(settings))
+
+        kind = str(settings.get("model_type"))
+        prompts: FamilyPrompts | GenericPrompts
+        if (family := FAMILIES.get(kind)) is not None:
+            prompts = FamilyPrompts(family, family.processor(folder, settings))
+        else:
+            processor = GenericProcessor(folder, settings)
+            prompts = GenericPrompts(folder, processor, trust_remote_code=options.trust_remote_code)
         if random:
             model = random_model(folder, devices[0], dtype)
         else:
             model = load_model(folder, settings, options, devices, dtype, on_progress)
+        info = _info(model, options, kind, prompts.processor, devices)
+        if isinstance(prompts, GenericPrompts):
+            prompts.check(model, info)
         if on_progress is not None:
             on_progress(1.0)
-        text = model.config.get_text_config()
-        info = ModelInfo(
-            name=options.model,
-            family=family.model_type,
-            vocab_size=model.get_output_embeddings().weight.shape[0],
-            end_token_ids=processor.end_token_ids,
-            tokenizer_fingerprint=processor.tokenizer_fingerprint,
-            layers=text.num_hidden_layers,
-            hidden_size=text.hidden_size,
-            max_positions=text.max_position_embeddings,
-            parameters=sum(weight.numel() for weight in model.parameters()),
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=",".join(map(str, devices)),
-        )
-        return cls(info, family, processor, model)
+        return cls(info, prompts, model)
+
+
+def _info(
+    model: Any, options: LoadOptions, family: str, processor: TextProcessor, devices: Sequence[torch.device]
+) -> ModelInfo:
+    text, head = model.config.get_text_config(), model.get_output_embeddings()
+    return ModelInfo(
+        name=options.model,
+        family=family,
+        vocab_size=text.vocab_size if head is None else head.weight.shape[0],
+        end_token_ids=processor.end_token_ids,
+        tokenizer_fingerprint=processor.tokenizer_fingerprint,
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        max_positions=getattr(text, "max_position_embeddings", MAX_ID),
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=",".join(map(str, devices)),
+    )

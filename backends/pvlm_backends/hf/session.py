@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,55 @@ from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession
 
 
-class HuggingFaceSession(CachedSession):
+class TransformersSession(CachedSession):
+    """A cache of its own in a shared model of transformers. A subclass runs its passes: `_prefill` and `_feed`.
+
+    Args:
+        model: transformers' model.
+        prompt: the prepared prompt.
+        capacity: answer tokens to make room for.
+        vocab_size: width of a logits row.
+    """
+
+    def __init__(self, model: Any, prompt: PreparedPrompt, capacity: int, vocab_size: int) -> None:
+        super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers)
+        self._model = model
+        self._device = model.device
+        self._cache: DynamicCache | None = None
+
+    @property
+    @abstractmethod
+    def _decoder_layers(self) -> Sequence[torch.nn.Module]:
+        """The decoder's layers, in their order."""
+
+    @abstractmethod
+    def _feed(self, ids: torch.Tensor, row: int, position: int) -> torch.Tensor:
+        """Run int64 ``(1, n)`` answer tokens into the cache; return their logits, float32 ``(n, vocab_size)``."""
+
+    @torch.no_grad()
+    def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
+        ids = torch.tensor([*tokens], device=self._device)[None]
+        if after_layer is None:
+            return self._feed(ids, row, position)
+        try:
+            with after_each_layer(self._decoder_layers, after_layer):
+                return self._feed(ids, row, position)
+        except BaseException:
+            assert self._cache is not None  # the prefill made it
+            layers: list[Any] = self._cache.layers
+            for layer in layers:  # those that have run have too many rows
+                layer.crop(row - layer.get_seq_length())
+            raise
+
+    def _truncate(self, count: int) -> None:
+        assert self._cache is not None  # a session with answer tokens has one
+        self._cache.crop(-count)  # negative: the number of rows to drop
+
+    def _close(self) -> None:
+        self._cache = None
+
+
+class FamilySession(TransformersSession):
     """A cache of its own in a shared model; the constructor runs the vision tower.
 
     Each pass gets positions and a cache. Without positions, transformers uses those of the last prompt
@@ -34,12 +83,8 @@ class HuggingFaceSession(CachedSession):
     def __init__(
         self, model: Any, prompt: PreparedPrompt, visuals: Sequence[Mapping[str, torch.Tensor]], capacity: int
     ) -> None:
-        vocab_size = model.get_output_embeddings().weight.shape[0]
-        super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers)
-        self._model = model
-        self._device = model.device
+        super().__init__(model, prompt, capacity, model.get_output_embeddings().weight.shape[0])
         self._embeddings: torch.Tensor | None = self._embed(prompt, visuals)
-        self._cache: DynamicCache | None = None
 
     @torch.no_grad()
     def _embed(self, prompt: PreparedPrompt, visuals: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
@@ -64,7 +109,7 @@ class HuggingFaceSession(CachedSession):
         if kept is not None:
             embeddings = embeddings[:, torch.from_numpy(kept).to(self._device)]
         self._cache = DynamicCache(config=self._model.config.get_text_config())
-        with _after_each_layer(self._model.get_decoder().layers, after_layer):
+        with after_each_layer(self._decoder_layers, after_layer):
             logits = self._run(torch.from_numpy(positions).to(self._device), inputs_embeds=embeddings, logits_to_keep=1)
         self._embeddings = None
         yield logits[0]
@@ -85,34 +130,22 @@ class HuggingFaceSession(CachedSession):
         filled: Any = self._cache.layers[layer - 1]
         return query[0], filled.keys[0]
 
-    @torch.no_grad()
-    def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
-        ids = torch.tensor([*tokens], device=self._device)[None]
-        positions = torch.arange(position, position + len(tokens), device=self._device)
-        positions = positions.expand(len(self._prompt.positions), -1)
-        if after_layer is None:
-            return self._run(positions, input_ids=ids)
-        try:
-            with _after_each_layer(self._model.get_decoder().layers, after_layer):
-                return self._run(positions, input_ids=ids)
-        except BaseException:
-            assert self._cache is not None  # the prefill made it
-            layers: list[Any] = self._cache.layers
-            for layer in layers:  # those that have run have too many rows
-                layer.crop(row - layer.get_seq_length())
-            raise
+    def _feed(self, ids: torch.Tensor, row: int, position: int) -> torch.Tensor:
+        positions = torch.arange(position, position + ids.shape[1], device=self._device)
+        return self._run(positions.expand(len(self._prompt.positions), -1), input_ids=ids)
+
+    @property
+    def _decoder_layers(self) -> Sequence[torch.nn.Module]:
+        return self._model.get_decoder().layers  # type: ignore[no-any-return]
 
     def _run(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
         ids = _position_ids(positions)
         output = self._model(position_ids=ids, past_key_values=self._cache, use_cache=True, **inputs)
         return output.logits[0].float()  # type: ignore[no-any-return]
 
-    def _truncate(self, count: int) -> None:
-        assert self._cache is not None  # a session with answer tokens has one
-        self._cache.crop(-count)  # negative: the number of rows to drop
-
     def _close(self) -> None:
-        self._cache = self._embeddings = None
+        super()._close()
+        self._embeddings = None
 
 
 def _position_ids(positions: torch.Tensor) -> torch.Tensor:
@@ -121,7 +154,7 @@ def _position_ids(positions: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _after_each_layer(layers: Sequence[torch.nn.Module], after_layer: AfterLayer) -> Iterator[None]:
+def after_each_layer(layers: Sequence[torch.nn.Module], after_layer: AfterLayer) -> Iterator[None]:
     """Call ``after_layer`` between decoder layers for the passes inside the block."""
 
     def before_first(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The Qwen2 decoder with its short passes in compiled code."""
+"""The decoder of Qwen2 and Qwen3 with its short passes in compiled code."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ def check_support(config: DecoderConfig, dtype: torch.dtype, devices: Sequence[t
         placed = ",".join(map(str, devices))
         raise BackendError(
             f"the backend 'native' computes in float32 on the CPU, not in {dtype} on {placed}; take the backend 'torch'"
-        )
-    if config.qk_norm:
-        raise BackendError(
-            "the backend 'native' has no kernels for decoders that normalise queries and keys; take the backend 'torch'"
         )
     for name, size in (
         ("hidden_size", config.hidden_size),
@@ -113,6 +109,7 @@ class NativeDecoder(Decoder):
                 setattr(place, name, getattr(layer, name).matrix)
             place.input_norm = layer.input_norm.weight.data_ptr()
             place.post_norm = layer.post_norm.weight.data_ptr()
+            place.qk_norm = None if layer.qk_norm is None else layer.qk_norm.weight.data_ptr()
         head = self._head.matrix if isinstance(self._head, PanelLinear) else None
         return DecoderStructure(
             layers=layers,

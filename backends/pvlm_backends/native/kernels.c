@@ -16,9 +16,10 @@
 #define ROWS 64      /* of the cache, for all queries while they are in the nearest cache */
 #define STRIP 64     /* dimensions of values that are summed at the same time */
 
+/* `qk_norm`: a row of `head_dim` for each head of queries, then of keys; NULL where they are not normalised. */
 typedef struct {
     Matrix qkv, output, gate_up, down;
-    const float *input_norm, *post_norm;
+    const float *input_norm, *post_norm, *qk_norm;
 } Layer;
 
 /* `embedding`: `vocabulary` x `width` where the head shares it; where it is NULL, the head is a matrix of its own. */
@@ -82,23 +83,27 @@ inlined __m256 exponential(__m256 x)
     return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), kept);
 }
 
-/* Root-mean-square normalisation of each token. */
+/* Root-mean-square normalisation of `width` numbers; `normed` may be `x` itself. */
+inlined void normalise_one(const float *x, const float *weight, int64_t width, double epsilon, float *normed)
+{
+    __m256 squares = _mm256_setzero_ps();
+    for (int64_t i = 0; i < width; i += LANES) {
+        const __m256 part = _mm256_loadu_ps(x + i);
+        squares = _mm256_fmadd_ps(part, part, squares);
+    }
+    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)width + (float)epsilon));
+    for (int64_t i = 0; i < width; i += LANES)
+        _mm256_storeu_ps(normed + i,
+                         _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale), _mm256_loadu_ps(weight + i)));
+}
+
+/* The same for each token. */
 static void normalise(const float *hidden, const float *weight, int64_t tokens, int64_t width, double epsilon,
                       float *normed)
 {
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < tokens; t++) {
-        const float *x = hidden + t * width;
-        __m256 squares = _mm256_setzero_ps();
-        for (int64_t i = 0; i < width; i += LANES) {
-            const __m256 part = _mm256_loadu_ps(x + i);
-            squares = _mm256_fmadd_ps(part, part, squares);
-        }
-        const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)width + (float)epsilon));
-        for (int64_t i = 0; i < width; i += LANES)
-            _mm256_storeu_ps(normed + t * width + i,
-                             _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale), _mm256_loadu_ps(weight + i)));
-    }
+    for (int64_t t = 0; t < tokens; t++)
+        normalise_one(hidden + t * width, weight, width, epsilon, normed + t * width);
 }
 
 /* gate and up (`tokens` x 2 `inner`) to silu(gate) * up (`tokens` x `inner`). */
@@ -309,7 +314,10 @@ static void run_layer(const Decoder *decoder, int64_t index, const Pass *pass, c
         float *keys = own->keys + 2 * index * size, *values = keys + size, *query = queries + before * heads * dim;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < part->tokens; t++) {
-            const float *from = qkv + (before + t) * projected, *turn = rotation + (before + t) * dim;
+            float *from = qkv + (before + t) * projected;
+            const float *turn = rotation + (before + t) * dim;
+            for (int64_t h = 0; layer->qk_norm && h < heads + kv_heads; h++)
+                normalise_one(from + h * dim, layer->qk_norm + h * dim, dim, decoder->epsilon, from + h * dim);
             for (int64_t h = 0; h < heads; h++)
                 rotate(from + h * dim, turn, dim, query + (h * part->tokens + t) * dim);
             for (int64_t h = 0; h < kv_heads; h++) {

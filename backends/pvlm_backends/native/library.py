@@ -54,6 +54,7 @@ class Layer(Structure):
         ("down", Matrix),
         ("input_norm", c_void_p),
         ("post_norm", c_void_p),
+        ("qk_norm", c_void_p),
     )
 
 

@@ -16,6 +16,7 @@ _PICKLE_INDEX = "pytorch_model.bin.index.json"
 _SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt")
 _WEIGHTS_PATTERNS = ("*.safetensors",)
 _PICKLE_PATTERNS = ("*.bin",)
+_CODE_PATTERNS = ("*.py",)
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small text begins that stands for a large file in a Git repository."""
@@ -24,7 +25,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB_TIMEOUT_S = 10.0
 
 
-def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False) -> Path:
+def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False, code: bool = False) -> Path:
     """Return the folder of a checkpoint, after fetching it from the Hugging Face Hub if necessary.
 
     A checkpoint in the Hub's cache is used as it is, without a network request.
@@ -33,6 +34,7 @@ def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False
         model: a path, or ``owner/name``. An existing folder has precedence.
         weights: fetch the safetensors as well as settings and tokenizer.
         pickled: fetch pickled weights as well.
+        code: fetch the code that the checkpoint brings as well.
 
     Raises:
         CheckpointError: neither a folder, nor the Hub, nor its cache has this checkpoint.
@@ -50,11 +52,12 @@ def locate_checkpoint(model: str, *, weights: bool = True, pickled: bool = False
         *_SETTINGS_PATTERNS,
         *(_WEIGHTS_PATTERNS if weights else ()),
         *(_PICKLE_PATTERNS if pickled else ()),
+        *(_CODE_PATTERNS if code else ()),
     ]
-    return _cached(model, patterns, weights, pickled) or _fetch(model, patterns)
+    return _cached(model, patterns, weights, pickled, code) or _fetch(model, patterns)
 
 
-def _cached(model: str, patterns: list[str], weights: bool, pickled: bool) -> Path | None:
+def _cached(model: str, patterns: list[str], weights: bool, pickled: bool, code: bool) -> Path | None:
     """The snapshot in the Hub's cache, if it is complete."""
     from huggingface_hub import snapshot_download
 
@@ -68,6 +71,8 @@ def _cached(model: str, patterns: list[str], weights: bool, pickled: bool) -> Pa
         shards = set(weight_map(folder).values()) or {WEIGHTS}
         whole = all((folder / shard).is_file() for shard in shards)
         wanted.append(whole or (pickled and any(folder.glob("*.bin"))))
+    if code and (read_optional_settings(folder, "config.json") or {}).get("auto_map"):
+        wanted.append(any(folder.glob("*.py")))
     return folder if all(wanted) else None
 
 

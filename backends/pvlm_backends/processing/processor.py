@@ -1,4 +1,4 @@
-"""The processor that all families share: text, end tokens, and a prompt around a video's placeholders."""
+"""The processor that all families share: a prompt around a video's placeholders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from pvlm_protocols.backend import CheckpointError, FrameDefaults, ModelInfo, Pr
 from pvlm_protocols.prompt import VisualKind
 
 from .chat import ChatTemplate, ChatText, Span
-from .generation import end_token_ids, ignored_generation_options
 from .prompt import Pixels, PreparedPrompt, Rows
-from .tokenizer import TextTokenizer
+from .text import TextProcessor
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class VideoPart:
         return len(self.pixels) if self.kind == "video" else 1
 
 
-class VideoProcessor(ABC):
+class VideoProcessor(TextProcessor, ABC):
     """Text and frames of a checkpoint. A family defines how frames are resized and which tokens a video has.
 
     Args:
@@ -59,8 +58,7 @@ class VideoProcessor(ABC):
     """Numbers in a token's position."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._tokenizer = TextTokenizer(folder)
+        super().__init__(folder, config)
         self._template = ChatTemplate.from_folder(folder)
         self.video_token_id = token_id(config, "video_token_index", "video_token_id")
         image_token_id = token_id(config, "image_token_index", "image_token_id")
@@ -68,28 +66,11 @@ class VideoProcessor(ABC):
             "video": (self.video_token_id, self._special_token(self.video_token_id)),
             "image": (image_token_id, self._special_token(image_token_id)),
         }
-        self._end_token_ids = end_token_ids(folder, config)
-        self._ignored = ignored_generation_options(folder)
 
     @property
     @abstractmethod
     def frame_defaults(self) -> FrameDefaults:
         """The frames that are taken by default."""
-
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer."""
-        return self._end_token_ids
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """Equal for tokenizers that give the same ids to every text without added tokens."""
-        return self._tokenizer.fingerprint
-
-    @property
-    def ignored_generation_options(self) -> tuple[str, ...]:
-        """``name=value`` of the logits processors in generation_config.json; pvlm applies none of them."""
-        return self._ignored
 
     @abstractmethod
     def resize(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -99,18 +80,6 @@ class VideoProcessor(ABC):
     def video_grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
         """Return the grid of the video tokens of resized frames: times, rows and columns, time slowest."""
 
-    def encode(self, text: str) -> Sequence[int]:
-        """Return the ids of a text; see `pvlm_protocols.backend.TextEncoding`."""
-        return self._tokenizer.encode(text)[0]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of answer tokens without special tokens; incomplete UTF-8 at the end reads as U+FFFD."""
-        return self._tokenizer.decode(tokens)
-
-    def tokens_as_text(self) -> Sequence[str]:
-        """The vocabulary by id."""
-        return self._tokenizer.tokens_as_text
-
     def prepare_for(self, model: ModelInfo, prompt: Prompt, capacity: int) -> PreparedPrompt:
         """Build a prompt with which ``model`` can answer in ``capacity`` tokens.
 
@@ -119,13 +88,7 @@ class VideoProcessor(ABC):
             CheckpointError: as `prepare`.
         """
         prepared = self.prepare(prompt)
-        largest = int(prepared.ids.max())
-        if largest >= model.vocab_size:  # on a GPU, the look-up would end the whole process
-            raise PromptError(
-                f"the prompt holds the token {self.tokens_as_text()[largest]!r}, whose id {largest} has no embedding: "
-                f"the model's ids end at {model.vocab_size - 1}; the token was added to the tokenizer alone"
-            )
-        prepared.check_positions(capacity, model.max_positions)
+        self.check_model(model, prepared, capacity)
         return prepared
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:

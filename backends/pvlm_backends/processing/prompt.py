@@ -67,10 +67,10 @@ class PreparedPrompt:
         # Positions with three axes count time: a long video of few tokens may reach further than its tokens do.
         taken = max(len(self), self.next_position)
         if taken + capacity > max_positions:
+            video = f" ({self.video_tokens} of its {len(self)} tokens are the video's)" if self.video_tokens else ""
             raise PromptError(
-                f"the prompt takes {taken} positions ({self.video_tokens} of its {len(self)} tokens are the video's) "
-                f"and {capacity} are reserved for the answer: {taken + capacity} exceed the model's {max_positions}; "
-                "use fewer frames or lower max_tokens"
+                f"the prompt takes {taken} positions{video} and {capacity} are reserved for the answer: "
+                f"{taken + capacity} exceed the model's {max_positions}; use fewer frames or lower max_tokens"
             )
 
     def compacted(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:

@@ -75,14 +75,15 @@ class Frames {
 
   take({ video, mask }) {
     this.video = video || this.video;
-    if (mask) {
-      this.mask = mask;
-      this.caption.textContent = `The draft sees ${mask.kept} of ${mask.tokens} video tokens.`;
-    }
+    this.mask = mask || this.mask;
     if (this.video && (video || mask)) this.draw();
   }
 
   draw() {
+    if (this.mask) {
+      const { kept, tokens } = this.mask;
+      this.caption.textContent = `The draft sees ${tokens ? `${kept} of ${tokens} video tokens` : "the whole video"}.`;
+    }
     this.place.replaceChildren(
       ...this.video.frames.map((frame, number) => {
         const canvas = document.createElement("canvas");

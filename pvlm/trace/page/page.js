@@ -57,7 +57,10 @@ function described(item) {
   const took = item.end_ms - item.begin_ms;
   const lines = [`${KINDS[item.kind]}: ${ms(took)}, from ${ms(item.begin_ms)}`];
   const detail = item.detail;
-  if (item.kind === "open") lines.push(`${detail.prompt_tokens} prompt tokens, ${detail.video_tokens} of them video`);
+  if (item.kind === "open") {
+    const video = detail.video_tokens ? `, ${detail.video_tokens} of them video` : "";
+    lines.push(`${detail.prompt_tokens} prompt tokens${video}`);
+  }
   if (item.kind === "prefill") lines.push(`over ${detail.tokens} tokens`);
   if (item.kind === "stopped") lines.push(`${plural(detail.tokens, "token")} from ${item.start} on, never sent`);
   if (item.kind === "window") {

@@ -260,8 +260,6 @@ def test_prompts_and_answers_are_those_of_transformers(
         output = model.reference.model.generate(**inputs)
     expected = output[0, len(prepared) :].tolist()
     for name in BACKENDS:
-        if (family, name) == ("qwen3_vl", "native"):
-            continue
         session = backends(family, name).open(prompt, MAX_TOKENS)
         found = session.prefill()
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from pvlm_backends.native.linear import PanelLinear
 from pvlm_backends.raw.cache import KeyValueCache, Part, Rows
 from pvlm_backends.raw.session import TorchSession
 from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt, Session
-from tests.backends.families.qwen2_5_vl.checkpoint import TOKEN_SIDE, qwen_checkpoint
+from tests.backends.families.qwen2_5_vl.checkpoint import qwen_checkpoint
+from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.backends.raw.test_linear import check, exact
 from tests.support.checkpoints import random_frames
 from tests.support.native import NATIVE, NOT_NATIVE
@@ -28,15 +30,21 @@ LOAD = Callable[[str, str], Backend]
 pytestmark = pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
 TOKENS = [11, 7, 29, 300, 17, 5, 42, 600, 11, 12, 13, 400, 3, 90, 8, 77, 301, 6, 44, 9]
 CAPACITY = len(TOKENS)
-SIDES = {"target": 112, "draft": 112, "tied": 70, "untied": 70, "ungrouped": 70, "qwen": 3 * TOKEN_SIDE}
+SIDES = {"target": 112, "draft": 112, "tied": 70, "untied": 70, "ungrouped": 70, "qwen": 84, "qwen3": 96}
 """Checkpoints, and the sides of frames that suit them."""
 
 
 @pytest.fixture(scope="module")
-def sessions(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Session]:
+def folders(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made = {"qwen": qwen_checkpoint, "qwen3": qwen3_checkpoint}
+    folder = tmp_path_factory.mktemp("native")
+    return cache(lambda name: made[name](folder / name) if name in made else checkpoints(name))
+
+
+@pytest.fixture(scope="module")
+def sessions(folders: Callable[[str], Path]) -> dict[str, Session]:
     """Each with its prompt, of odd length, in its cache."""
-    qwen = qwen_checkpoint(tmp_path_factory.mktemp("qwen") / "checkpoint")
-    return {name: prefilled(qwen if name == "qwen" else checkpoints(name), side) for name, side in SIDES.items()}
+    return {name: prefilled(folders(name), side) for name, side in SIDES.items()}
 
 
 def prefilled(folder: Path, side: int, threads: int | None = None) -> Session:
@@ -95,14 +103,14 @@ def test_rows_in_segments_give_the_same_bits(sessions: dict[str, Session], name:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("checkpoint", ["target", "untied"])
+@pytest.mark.parametrize("checkpoint", ["target", "untied", "qwen3"])
 def test_many_threads_give_the_same_bits(
-    sessions: dict[str, Session], checkpoints: Callable[[str], Path], checkpoint: str
+    sessions: dict[str, Session], folders: Callable[[str], Path], checkpoint: str
 ) -> None:
     expected = cut(sessions[checkpoint], [1, 3])
     before = torch.get_num_threads()
     try:
-        session = prefilled(checkpoints(checkpoint), SIDES[checkpoint], threads=3)
+        session = prefilled(folders(checkpoint), SIDES[checkpoint], threads=3)
         # The prompt's rows are torch's, which may round otherwise with other threads: take them over.
         ours, theirs = (one._cache._buffers[0] for one in (session, sessions[checkpoint]))  # type: ignore[attr-defined]
         with torch.inference_mode():

@@ -24,9 +24,34 @@ TEMPLATE = (
 )
 
 
+_LARGE_TOWER = {"depth": 6, "hidden_size": 48, "intermediate_size": 176, "deepstack_visual_indexes": [1, 3, 5]}
+SIZES: dict[str, dict[str, Any]] = {
+    "2B": {
+        "text": {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 192},
+        "vision": {"depth": 5, "hidden_size": 32, "intermediate_size": 128, "deepstack_visual_indexes": [1, 2, 3]},
+    },
+    "8B": {
+        "text": {"num_hidden_layers": 5, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8},
+        "vision": _LARGE_TOWER,
+    },
+    "32B": {
+        "text": {
+            "num_hidden_layers": 7,
+            "hidden_size": 80,
+            "intermediate_size": 400,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+        },
+        "vision": _LARGE_TOWER,
+    },
+}
+"""The released sizes in small: their ratios of widths, heads and depths, and three layers with features."""
+
+
 def qwen3_checkpoint(
     folder: Path,
     *,
+    size: str | None = None,
     tied: bool = True,
     released: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -36,17 +61,23 @@ def qwen3_checkpoint(
     seed: int = 0,
     max_positions: int = 2048,
 ) -> Path:
-    """A model, saved by transformers, with settings and a tokenizer. ``released``: in the released layout instead."""
+    """A model, saved by transformers, with settings and a tokenizer.
+
+    ``released``: in the released layout instead. ``size``: of `SIZES`; only the 2B is tied.
+    """
+    small: dict[str, Any] = {"text": {"num_hidden_layers": layers, "head_dim": 32}, "vision": {}}
+    shape = small if size is None else SIZES[size]
+    tied = tied if size is None else size == "2B"
+    text = {"head_dim": 16, **shape["text"]}
     config = Qwen3VLConfig(
         text_config=text_settings(
-            num_hidden_layers=layers,
-            head_dim=32,
+            **text,
             vocab_size=vocab_size,
             max_position_embeddings=max_positions,
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 5000000.0,
-                "mrope_section": [6, 5, 5],
+                "mrope_section": [6, 5, 5] if text["head_dim"] == 32 else [4, 2, 2],
                 "mrope_interleaved": True,
             },
             tie_word_embeddings=tied,
@@ -56,10 +87,11 @@ def qwen3_checkpoint(
             "hidden_size": 32,
             "intermediate_size": 48,
             "num_heads": 2,
-            "out_hidden_size": 64,
+            "out_hidden_size": text.get("hidden_size", 64),
             "num_position_embeddings": 25,
             "deepstack_visual_indexes": [0, 2],
             "initializer_range": 0.2,
+            **shape["vision"],
         },
         **TOKEN_IDS,
         tie_word_embeddings=tied,

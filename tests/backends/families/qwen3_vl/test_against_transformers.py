@@ -1,4 +1,4 @@
-"""Both backends on Qwen3-VL, against transformers' own forward pass and its `generate`."""
+"""The backends on Qwen3-VL, against transformers' own forward pass and its `generate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm_protocols.backend import Backend, BackendError, LoadOptions, Prompt
+from pvlm_protocols.backend import Backend, Prompt
 from tests.backends.conftest import ANYWHERE, BACKENDS
 from tests.backends.families.comparison import QUESTION
 from tests.backends.families.qwen_family import (
@@ -31,16 +31,11 @@ FAMILY = QwenFamily(
     {
         "saved": {},
         "released": {"released": True, "tied": False},
-        "sharded": {"tied": False, "max_shard_size": "100KB"},
+        "32B, sharded": {"size": "32B", "max_shard_size": "100KB"},
     },
 )
 LOAD = Callable[[str, str], Backend]
 REFERENCES = Callable[[str], Qwen3Reference]
-
-
-@pytest.fixture(params=ANYWHERE)
-def backend_name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.mark.parametrize("checkpoint", FAMILY.checkpoints)
@@ -48,7 +43,7 @@ def test_logits(load: LOAD, references: REFERENCES, backend_name: str, checkpoin
     check_answer(load(checkpoint, backend_name), references(checkpoint), Prompt(QUESTION, FAMILY.frames(6, 3, 5)))
 
 
-@pytest.mark.parametrize("backend", ANYWHERE)
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=6)
 @given(
     frames=st.integers(1, 7),
@@ -86,12 +81,7 @@ def test_greedy_text_is_that_of_generate(load: LOAD, references: REFERENCES, bac
     check_greedy_text(load("released", backend_name), references("released"), FAMILY.frames(4, 2, 4))
 
 
+@pytest.mark.parametrize("backend_name", ANYWHERE)
 def test_half_precision_is_near(folders: Callable[[str], Path], references: REFERENCES, backend_name: str) -> None:
     frames = FAMILY.frames(4, 2, 6)
     check_nearness(BACKENDS[backend_name], folders("saved"), references("saved"), frames, "bfloat16", 0.06)
-
-
-@pytest.mark.skipif("native" not in BACKENDS, reason="needs the compiled passes")
-def test_the_compiled_passes_refuse_it(folders: Callable[[str], Path]) -> None:
-    with pytest.raises(BackendError, match="normalise queries and keys; take the backend 'torch'"):
-        BACKENDS["native"].load(LoadOptions(str(folders("saved"))))

@@ -11,7 +11,7 @@ import torch
 
 from pvlm_backends.families.qwen3_vl import QWEN3_VL
 from pvlm_protocols.backend import Backend, LoadOptions, Prompt
-from tests.backends.conftest import ANYWHERE, BACKENDS
+from tests.backends.conftest import BACKENDS
 from tests.backends.families.qwen_family import (
     check_meta,
     check_missing_weight,
@@ -29,11 +29,6 @@ PROMPT = Prompt("What happens?", random_frames(2, 3 * TOKEN_SIDE, 2 * TOKEN_SIDE
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return qwen3_checkpoint(tmp_path / "checkpoint", tied=False)
-
-
-@pytest.fixture(params=ANYWHERE)
-def backend(request: pytest.FixtureRequest) -> type[Backend]:
-    return BACKENDS[str(request.param)]
 
 
 def test_the_released_layout_says_the_same(backend: type[Backend], folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Prompts of a family with a folder: they are ours, and their passes transformers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvlm_protocols.backend import BackendError, ModelInfo, Prompt
+
+from ..families import Family
+from ..processing import PreparedPrompt, VideoProcessor
+from .session import FamilySession
+
+
+class FamilyPrompts:
+    """Opens sessions of a family's model."""
+
+    def __init__(self, family: Family[Any], processor: VideoProcessor) -> None:
+        self.processor = processor
+        self._family = family
+
+    def open(self, model: Any, info: ModelInfo, prompt: Prompt, capacity: int) -> FamilySession:
+        """Build the prompt and run the vision tower. Raises PromptError."""
+        prepared = self.processor.prepare_for(info, prompt, capacity)
+        return FamilySession(model, prepared, self._visuals(model, prepared), capacity)
+
+    def with_one_video(self, model: Any, info: ModelInfo, prompt: Prompt) -> tuple[PreparedPrompt, dict[str, Tensor]]:
+        """Return the prompt, and the model's keyword arguments for its video (empty without one), for `generate`.
+
+        Raises PromptError, and BackendError as `HuggingFaceBackend.generate` does.
+        """
+        prepared = self.processor.prepare(prompt)
+        if int(prepared.positions[:, -1].max()) + 1 != prepared.next_position:
+            raise BackendError(
+                f"transformers' generate cannot be compared on this video of {info.family!r}: its times reach "
+                f"to position {prepared.next_position - 1}, beyond the prompt's last token; take a shorter video"
+            )
+        if [visual.kind for visual in prepared.visuals] not in ([], ["video"]):
+            raise BackendError("transformers' generate is compared on prompts with one video, or without")
+        visuals = self._visuals(model, prepared)
+        return prepared, visuals[0] if visuals else {}
+
+    def _visuals(self, model: Any, prompt: PreparedPrompt) -> list[dict[str, Tensor]]:
+        """The model's keyword arguments for each of a prompt's videos and images, on its device."""
+        found = []
+        for visual in prompt.visuals:
+            pixels = torch.from_numpy(visual.values).to(model.device, model.dtype)
+            if visual.kind == "image":
+                found.append(self._family.transformers_image(pixels, visual.size))
+            else:
+                found.append(self._family.transformers_video(pixels))
+        return found
