@@ -1,5 +1,6 @@
 # make demo       set up, answer a question about a bundled clip, and show how
 # make test       set up and run the tests
+# make ray        install Ray Serve and test replicas in it (about a minute)
 # make setup      set up alone: .venv/bin/pvlm is the command
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
 # make pruning    the table and picture of docs/evidence/pruning.md (about 14 minutes on two idle cores)
@@ -20,13 +21,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup accuracy pruning soak chaos lint docs clean
+.PHONY: demo test ray setup accuracy pruning soak chaos lint docs clean
 
 demo: setup
 	@$(BIN)/pvlm demo
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The extra is large and needed by few, so only this target installs it; without it `make test` skips these tests.
+ray: setup
+	@$(BIN)/python -c 'import ray' 2>/dev/null || $(INSTALL) --editable '.[ray]'
+	$(BIN)/python -m pytest tests/serving/test_ray.py
 
 setup: $(VENV)/.installed
 
