@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import anyio
 
+from benchmarks.evaluation import evaluate
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pad.add_argument("--layers", type=int, required=True, metavar="K", help="decoder layers to append")
     pad.add_argument("--target", default=bundled("target"), help="checkpoint directory (default: the bundled target)")
     pad.set_defaults(run=run_pad)
+    evaluation = commands.add_parser("lmms-eval", help="a task of lmms-eval by `ar`, `parallel`, and the server")
+    evaluation.set_defaults(run=run_evaluation)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.run is not run_bench:
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -100,6 +103,18 @@ def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = pad_layers(options.target, options.folder, options.layers)
     print(f"{folder}: {options.layers} layers appended: {PADDING}")
+    return 0
+
+
+def run_evaluation(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    rows = evaluate()
+    for row in rows:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in row.scores.items())
+        print(f"{row.way}: {scores} of {row.samples} samples, {row.tokens_per_second:.0f} tokens/s")
+    if not all(row.same_answers for row in rows):
+        print("the answers are NOT the same")
+        return 1
+    print("all answers are the same")
     return 0
 
 
