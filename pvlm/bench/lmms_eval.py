@@ -35,13 +35,14 @@ SAMPLING = {
     "top_p": "top_p",
     "top_k": "top_k",
     "seed": "seed",
-    "until": "stop",
 }
 """A task's ``generation_kwargs`` and their names here."""
 GREEDY = ("temperature", "top_p", "top_k", "seed")
 """Those that mean nothing with ``do_sample: false``."""
 NEUTRAL = {"num_beams": (1,), "n": (1,), "num_return_sequences": (1,), "use_cache": (True, False)}
 """Those that have no name here, and the values with which they change nothing."""
+UNUSED = ("do_sample", "until")
+"""``until`` ends prompts of plain language models; lmms-eval's own chat models and its client do not use it."""
 
 
 class PvlmModel(lmms):  # type: ignore[misc]
@@ -54,6 +55,9 @@ class PvlmModel(lmms):  # type: ignore[misc]
     def __init__(self, **arguments: Any) -> None:
         """Raises ConfigError and OptionError for invalid arguments. Loads nothing yet."""
         super().__init__()
+        for name, value in arguments.items():
+            if isinstance(value, str):  # lmms-eval keeps the quotes around a list of devices
+                arguments[name] = value.strip("'\"")
         for name in ("batch_size", "max_batch_size"):  # `max_sessions` answers are written at a time
             arguments.pop(name, None)
         of_answers = set(AnswerOptions.__struct_fields__) - set(EngineConfig.__struct_fields__)
@@ -101,10 +105,10 @@ def answer_options_of(generation: Mapping[str, Any]) -> dict[str, Any]:
     options = {}
     greedy = generation.get("do_sample") is False
     for name, value in generation.items():
-        if value is None or name == "do_sample" or (greedy and name in GREEDY):
+        if value is None or name in UNUSED or (greedy and name in GREEDY):
             continue
         if name in SAMPLING:
-            options[SAMPLING[name]] = tuple(value) if isinstance(value, list) else value
+            options[SAMPLING[name]] = value
         elif value not in NEUTRAL.get(name, ()):
             raise OptionError(f"generation_kwargs: {name}={value!r} is not supported")
     return options
