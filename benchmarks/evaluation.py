@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from benchmarks.server_process import serving
 from pvlm.cli.bundled import clips_folder
 from pvlm.errors import PvlmError
 
@@ -27,7 +25,6 @@ TASKS = Path(__file__).parents[1] / "examples" / "lmms_eval"
 FRAMES = 32
 """lmms-eval's model ``openai`` always asks for a number of frames."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-STARTING_S = 300.0
 EVALUATION_S = 1800.0
 
 
@@ -46,7 +43,7 @@ def evaluate() -> list[EvaluationRow]:
     rows: list[EvaluationRow] = []
     expected: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pvlm-lmms-eval-") as folder:
-        for way, model, arguments in _ways(Path(folder)):
+        for way, model, arguments in _ways():
             out = Path(folder) / way
             _run(model, arguments, out)
             (results,), (samples,) = ([*out.rglob(f"*_{kind}")] for kind in ("results.json", f"samples_{TASK}.jsonl"))
@@ -67,31 +64,13 @@ def evaluate() -> list[EvaluationRow]:
     return rows
 
 
-def _ways(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _ways() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, lmms-eval's model, and its arguments."""
     for method in ("ar", "parallel"):
         yield method, "pvlm", {"method": method, "num_frames": FRAMES, "max_sessions": 1}
-    with clips_folder() as clips, _server(folder / "server.log", clips) as url:
+    with clips_folder() as clips, serving("--allowed-local-media-path", str(clips)) as (url, _):
         asked = {"model_version": "bundled", "base_url": f"{url}/v1", "api_key": "none", "timeout": 60}
         yield "server", "openai", {**asked, "pass_video_url": True, "max_frames_num": FRAMES, "num_concurrent": 1}
-
-
-@contextmanager
-def _server(log: Path, clips: Path) -> Iterator[str]:
-    """The address of ``pvlm serve``."""
-    command = [sys.executable, "-m", "pvlm", "serve", "--port", "0", "--allowed-local-media-path", str(clips)]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + STARTING_S
-        while (found := re.search(r"serving at (http://\S+)", log.read_text())) is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise PvlmError(f"pvlm serve did not start: {log.read_text()[-500:]}")
-            time.sleep(0.1)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def _run(model: str, arguments: Mapping[str, Any], out: Path) -> None:
