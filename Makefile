@@ -1,5 +1,7 @@
 # make demo       set up, answer a question about a bundled clip, and show how
 # make test       set up and run the tests
+# make ray        install Ray Serve and test replicas in it (about a minute)
+# make lmms-eval  install lmms-eval in build/lmms-eval, and evaluate the bundled pair by it in three ways
 # make setup      set up alone: .venv/bin/pvlm is the command
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
 # make pruning    the table and picture of docs/evidence/pruning.md (about 14 minutes on two idle cores)
@@ -23,13 +25,36 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 GENERIC_INSTALL := build/generic/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint build/generic/constraints.txt
 
-.PHONY: demo test setup accuracy pruning soak chaos generic lint docs clean
+LMMS := build/lmms-eval
+LMMS_INSTALL := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: demo test ray generic lmms-eval setup accuracy pruning soak chaos lint docs clean
 
 demo: setup
 	@$(BIN)/pvlm demo
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The extra is large and needed by few, so only this target installs it; without it `make test` skips these tests.
+ray: setup
+	@$(BIN)/python -c 'import ray' 2>/dev/null || $(INSTALL) --editable '.[ray]'
+	$(BIN)/python -m pytest tests/serving/test_ray.py
+
+# lmms-eval asks for an older PyAV than pvlm, which it needs for other models alone: hence an environment of its own,
+# and pvlm after it. A torchvision that does not fit this torch would break transformers; nothing here needs one.
+lmms-eval: $(LMMS)/.installed
+	$(LMMS)/bin/python -m benchmarks lmms-eval
+
+$(LMMS)/.installed: pyproject.toml constraints.txt
+	@test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	@echo "installing lmms-eval (once; this may take some minutes) ..."
+	@$(LMMS_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH) torchvision
+	@$(LMMS_INSTALL) torch==$(TORCH) lmms-eval==0.7.3
+	@$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@$(LMMS_INSTALL) --constraint constraints.txt --editable '.[serve]'
+	@touch $@
 
 setup: $(VENV)/.installed
 

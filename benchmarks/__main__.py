@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import anyio
 
+from benchmarks.evaluation import evaluate
+from benchmarks.load import first_tokens, measure_load
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
@@ -15,6 +17,9 @@ from pvlm.cli.console import configure_logs, write_json
 from pvlm.cli.progress import ProgressDisplay
 from pvlm.config import bundled, engine_config
 from pvlm.errors import PvlmError
+
+FIRST_TOKENS = 20
+"""Requests by which the time to the first token of one caller is measured."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pad.add_argument("--layers", type=int, required=True, metavar="K", help="decoder layers to append")
     pad.add_argument("--target", default=bundled("target"), help="checkpoint directory (default: the bundled target)")
     pad.set_defaults(run=run_pad)
+    evaluation = commands.add_parser("lmms-eval", help="a task of lmms-eval by `ar`, `parallel`, and the server")
+    evaluation.set_defaults(run=run_evaluation)
+    load = commands.add_parser("load", help="a server under load: answers, memory, the time to the first token")
+    load.add_argument("--server", choices=("serve", "ray"), default="serve", help="default: serve")
+    load.add_argument("--callers", type=int, default=200, metavar="N", help="callers at once (default: 200)")
+    load.add_argument("--leaving", type=float, default=1 / 3, metavar="SHARE", help="callers that hang up (1/3)")
+    load.add_argument("--rounds", type=int, default=6, metavar="N", help="rounds that count (default: 6)")
+    load.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    load.set_defaults(run=run_load)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.run is not run_bench:
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -100,6 +114,38 @@ def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = pad_layers(options.target, options.folder, options.layers)
     print(f"{folder}: {options.layers} layers appended: {PADDING}")
+    return 0
+
+
+def run_load(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    rows = []
+    for row in measure_load(options.server, rounds=options.rounds, callers=options.callers, leaving=options.leaving):
+        rows.append(row)
+        print(
+            f"round {row.round}: {row.exact} exact, {row.wrong} wrong, {row.left} left, {row.refused} refusals; "
+            f"first token {row.first_token_p50_s:.2f} s (p50), {row.first_token_p99_s:.2f} s (p99); "
+            f"{row.memory_mb:.0f} MB, {row.replaced_processes} processes replaced; {row.seconds:.0f} s",
+            flush=True,
+        )
+    over_http_s, by_engine_s = first_tokens(options.server, FIRST_TOKENS)
+    print(
+        f"first token of one caller: {1000 * over_http_s:.1f} ms over HTTP, {1000 * by_engine_s:.1f} ms by "
+        f"Engine.stream, {over_http_s / by_engine_s:.2f}x"
+    )
+    if options.json:
+        write_json(options.json, rows)
+    return 0 if all(row.wrong == row.replaced_processes == 0 for row in rows) else 1
+
+
+def run_evaluation(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    rows = evaluate()
+    for row in rows:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in row.scores.items())
+        print(f"{row.way}: {scores} of {row.samples} samples, {row.tokens_per_second:.0f} tokens/s")
+    if not all(row.same_answers for row in rows):
+        print("the answers are NOT the same")
+        return 1
+    print("all answers are the same")
     return 0
 
 

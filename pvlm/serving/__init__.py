@@ -1,7 +1,8 @@
 """The server: an OpenAI-compatible application around one engine (``pip install 'pvlm[serve]'``).
 
 `requests`, `replies` and `refusals` are pure: a request in, the engine's options out; chunks in, events out. `media`,
-`folders` and `remote` bring the videos. `application` has the routes, and `server` runs them until a signal.
+`folders` and `remote` bring the videos. `application` has the routes, and `server` runs them until a signal. `ray`
+runs them in replicas on many machines.
 """
 
 from __future__ import annotations

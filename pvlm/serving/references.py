@@ -17,6 +17,10 @@ _DATA = re.compile(
 _KINDS = ("video/", "image/", "application/octet-stream")
 PORTS = {"http": 80, "https": 443}
 PARAM = "messages"
+MAX_URL = 8192
+"""The limit of a URL other than ``data:``, in characters."""
+MAX_HEADER = 1024
+"""The limit of what comes before the data of a ``data:`` URL, in characters."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def reference(url: str) -> Encoded | LocalFile | RemoteFile:
     scheme = url.partition(":")[0].lower()
     if scheme == "data":
         return _encoded(url)
+    if len(url) > MAX_URL:  # taking a longer one apart may take minutes
+        raise invalid(f"the URL {shown(url)} has {len(url)} characters: it may have {MAX_URL}", PARAM)
     try:
         parts = urlsplit(url)
         if scheme == "file":
@@ -83,7 +89,7 @@ def reference(url: str) -> Encoded | LocalFile | RemoteFile:
 
 
 def _encoded(url: str) -> Encoded:
-    header = _DATA.match(url)
+    header = _DATA.match(url, 0, MAX_HEADER)
     if header is None or header["base64"] is None:
         raise invalid("a data: URL must be 'data:video/mp4;base64,...'", PARAM)
     kind = (header["kind"] or "").lower()

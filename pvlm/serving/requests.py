@@ -14,6 +14,7 @@ from pvlm.config import AnswerOptions, answer_options
 from pvlm.errors import OptionError
 from pvlm.redaction import shown
 from pvlm.serving.refusals import Refusal, invalid, refusal_of
+from pvlm_protocols.limits import MAX_PROMPT_CHARACTERS
 
 Uuid = Annotated[str, Meta(min_length=1, max_length=256)]
 Role = Literal["system", "developer", "user", "assistant"]
@@ -54,6 +55,10 @@ SAMPLING = (
     "coupling", "start", "end", "method", "parallel_prefill", "parallel_decode", "prune", "prune_ratio", "window",
 )  # fmt: skip
 """Fields that are options of `AnswerOptions` by the same name."""
+MAX_VALUES = 4 * MAX_PROMPT_CHARACTERS
+"""A limit of the values in a body, and of the commas in its texts. Values take more memory and time than their bytes,
+and the whole server waits for their parsing.
+"""
 IMAGE_DETAILS = ("auto", "high")
 """An image is always seen as the checkpoint sees it."""
 
@@ -186,6 +191,8 @@ class ChatRequest:
 
 def parse(body: bytes | bytearray) -> ChatRequest:
     """The request in a body. Raises Refusal, which names the field that is to blame."""
+    if sum(body.count(mark) for mark in (b"[", b"{", b",")) > MAX_VALUES:
+        raise invalid("the body has too many lists, objects and commas", code="invalid_json")
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:

@@ -142,5 +142,18 @@ def test_curl_and_a_local_file(server: str, reference: Answer, clip: Path) -> No
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == reference.text
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_langchain_s_client(server: str, reference: Answer, messages: list) -> None:
+    langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+    model = langchain.ChatOpenAI(base_url=f"{server}/v1", api_key=KEY, model="bundled", stream_usage=True)
+    found = model.invoke(messages)
+    assert found.text == reference.text
+    assert found.usage_metadata["output_tokens"] == len(reference.tokens)
+    assert found.response_metadata["finish_reason"] == "stop"
+    chunks = list(model.stream(messages))
+    assert "".join(chunk.text for chunk in chunks) == reference.text
+    assert len(chunks) > 3
+
+
 def test_a_browser_is_not_asked_for_a_key_of_the_state(server: str) -> None:
     assert httpx.get(f"{server}/health").json()["status"] == "ok"

@@ -54,6 +54,19 @@ def test_other_urls_are_refused(url: str) -> None:
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
+def test_the_header_of_a_data_url_is_short() -> None:
+    assert reference(f"data:video/mp4;codecs={'a' * 900};base64,AAEC") == Encoded(b"\0\1\2")
+    with pytest.raises(Refusal):
+        reference(f"data:video/mp4{600 * ';a=b'};base64,AAEC")
+
+
+@pytest.mark.parametrize("url", ["http://" + 20_000 * "a.", "http://" + 9_000 * "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+def test_a_long_url_is_refused_before_it_is_taken_apart(url: str) -> None:
+    with pytest.raises(Refusal, match="it may have 8192") as caught:
+        reference(url)
+    assert len(caught.value.message) < 500
+
+
 # ---- local files --------------------------------------------------------------------------------------------------
 
 
