@@ -15,7 +15,7 @@ import anyio
 import msgspec
 import numpy as np
 
-from pvlm import Answer, Engine, StreamIdle, VideoError
+from pvlm import Answer, Engine, ModelError, StreamIdle, VideoError
 
 Source = str | bytes | np.ndarray | None
 MAX_TOKENS = 60
@@ -77,10 +77,19 @@ class Asking:
                 )
 
     async def once(self, rng: random.Random) -> None:
-        """One question, and one of the ways to continue."""
-        if rng.random() < 0.03:
-            await self._refused(rng)
-            return
+        """One question. By chance its worker is killed twice in its work alone: then it ends with an error."""
+        try:
+            if rng.random() < 0.03:
+                await self._refused(rng)
+            else:
+                await self._asked(rng)
+        except ModelError as error:
+            if "WorkerLost" not in str(error):
+                raise
+            self.outcomes["lost two workers to kills"] += 1
+
+    async def _asked(self, rng: random.Random) -> None:
+        """A question that has an answer, and one of the ways to continue."""
         case = rng.choice(self.known)
         kind = rng.choice(["greedy", "greedy", "greedy", "seeded", "sampled"])
         seed = rng.choice(SEEDS) if kind == "seeded" else None
