@@ -33,6 +33,9 @@ class GenericFamily:
     images: dict[str, Any] = field(default_factory=dict)
     videos: dict[str, Any] | None = field(default_factory=dict)
     added: tuple[tuple[str, str], ...] = ()
+    image: str = "<image>"
+    """What the chat template writes for an image."""
+    video: str = "<video>"
 
 
 def _text(kind: str, layers: int, **changes: Any) -> dict[str, Any]:
@@ -100,6 +103,39 @@ def _qwen2_vl(layers: int) -> PreTrainedConfig:
     )
 
 
+def _glm4v(layers: int) -> PreTrainedConfig:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    return transformers.Glm4vConfig(
+        text_config=_text("glm4v_text", layers, rope_parameters=rope),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 48,
+            "out_hidden_size": 64,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_start_token_id=_FIRST_ADDED,
+        image_end_token_id=_FIRST_ADDED + 1,
+        video_start_token_id=_FIRST_ADDED + 2,
+        video_end_token_id=_FIRST_ADDED + 3,
+        tie_word_embeddings=False,
+    )
+
+
+def _video_llama_3(layers: int) -> PreTrainedConfig:
+    return transformers.VideoLlama3Config(
+        text_config=_text("qwen2", layers),
+        vision_config=_clip(32, 14),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        tie_word_embeddings=False,
+    )
+
+
 def _llava(layers: int) -> PreTrainedConfig:
     return transformers.LlavaConfig(
         text_config=_text("llama", layers),
@@ -120,6 +156,7 @@ FAMILIES: dict[str, GenericFamily] = {
         {"image_processor_type": "GotOcr2ImageProcessor", "size": _SQUARE, "crop_to_patches": False},
         {"size": _SQUARE, "num_frames": 6},
         (("start_image_token", "<img>"), ("end_image_token", "</img>"), ("context_image_token", "<IMG_CONTEXT>")),
+        image="<IMG_CONTEXT>",
     ),
     "smolvlm": GenericFamily(
         "SmolVLM",
@@ -156,6 +193,28 @@ FAMILIES: dict[str, GenericFamily] = {
         {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 8 * 28 * 28}, "fps": 2},
         (("vision_start_token", "<|vision_start|>"), ("vision_end_token", "<|vision_end|>")),
     ),
+    "glm4v": GenericFamily(
+        "Glm4v",
+        _glm4v,
+        {},
+        {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 8 * 28 * 28}},
+        {"size": {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}, "fps": 2},
+        (
+            ("image_start_token", "<|begin_of_image|>"),
+            ("image_end_token", "<|end_of_image|>"),
+            ("video_start_token", "<|begin_of_video|>"),
+            ("video_end_token", "<|end_of_video|>"),
+        ),
+        image="<|begin_of_image|><image><|end_of_image|>",
+        video="<|begin_of_video|><video><|end_of_video|>",
+    ),
+    "video_llama_3": GenericFamily(
+        "VideoLlama3",
+        _video_llama_3,
+        {},
+        {"min_pixels": 4 * 28 * 28, "max_pixels": 8 * 28 * 28},
+        {"min_pixels": 4 * 28 * 28, "max_pixels": 8 * 28 * 28, "fps": 1},
+    ),
     "llava": GenericFamily(
         "Llava",
         _llava,
@@ -179,8 +238,8 @@ def generic_checkpoint(folder: Path, name: str, *, layers: int = 3, seed: int = 
     model.save_pretrained(folder)
     write_settings(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
     template = (BUNDLED / "target" / "chat_template.jinja").read_text()
-    image = dict(family.added).get("context_image_token", "<image>")
-    (folder / "chat_template.jinja").write_text(template.replace("<image>", image))
+    template = template.replace("<image>", family.image).replace("<video>", family.video)
+    (folder / "chat_template.jinja").write_text(template)
     write_settings(folder / "tokenizer.json", _tokenizer([token for _, token in family.added]))
     names = {"image_token": "<image>", "video_token": "<video>", **dict(family.added)}
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}

@@ -28,6 +28,7 @@ from tests.support.checkpoints import random_frames
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.generic,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of transformers' own arrays
     pytest.mark.skipif(
         find_spec("torchvision") is None,
         reason="transformers' video processors need torchvision, which no torch of constraints.txt has: `make generic`",
