@@ -51,6 +51,7 @@ class SessionRouter(ConsistentHashRouter):  # type: ignore[misc]
     ) -> list[list[RunningReplica]]:
         """Candidates in the order in which they are tried."""
         if pending_request is not None and not pending_request.metadata.session_id and candidate_replicas:
+            pending_request.routing_context.should_backoff = True  # where both are full, not at once again
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
         found: list[list[RunningReplica]] = await super().choose_replicas(candidate_replicas, pending_request)
         return found

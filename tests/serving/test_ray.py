@@ -8,6 +8,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -169,6 +170,17 @@ async def test_a_replica_that_dies_is_replaced(cluster: str, client: httpx.Async
         while len(replicas() - {killed}) < 2:
             await anyio.sleep(0.1)
     assert [await streamed(client) for _ in range(4)] == 4 * [reference]
+
+
+async def test_a_request_that_no_replica_takes_waits_before_the_next_try(anyio_backend: str) -> None:
+    from pvlm.serving.ray import SessionRouter
+
+    router = SessionRouter.__new__(SessionRouter)
+    metadata, context = SimpleNamespace(session_id=""), SimpleNamespace(should_backoff=False)
+    pending = SimpleNamespace(metadata=metadata, routing_context=context)
+    (chosen,) = await router.choose_replicas(["a", "b", "c"], pending)
+    assert len(set(chosen)) == 2
+    assert context.should_backoff
 
 
 def test_a_replica_reserves_what_its_models_use() -> None:
