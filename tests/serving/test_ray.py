@@ -184,7 +184,7 @@ async def test_a_request_that_no_replica_takes_waits_before_the_next_try(anyio_b
 
 
 def test_a_replica_reserves_what_its_models_use() -> None:
-    from pvlm.serving.ray import build_app, deployment_options
+    from pvlm.serving.ray import deployment_options
 
     def resources(**settings: Any) -> tuple[float, int]:
         found = deployment_options(engine_config(settings), {})["ray_actor_options"]
@@ -204,7 +204,17 @@ def test_a_replica_reserves_what_its_models_use() -> None:
     assert (scaled["max_ongoing_requests"], scaled["max_queued_requests"]) == (10, 7)
     assert "autoscaling_config" not in deployment_options(small, {"num_replicas": 2})
 
-    build_app({"window": "4", "prune_ratio": "0.9", "threads": "2", "request_metrics": "true", "max_body_bytes": "100"})
+
+def test_settings_are_the_engine_s_and_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pvlm.serving.ray import build_app, settings_of
+
+    monkeypatch.setenv("PVLM_API_KEY", "one two")
+    typed = {"window": "4", "prune_ratio": "0.9", "threads": "2", "request_metrics": "true", "max_body_bytes": "100"}
+    engine, server, options = settings_of({**typed, "deployment": {"num_replicas": 3}})
+    assert (engine.window, engine.prune_ratio, engine.threads, engine.affinity) == (4, 0.9, 2, ())
+    assert (server.request_metrics, server.max_body_bytes, server.api_keys) == (True, 100, ("one", "two"))
+    assert options == {"num_replicas": 3}
+    assert settings_of({"api_keys": ["three"]})[1].api_keys == ("three",)
     for wrong in ({"targt": "x"}, {"threads": "many"}, {"max_body_bytes": "0"}, {"api_keys": "one"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             build_app(wrong)
