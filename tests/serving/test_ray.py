@@ -33,7 +33,11 @@ EXAMPLE = ROOT / "examples" / "ray" / "serve.yaml"
 STORE = 80 << 20
 """Bytes of Ray's object store, which are the least that Ray takes."""
 OPTIONS = {"max_tokens": 20, "ignore_eos": True}
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def cluster() -> Iterator[str]:
             patch.setenv(name, value)
         ray.init(
             "local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
-            logging_level="error", _node_ip_address="127.0.0.1",
+            logging_level="error", _node_ip_address="127.0.0.1", _system_config={"worker_niceness": 0},
         )  # fmt: skip
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
