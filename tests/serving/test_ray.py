@@ -27,6 +27,7 @@ from tests.style.tree import ROOT
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'pvlm[ray]'")
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.timeout(600),  # Ray starts a dozen processes
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
 ]
 EXAMPLE = ROOT / "examples" / "ray" / "serve.yaml"
