@@ -24,6 +24,8 @@ TASK = "pvlm_shapes"
 TASKS = Path(__file__).parents[1] / "examples" / "lmms_eval"
 FRAMES = 32
 """lmms-eval's model ``openai`` always asks for a number of frames."""
+THREADS = {"threads": 1, "draft_threads": 1}
+SERVER = ("--threads", "1", "--draft-threads", "1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 EVALUATION_S = 1800.0
 
@@ -67,8 +69,8 @@ def evaluate() -> list[EvaluationRow]:
 def _ways() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, lmms-eval's model, and its arguments."""
     for method in ("ar", "parallel"):
-        yield method, "pvlm", {"method": method, "num_frames": FRAMES, "max_sessions": 1}
-    with clips_folder() as clips, serving("--allowed-local-media-path", str(clips)) as (url, _):
+        yield method, "pvlm", {"method": method, "num_frames": FRAMES, "max_sessions": 1, **THREADS}
+    with clips_folder() as clips, serving(*SERVER, "--allowed-local-media-path", str(clips)) as (url, _):
         asked = {"model_version": "bundled", "base_url": f"{url}/v1", "api_key": "none", "timeout": 60}
         yield "server", "openai", {**asked, "pass_video_url": True, "max_frames_num": FRAMES, "num_concurrent": 1}
 

@@ -214,6 +214,7 @@ def _ray() -> Iterator[tuple[str, psutil.Process]]:
     ray.init(
         "local", num_cpus=2 * REPLICAS, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False,
         logging_level="error", _node_ip_address="127.0.0.1",
+        _system_config={"worker_niceness": 0},  # as pvlm serve; Ray's own default is 15
     )  # fmt: skip
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -6,6 +6,7 @@ another one. A configuration file of Ray Serve names `build_app` and its ``args`
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ class SessionRouter(ConsistentHashRouter):  # type: ignore[misc]
     ) -> list[list[RunningReplica]]:
         """Candidates in the order in which they are tried."""
         if pending_request is not None and not pending_request.metadata.session_id and candidate_replicas:
+            pending_request.routing_context.should_backoff = True  # where both are full, not at once again
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
         found: list[list[RunningReplica]] = await super().choose_replicas(candidate_replicas, pending_request)
         return found
@@ -86,12 +88,20 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     A replica reserves the GPUs that ``device`` and ``draft_device`` name, and a core for each thread of a model on a
     CPU: 1 for each unless ``threads`` and ``draft_threads`` say more. Raises ConfigError.
     """
+    engine, server, options = settings_of(args)
+    return serve.deployment(Replica).options(**deployment_options(engine, options)).bind(engine, server)
+
+
+def settings_of(args: Mapping[str, Any]) -> tuple[EngineConfig, ServerConfig, dict[str, Any]]:
+    """The engine's settings, the server's, and the options of the deployment. Keys of callers that are not given are
+    those of the variable ``PVLM_API_KEY``, as for ``pvlm serve``. Raises ConfigError.
+    """
     given = dict(args)
     options = given.pop("deployment", {})
+    given.setdefault("api_keys", tuple(os.environ.get("PVLM_API_KEY", "").split()))
     of_server = {name: given.pop(name) for name in ServerConfig.__struct_fields__ if name in given}
     server = build(ServerConfig, _typed(ServerConfig, of_server), "setting", ConfigError)
-    config = engine_config({**DEFAULTS, **_typed(EngineConfig, given)})
-    return serve.deployment(Replica).options(**deployment_options(config, options)).bind(config, server)
+    return engine_config({**DEFAULTS, **_typed(EngineConfig, given)}), server, options
 
 
 DEFAULTS = {"threads": 1, "draft_threads": 1, "affinity": (), "draft_affinity": ()}

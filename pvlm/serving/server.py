@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextvars import Context
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pvlm.errors import ConfigError
 from pvlm.log import log
 from pvlm.serving.workload import CUT_OFF_S, Workload
 
+ASKING_S = 20.0
+"""How long a connection may take from its beginning, or from a reply, to the end of the next request's header."""
 CLOSING_S = 2.0
 """Kept of the time to drain, to close connections and the models."""
 
@@ -32,6 +37,37 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+class Connection(H11Protocol):
+    """A connection that is closed if it does not ask in time: many that say nothing would use up the server's."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As in the base class."""
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """As in the base class."""
+        super().on_response_complete()
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As in the base class."""
+        super().connection_lost(exc)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _expect_request(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(ASKING_S, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Ends on SIGTERM or SIGINT: new requests get 503, running ones end, within ``drain_timeout_s`` in all.
 
@@ -43,6 +79,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 access_log=False,  # the application logs
                 log_config=None,
                 server_header=False,
@@ -69,7 +106,7 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         else:
             self._workload.draining = True
-            self._loop.call_soon_threadsafe(self.end)
+            self._loop.call_soon_threadsafe(self.end, context=Context())  # of no request
 
     def end(self) -> None:
         """Begin to end."""

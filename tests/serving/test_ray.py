@@ -8,6 +8,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -26,13 +27,18 @@ from tests.style.tree import ROOT
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'pvlm[ray]'")
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.timeout(600),  # Ray starts a dozen processes
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
 ]
 EXAMPLE = ROOT / "examples" / "ray" / "serve.yaml"
 STORE = 80 << 20
 """Bytes of Ray's object store, which are the least that Ray takes."""
 OPTIONS = {"max_tokens": 20, "ignore_eos": True}
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def cluster() -> Iterator[str]:
             patch.setenv(name, value)
         ray.init(
             "local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
-            logging_level="error", _node_ip_address="127.0.0.1",
+            logging_level="error", _node_ip_address="127.0.0.1", _system_config={"worker_niceness": 0},
         )  # fmt: skip
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -171,8 +177,19 @@ async def test_a_replica_that_dies_is_replaced(cluster: str, client: httpx.Async
     assert [await streamed(client) for _ in range(4)] == 4 * [reference]
 
 
+async def test_a_request_that_no_replica_takes_waits_before_the_next_try(anyio_backend: str) -> None:
+    from pvlm.serving.ray import SessionRouter
+
+    router = SessionRouter.__new__(SessionRouter)
+    metadata, context = SimpleNamespace(session_id=""), SimpleNamespace(should_backoff=False)
+    pending = SimpleNamespace(metadata=metadata, routing_context=context)
+    (chosen,) = await router.choose_replicas(["a", "b", "c"], pending)
+    assert len(set(chosen)) == 2
+    assert context.should_backoff
+
+
 def test_a_replica_reserves_what_its_models_use() -> None:
-    from pvlm.serving.ray import build_app, deployment_options
+    from pvlm.serving.ray import deployment_options
 
     def resources(**settings: Any) -> tuple[float, int]:
         found = deployment_options(engine_config(settings), {})["ray_actor_options"]
@@ -192,7 +209,17 @@ def test_a_replica_reserves_what_its_models_use() -> None:
     assert (scaled["max_ongoing_requests"], scaled["max_queued_requests"]) == (10, 7)
     assert "autoscaling_config" not in deployment_options(small, {"num_replicas": 2})
 
-    build_app({"window": "4", "prune_ratio": "0.9", "threads": "2", "request_metrics": "true", "max_body_bytes": "100"})
+
+def test_settings_are_the_engine_s_and_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pvlm.serving.ray import build_app, settings_of
+
+    monkeypatch.setenv("PVLM_API_KEY", "one two")
+    typed = {"window": "4", "prune_ratio": "0.9", "threads": "2", "request_metrics": "true", "max_body_bytes": "100"}
+    engine, server, options = settings_of({**typed, "deployment": {"num_replicas": 3}})
+    assert (engine.window, engine.prune_ratio, engine.threads, engine.affinity) == (4, 0.9, 2, ())
+    assert (server.request_metrics, server.max_body_bytes, server.api_keys) == (True, 100, ("one", "two"))
+    assert options == {"num_replicas": 3}
+    assert settings_of({"api_keys": ["three"]})[1].api_keys == ("three",)
     for wrong in ({"targt": "x"}, {"threads": "many"}, {"max_body_bytes": "0"}, {"api_keys": "one"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             build_app(wrong)

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from pvlm.cli import main
-from tests.serving.conftest import ServerProcess, asking, until
+from pvlm.serving.server import Server, bind
+from tests.serving.conftest import SLOW, ServerProcess, asked, asking, serving, until
 
 pytestmark = pytest.mark.anyio
 TOYS = ["--target", "0@20", "--draft", "1.0@5", "--backend", "toy", "--transport", "inproc", "--window", "4"]
@@ -47,6 +48,26 @@ async def test_sigterm_lets_answers_end_and_sends_new_ones_away(
     assert short.json()["usage"]["completion_tokens"] == 40
     assert json.loads(long.text.split("\n\n")[-3][6:])["error"]["code"] == "stopping"
     assert "Traceback" not in server.log.read_text()
+
+
+async def test_a_connection_that_does_not_ask_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pvlm.serving.server.ASKING_S", 0.3)
+    request = b"GET /version HTTP/1.1\r\nHost: x\r\n"
+    with bind("127.0.0.1", 0) as bound:
+        async with serving(SLOW) as (_, _, app), anyio.create_task_group() as tasks:
+            server = Server(app, 0)
+            tasks.start_soon(server.serve, [bound])
+            await until(lambda: server.started)
+            host, port = bound.getsockname()
+            for sent in (b"", request, request + b"\r\n" + request):
+                async with await anyio.connect_tcp(host, port) as stream:
+                    await stream.send(sent)
+                    with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
+                        while await stream.receive():
+                            pass
+            async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30) as client:
+                assert (await asked(client, asking("Why?", max_tokens=30, ignore_eos=True))).status_code == 200
+            server.should_exit = True
 
 
 def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
