@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import anyio.to_thread
 import numpy as np
@@ -19,6 +20,8 @@ from pvlm_protocols.backend import BackendError, Conversations, Processor, Role
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 from pvlm_protocols.turns import OpenTurn, VideoFrames
+
+DIGEST_BYTES = 20
 
 Turns = Mapping[Role, tuple[OpenTurn, ...]]
 """The prompt of each model that takes part."""
@@ -90,21 +93,35 @@ async def _read(
 
 
 async def _resized(video: Video, one: Media, processor: Processor, images: int) -> VideoFrames:
-    def resize() -> tuple[np.ndarray, int]:
+    height, width = video.frames.shape[1:3]
+    times = video.timestamps_s if one.kind == "video" else ()
+
+    def resize() -> VideoFrames:
         if one.kind == "image" and isinstance(processor, Conversations):
             resized = processor.resize_image(video.frames, images)
         else:
             resized = processor.resize(video.frames)
         pixels = np.ascontiguousarray(resized)
-        return pixels, zlib.crc32(pixels.data)
+        return VideoFrames(
+            pixels=pixels,
+            timestamps_s=times,
+            checksum=zlib.crc32(pixels.data),
+            kind=one.kind,
+            size=(height, width),
+            digest=content_digest(pixels, one.kind, (height, width), times),
+        )
 
     try:
-        pixels, checksum = await anyio.to_thread.run_sync(resize)
+        return await anyio.to_thread.run_sync(resize)
     except BackendError as error:
         raise PromptError(str(error)) from error
-    height, width = video.frames.shape[1:3]
-    times = video.timestamps_s if one.kind == "video" else ()
-    return VideoFrames(pixels=pixels, timestamps_s=times, checksum=checksum, kind=one.kind, size=(height, width))
+
+
+def content_digest(pixels: np.ndarray, *described: object) -> bytes:
+    """Return a digest of pixels, uint8 ``(T, H, W, 3)`` in C order, and of what else a model sees of them."""
+    digest = blake2b(repr((pixels.shape, *described)).encode(), digest_size=DIGEST_BYTES)
+    digest.update(pixels.data)
+    return digest.digest()
 
 
 def _check_size(frames: list[VideoFrames]) -> None:

@@ -43,6 +43,7 @@ class PretrainedKeywords(TypedDict, total=False):
     max_sessions: int
     max_waiting: int
     max_video_bytes: int
+    prefix_cache_bytes: int | None
     start_timeout_s: float
     decode_timeout_s: float
     draft_restarts: int

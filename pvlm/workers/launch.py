@@ -22,6 +22,7 @@ from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.clocks import HostClock
 from pvlm.workers.factory import load_backend, make_actor
+from pvlm.workers.memory import kept_bytes
 from pvlm.workers.process import WorkerSpec
 from pvlm.workers.silence import computed, silence
 from pvlm_protocols.backend import ModelInfo, Role
@@ -280,7 +281,7 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Worker, Mar
         try:
             backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
             try:
-                make_actor(role, backend, mailbox, info, mark).run()
+                make_actor(role, backend, mailbox, info, mark, kept_bytes(spec.prefix_cache_bytes, info.device)).run()
             finally:
                 backend.close()
         except Exception as error:
@@ -311,7 +312,7 @@ class WorkerThread:
 
     def failed(self, post: Callable[[Dying], None], error: Exception) -> None:
         """Called by the thread when it could not load, or its actor failed."""
-        from pvlm.actors.actor import dying
+        from pvlm.actors.reports import dying
 
         try:
             post(dying(self._role, error))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
+from pvlm_protocols.prefixes import KeptPrefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +46,28 @@ class HuggingFaceBackend:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
+        return self.open_on(prompt, capacity, None, lambda: None)
+
+    def open_on(
+        self,
+        prompt: Prompt,
+        capacity: int,
+        find: Callable[[bytes], KeptPrefix | None] | None,
+        on_progress: Callable[[], None],
+    ) -> HuggingFaceSession:
+        """See `pvlm_protocols.prefixes.KeptPrefixes`. The vision tower is one step. Raises as `open`."""
+        from ..prefix import find_prefix
         from .session import HuggingFaceSession
 
         if self._model is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare_for(self._info, prompt, capacity)
-        return HuggingFaceSession(self._model, prepared, self._visuals(prepared), capacity)
+        prefix = find_prefix(prepared, find)
+        visuals = self._visuals(prepared, 0 if prefix is None else prefix.tokens)
+        on_progress()
+        session = HuggingFaceSession(self._model, prepared, visuals, capacity, prefix)
+        session.keeps = find is not None
+        return session
 
     def generate(
         self,
@@ -97,12 +114,15 @@ class HuggingFaceBackend:
             lookup_tokens=lookup_tokens,
         )
 
-    def _visuals(self, prompt: PreparedPrompt) -> list[dict[str, Tensor]]:
-        """The model's keyword arguments for each of a prompt's videos and images, on its device."""
+    def _visuals(self, prompt: PreparedPrompt, after: int = 0) -> list[dict[str, Tensor]]:
+        """The model's keyword arguments for each of a prompt's videos and images, on its device. ``after``: so many
+        tokens."""
         import torch
 
         found = []
         for visual in prompt.visuals:
+            if visual.row < after:
+                continue
             pixels = torch.from_numpy(visual.values).to(self._model.device, self._model.dtype)
             if visual.kind == "image":
                 found.append(self._family.transformers_image(pixels, visual.size))
