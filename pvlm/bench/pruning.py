@@ -74,7 +74,7 @@ async def measure_pruning(
         load_pruner(prune)
         answer_options({"prune_ratio": ratio})
     rows: list[PruningRow] = []
-    async with Engine.create(msgspec.structs.replace(config, window=WINDOW)) as engine:
+    async with Engine.create(msgspec.structs.replace(config, window=WINDOW, prefix_cache_bytes=0)) as engine:
         plain = [answer.tokens for answer, _ in await _answers(engine, videos, question, method="ar")]
         for prune, ratio in settings:
             answers = await _answers(engine, videos, question, prune=prune, prune_ratio=ratio)
