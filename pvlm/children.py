@@ -64,7 +64,7 @@ async def start_child(
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            env={"PATH": os.defpath, **os.environ, **(environment or {}), _PLACES: "\n".join(_places())},
+            env={"PATH": os.defpath, **os.environ, **(environment or {}), _PLACES: "\n".join(places())},
             pass_fds=pass_fds,
             cwd="/" if _absolute("") is None else None,  # libraries fail to load in a directory that is deleted
             start_new_session=True,
@@ -116,13 +116,13 @@ def reached_limit(error: Exception) -> str:
     )
 
 
-def _places() -> list[str]:
-    """Return what a child has as its ``sys.path``."""
+def places() -> list[str]:
+    """Return what a child that is started now has as its ``sys.path``."""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     in_front = {_absolute(os.path.dirname(main)) if main else None, _absolute("")}
     in_front.discard(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # else it may be another pvlm
-    places = [place for entry in sys.path if (place := _absolute(entry)) is not None]
-    return sorted(dict.fromkeys(places), key=in_front.__contains__)
+    found = [place for entry in sys.path if (place := _absolute(entry)) is not None]
+    return sorted(dict.fromkeys(found), key=in_front.__contains__)
 
 
 def _absolute(place: str) -> str | None:

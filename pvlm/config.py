@@ -124,6 +124,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The memory for decoded frames of files, of all answers together. Others wait in order. A video that needs more by
     itself is an `OptionError`.
     """
+    prefix_cache_bytes: NotNegative | None = None
+    """The memory of each worker for prefixes that it keeps between answers, and of the engine for frames that it does
+    not read again. None: a tenth of the host's memory; on a GPU a quarter of what the model leaves free. 0: nothing is
+    kept. A worker on another host has an option of its own.
+    """
     start_timeout_s: Duration = 600.0
     """The limit for loading a model, and for the wait for a worker on another host."""
     decode_timeout_s: Duration = 120.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import anyio
 
 from pvlm.answer.batch import AnswerRequest, Given, Outcome, outcomes
+from pvlm.answer.clip import Clip
 from pvlm.answer.question import Question
 from pvlm.answer.residence import Residence
 from pvlm.answer.stream import AnswerStream, Entrance
@@ -22,7 +23,7 @@ from pvlm.results import Answer
 from pvlm.runtime.loops import LoopThread, call, check_no_loop
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.supervisor import ActorHealth
-from pvlm.settings.keywords import AnswerKeywords, EngineKeywords, PretrainedKeywords
+from pvlm.settings.keywords import AnswerKeywords, EngineKeywords, FrameKeywords, PretrainedKeywords
 from pvlm.telemetry.metrics import Metrics
 from pvlm.telemetry.observers import Observers, OnProgress
 from pvlm.telemetry.recorder import Recorder
@@ -145,7 +146,7 @@ class Engine:
             raise EngineStateError(
                 f"this engine is {self.state.name} and cannot be opened again: make another with Engine.create()"
             )
-        self._residence = self._new_residence()
+        self._residence = self._new_residence(stays=True)
         await self._residence.opened()
         return self
 
@@ -235,9 +236,29 @@ class Engine:
         In a thread without an event loop: ``with engine.stream(...) as chunks: for chunk in chunks``.
         """
         self._check_not_closed()
-        asked = Question.asked(video, question, messages, answer_options(options))
+        return self._stream(Question.asked(video, question, messages, answer_options(options)), trace)
+
+    def _stream(self, question: Question, trace: Recorder | None) -> AnswerStream:
         entrance, observers = Entrance(self._loop, self._enter), self._observers
-        return AnswerStream(entrance, asked, observers.on_progress, self._reporter, observers.trace(trace))
+        return AnswerStream(entrance, question, observers.on_progress, self._reporter, observers.trace(trace))
+
+    def watch(self, video: VideoSource, **frames: Unpack[FrameKeywords]) -> Clip:
+        """A video for several questions: ``async with engine.watch("clip.mp4") as clip: await clip.answer("...")``.
+
+        It is read once, and both models keep it until the clip is left. Questions about any video are answered from
+        what was kept of it, where there is room; a watched one stays. ``frames``: ``num_frames``, ``fps``, ``start``
+        and ``end``, as in `answer`.
+
+        Raises OptionError. The engine must be open when the clip is entered.
+        """
+        self._check_not_closed()
+        return Clip(video, answer_options(frames), self._open_residence, self._stream)
+
+    def _open_residence(self) -> Residence:
+        if (residence := self._residence) is None:
+            raise EngineStateError("this engine is not open: `async with engine` first, then engine.watch(...)")
+        residence.check()
+        return residence
 
     def answer_sync(
         self,
@@ -307,10 +328,12 @@ class Engine:
         if self._residence is not None:
             self._residence.check()
             return self._residence, False
-        residence = self._new_residence()
+        residence = self._new_residence(stays=False)
         await residence.opened()
         return residence, True
 
-    def _new_residence(self) -> Residence:
+    def _new_residence(self, *, stays: bool) -> Residence:
         progress = self._observers.on_progress
-        return Residence(self.config, lambda role, fraction: progress(f"load {role}", fraction), self._reporter)
+        return Residence(
+            self.config, lambda role, fraction: progress(f"load {role}", fraction), self._reporter, stays=stays
+        )

@@ -106,6 +106,8 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     dropped_windows: int
     prompt_tokens: int
     video_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt whose rows the target had kept from an earlier answer."""
     kept_video_tokens: int
     prune: str
     target_prefill_ms: float | None

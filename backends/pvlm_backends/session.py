@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 
 from pvlm_protocols.backend import BackendError, EarlyStates, PromptError, Session
 
-from .attention import mean_attention
+from .early_states import EarlyTap
+from .prefix import EarlyRows, Prefix
 from .processing import PreparedPrompt
+from .processing.prompt import Rows
 
 AfterLayer = Callable[[int, torch.Tensor], None]
 """Called with a layer's number (0: the decoder's input) and its output, ``(tokens, hidden_size)``."""
@@ -22,11 +26,20 @@ AfterLayer = Callable[[int, torch.Tensor], None]
 Own = TypeVar("Own", bound="CachedSession")
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a prefill has run: tokens, those of each block, and the early states of each block, if there are any."""
+
+    rows: Rows
+    blocks: Sequence[int]
+    early: Sequence[EarlyRows]
+
+
 class CachedSession(ABC):
     """One prompt in one model. A subclass computes: `_prefill`, `_extend`, `_truncate`, `_queries_and_keys`, `_close`.
 
     It sets ``_layer_features``, if the vision tower has any: ``(n, placeholders, hidden_size)``, to be added to the
-    placeholders' rows in the output of the first n layers.
+    placeholders' rows in the output of the first n layers. On a kept prefix these are the placeholders after it.
 
     Row ``r`` of the cache holds the r-th *kept* token. Its position is that in the unpruned prompt; compact positions
     close the gaps that pruning leaves. In both cases answer token ``i`` is ``i + 1`` after the largest position of the
@@ -37,10 +50,18 @@ class CachedSession(ABC):
         capacity: answer tokens to make room for.
         vocab_size: width of a logits row.
         layers: number of decoder layers.
+        prefix: a kept beginning of the prompt.
     """
 
-    def __init__(self, prompt: PreparedPrompt, capacity: int, vocab_size: int, layers: int) -> None:
+    keeps = False
+    """`prefixes` will be asked for."""
+
+    def __init__(
+        self, prompt: PreparedPrompt, capacity: int, vocab_size: int, layers: int, prefix: Prefix | None = None
+    ) -> None:
         self._prompt = prompt
+        self._prefix = prefix
+        self._completed: _Run | None = None
         self._capacity = capacity
         self._vocab_size = vocab_size
         self._layers = layers
@@ -64,6 +85,42 @@ class CachedSession(ABC):
     def length(self) -> int:
         """Answer tokens in the cache."""
         return self._length
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the unpruned prompt that a kept prefix covers."""
+        return 0 if self._prefix is None else self._prefix.tokens
+
+    @property
+    def cached_video_tokens(self) -> int:
+        """Those of them that are prunable video tokens."""
+        return int((self._prompt.video < self.cached_tokens).sum())
+
+    @property
+    def prompt_rows(self) -> int:
+        """Rows of the prompt in the cache; 0 before the prefill."""
+        return self._prompt_rows
+
+    def prefixes(self) -> Sequence[Prefix]:
+        """Return the beginnings of the prompt that may be kept; see `pvlm_protocols.prefixes.PrefixSession`.
+
+        Raises BackendError unless it is called once, after the prefill, and the session is one of `open_on`.
+        """
+        if (run := self._completed) is None:
+            raise BackendError("only a session of `open_on` that was just prefilled has prefixes to keep")
+        self._completed = None
+        parent = self._prefix
+        found = [] if parent is None else parent.chain
+        keys = self._prompt.keys()
+        kept = np.split(run.rows, np.cumsum(run.blocks)[:-1])
+        for index, end in enumerate(self._blocks[:-1]):
+            if (key := keys.get(end)) is None:
+                break
+            early = run.early[len(found)] if run.early else None
+            content, size = self._block(index)
+            parent = Prefix(key, end, kept[index], early, content, size, parent)
+            found.append(parent)
+        return found
 
     def prefill(
         self,
@@ -106,7 +163,7 @@ class CachedSession(ABC):
         may where the caller leaves the iterator.
 
         Args:
-            keep: bool ``(m,)``, the video tokens to keep; None keeps all.
+            keep: bool ``(m,)``, the video tokens to keep; None keeps all. Those of a kept prefix stay as they are.
             compact_positions: number the kept tokens without gaps.
             early_layer: 1 to the number of layers; required with ``on_early_layer``.
             on_early_layer: called between two layers; excludes ``keep``.
@@ -125,9 +182,14 @@ class CachedSession(ABC):
         if on_early_layer is not None and keep is not None:
             raise ValueError("early states are of the whole prompt: give either keep or on_early_layer")
 
-        kept = None if keep is None else self._prompt.kept_rows(keep)
-        tap: _EarlyTap | None = None
-        deep = None if self._layer_features is None else _DeepFeatures(self._layer_features, self._prompt, kept)
+        kept = self._kept(keep)
+        pruned = len(kept) < len(self._prompt)
+        done = 0 if self._prefix is None else self._prefix.rows
+        rows = kept[done:]
+        tap: EarlyTap | None = None
+        deep = None
+        if self._layer_features is not None:
+            deep = _DeepFeatures(self._layer_features, *self.placeholders_in(rows))
 
         def after_layer(layer: int, hidden: torch.Tensor) -> None:
             if deep is not None:
@@ -137,21 +199,40 @@ class CachedSession(ABC):
             if on_progress is not None:
                 on_progress()
 
-        rows = len(self._prompt) if kept is None else len(kept)
-        positions, self._first_position = self._prompt.positions, self._prompt.next_position
-        if kept is not None and compact_positions:
+        positions, self._first_position = self._prompt.positions[:, kept], self._prompt.next_position
+        if pruned and compact_positions:
             positions, self._first_position = self._prompt.compacted(kept)
-        elif kept is not None:
-            positions = positions[:, kept]
         if on_early_layer is not None and early_layer is not None:
-            tap = _EarlyTap(self, early_layer, on_early_layer, positions if early_attention else None)
-        for logits in self._prefill(kept, positions, after_layer):
+            asked = positions[:, self._prompt.question]
+            attending = partial(self._queries_and_keys, early_layer, positions=asked) if early_attention else None
+            tap = EarlyTap(self._prompt, self._prefix, early_layer, on_early_layer, attending)
+        blocks = np.diff(np.searchsorted(kept, [self.cached_tokens, *self._blocks])).tolist()
+        for logits in self._prefill(rows, positions[:, done:], blocks, after_layer):
             if logits is not None:
                 if logits.is_cuda:  # launches return early, and the time of a prefill includes its end
                     torch.cuda.current_stream(logits.device).synchronize()
-                self._prompt_rows = rows
+                self._prompt_rows = len(kept)
                 self._layer_features = None
+                if self.keeps:
+                    self._completed = _Run(rows, blocks, [] if tap is None else tap.blocks)
             yield logits
+
+    @property
+    def _blocks(self) -> list[int]:
+        """Where the blocks end that the prefill runs."""
+        return [end for end in self._prompt.blocks if end > self.cached_tokens]
+
+    def _kept(self, keep: torch.Tensor | None) -> Rows:
+        """The prompt's tokens that have a row after the prefill."""
+        kept = np.arange(len(self._prompt)) if keep is None else self._prompt.kept_rows(keep)
+        if self._prefix is None:
+            return kept
+        return np.concatenate([*(one.kept for one in self._prefix.chain), kept[kept >= self._prefix.tokens]])
+
+    def placeholders_in(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Return where placeholders are among tokens after the kept prefix, and which of those after it these are."""
+        found, places = self._prompt.placeholders_in(rows)
+        return found, places - int((self._prompt.placeholders < self.cached_tokens).sum())
 
     def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
         """Append n >= 1 answer tokens; row i of float32 ``(n, vocab_size)`` predicts the token after ``tokens[i]``.
@@ -182,7 +263,7 @@ class CachedSession(ABC):
         """Free the cache. May be called twice."""
         if not self._closed:
             self._closed = True
-            self._layer_features = None
+            self._layer_features = self._prefix = self._completed = None
             self._close()
 
     def _check_open(self) -> None:
@@ -205,12 +286,17 @@ class CachedSession(ABC):
 
     @abstractmethod
     def _prefill(
-        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+        self, rows: Rows, positions: NDArray[np.int64], blocks: Sequence[int], after_layer: AfterLayer
     ) -> Iterator[torch.Tensor | None]:
-        """Run the prompt's tokens ``kept`` (None: all) at ``positions``, ``(axes, rows)``, into an empty cache.
+        """Run the prompt's tokens ``rows`` at ``positions``, ``(axes, n)``, into a cache after the kept prefix.
 
-        Yields None after each piece, and at last the logits ``(vocab_size,)``.
+        ``blocks``: numbers of tokens that are run separately, n in all; see `PreparedPrompt.blocks`. Yields None after
+        each piece, and at last the logits ``(vocab_size,)``.
         """
+
+    @abstractmethod
+    def _block(self, index: int) -> tuple[Any, int]:
+        """Return what is kept of a block of the prefill that has just run, and its size in bytes."""
 
     @abstractmethod
     def _queries_and_keys(
@@ -275,77 +361,17 @@ def append_together(
 
 
 class _DeepFeatures:
-    """Features of the vision tower for the first layers (DeepStack), those of the kept tokens alone."""
+    """Features of the vision tower for the first layers (DeepStack), those ``places`` that the prefill runs as tokens
+    ``rows``.
+    """
 
-    def __init__(self, features: torch.Tensor, prompt: PreparedPrompt, kept: NDArray[np.int64] | None) -> None:
-        rows, places = prompt.placeholders_in(kept)
+    def __init__(self, features: torch.Tensor, rows: Rows, places: Rows) -> None:
         self._rows = torch.from_numpy(rows)
-        self._features = features if kept is None else features[:, torch.from_numpy(places).to(features.device)]
+        whole = len(places) == features.shape[1]
+        self._features = features if whole else features[:, torch.from_numpy(places).to(features.device)]
 
     def add_to(self, layer: int, hidden: torch.Tensor) -> None:
         """Add a layer's features to its output, in place; nothing for later layers and the decoder's input."""
         if 1 <= layer <= len(self._features):
             rows = self._rows.to(hidden.device)
             hidden.index_add_(0, rows, self._features[layer - 1].to(hidden.device, hidden.dtype))
-
-
-class _EarlyTap:
-    """Copies two layers' states of video and question out of a prefill, and delivers them.
-
-    ``positions``: the prompt's, if the layer's attention is requested; else None.
-    """
-
-    def __init__(
-        self,
-        session: CachedSession,
-        layer: int,
-        deliver: Callable[[EarlyStates], None],
-        positions: NDArray[np.int64] | None,
-    ) -> None:
-        self._session = session
-        self._prompt = session._prompt
-        self._layer = layer
-        self._deliver = deliver
-        self._positions = positions
-        self._video = torch.from_numpy(session._prompt.video)
-        self._question = torch.from_numpy(session._prompt.question)
-        self._first: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._attending = torch.empty(0)  # the question's input to the layer
-
-    def __call__(self, layer: int, hidden: torch.Tensor) -> None:
-        if layer == 0:
-            self._first = self._copy(hidden)
-        if layer == self._layer - 1 and self._positions is not None:
-            self._attending = self._copy(hidden)[1]
-        if layer == self._layer and self._first is not None:
-            device = self._first[0].device  # a model's layers may lie on several
-            video, question = (states.to(device) for states in self._copy(hidden))
-            attention = self._attention()
-            self._deliver(
-                EarlyStates(
-                    layer=layer,
-                    video_first=self._first[0],
-                    video_last=video,
-                    question_first=self._first[1],
-                    question_last=question,
-                    attention=None if attention is None else attention.to(device),
-                    frames=self._prompt.frames,
-                    runs=self._prompt.runs,
-                )
-            )
-            self._first = None
-
-    def _attention(self) -> torch.Tensor | None:
-        if self._positions is None:
-            return None
-        positions = self._positions[..., self._prompt.question]
-        query, keys = self._session._queries_and_keys(self._layer, self._attending, positions)
-        attention = mean_attention(query, keys, self._question.to(keys.device), self._video.to(keys.device))
-        with torch.inference_mode(False):
-            return attention.clone()
-
-    @torch.inference_mode(False)
-    def _copy(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Copies, because later layers overwrite the residual stream; outside inference mode, so that the receiver may
-        # write to it.
-        return hidden[self._video.to(hidden.device)], hidden[self._question.to(hidden.device)]

@@ -46,6 +46,10 @@ class PromptError(BackendError):
     """A prompt cannot be built, or does not fit into the model's positions or the cache."""
 
 
+class FramesMissing(BackendError):
+    """A prompt came without the pixels of its frames (`Visual.missing`), and no kept prefix covers them."""
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a loaded model that the runtime needs."""
 

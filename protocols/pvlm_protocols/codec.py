@@ -24,9 +24,10 @@ from pvlm_protocols.limits import (
     MAX_VIDEO_FRAMES,
     MAX_VISUALS,
 )
-from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor
+from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor, VideoContent
+from pvlm_protocols.turns import VideoFrames
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 INLINE_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 MAX_ARRAY_BYTES = 2 * 1024**3
@@ -125,6 +126,8 @@ def _check_arrays(message: Message) -> None:
     match message:
         case Open():
             _check_prompt(message)
+        case VideoContent():
+            _check_visuals(message.visuals)
         case DraftWindow(tokens=tokens, proposal_ids=ids, proposal_probs=probs):
             if (ids is None) != (probs is None):
                 raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
@@ -137,23 +140,27 @@ def _check_arrays(message: Message) -> None:
 
 
 def _check_prompt(opening: Open) -> None:
-    visuals = opening.visuals
+    _check_visuals(opening.visuals)
+    characters = sum(len(part) for turn in opening.turns for part in turn.parts if isinstance(part, str))
+    _check_count(characters, MAX_PROMPT_CHARACTERS, "characters")
+
+
+def _check_visuals(visuals: Sequence[VideoFrames]) -> None:
     for visual in visuals:
         pixels, times = visual.pixels, visual.timestamps_s
-        fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and pixels.size > 0
-        if not fits or len(pixels) > MAX_VIDEO_FRAMES or max(pixels.shape[1:3]) > MAX_FRAME_SIDE:
+        fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and min(pixels.shape[1:]) > 0
+        whole = bool(len(pixels)) != bool(visual.left_out) and (not visual.left_out or visual.digest)
+        if not (fits and whole) or len(pixels) > MAX_VIDEO_FRAMES or max(pixels.shape[1:3]) > MAX_FRAME_SIDE:
             raise ProtocolError(f"pixels of {pixels.dtype} {pixels.shape} are no frames")
-        if len(times) not in (0, len(pixels)):
-            raise ProtocolError(f"{len(times)} times for {len(pixels)} frames")
-    frames = sum(len(visual.pixels) for visual in visuals)
-    characters = sum(len(part) for turn in opening.turns for part in turn.parts if isinstance(part, str))
-    for count, most, what in (
-        (len(visuals), MAX_VISUALS, "videos and images"),
-        (frames, MAX_VIDEO_FRAMES, "frames"),
-        (characters, MAX_PROMPT_CHARACTERS, "characters"),
-    ):
-        if count > most:
-            raise ProtocolError(f"a prompt with {count} {what} exceeds the limit of {most}")
+        if len(times) not in (0, visual.frames):
+            raise ProtocolError(f"{len(times)} times for {visual.frames} frames")
+    _check_count(len(visuals), MAX_VISUALS, "videos and images")
+    _check_count(sum(visual.frames for visual in visuals), MAX_VIDEO_FRAMES, "frames")
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise ProtocolError(f"a prompt with {count} {what} exceeds the limit of {most}")
 
 
 decode_for_actor: Callable[[Sequence[Buffer]], ToActor] = _decoder(ToActor)

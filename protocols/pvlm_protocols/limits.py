@@ -23,6 +23,10 @@ MAX_VIDEO_FRAMES = 16_384
 """Frames of all videos of a prompt that a model sees."""
 MAX_FRAME_SIDE = 16_384
 """Pixels along either side of a frame."""
+MAX_DIGEST_BYTES = 32
+"""Of the digest of a video."""
+MAX_PINNED = 1024
+"""Videos and images whose prefixes an actor is to keep."""
 MAX_VIDEO_TOKENS = 2**22
 """Of one prompt."""
 MAX_WINDOW = 64

@@ -11,8 +11,7 @@ The bounds of numbers, and the lengths of texts and tuples, are part of the type
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -20,41 +19,35 @@ from msgspec import Meta
 
 from pvlm_protocols.backend import Count, ModelInfo, Name, Role
 from pvlm_protocols.limits import (
-    MAX_ANSWER_TOKENS,
-    MAX_END_TOKENS,
-    MAX_ERROR_CHARACTERS,
+    MAX_DIGEST_BYTES,
     MAX_HELD_SESSIONS,
-    MAX_ID,
-    MAX_MILLISECONDS,
+    MAX_PINNED,
     MAX_STOPPED,
-    MAX_TRACEBACK_CHARACTERS,
     MAX_TURNS,
     MAX_VIDEO_TOKENS,
+    MAX_VISUALS,
     MAX_WINDOW,
 )
+from pvlm_protocols.parts import Coupling as Coupling
+from pvlm_protocols.parts import ErrorText as ErrorText
+from pvlm_protocols.parts import FinishReason as FinishReason
+from pvlm_protocols.parts import Milliseconds as Milliseconds
+from pvlm_protocols.parts import Position as Position
+from pvlm_protocols.parts import Pruning as Pruning
+from pvlm_protocols.parts import Ratio as Ratio
+from pvlm_protocols.parts import Sampling as Sampling
+from pvlm_protocols.parts import SamplingOptions as SamplingOptions
+from pvlm_protocols.parts import Schedule as Schedule
+from pvlm_protocols.parts import Serial as Serial
+from pvlm_protocols.parts import Share as Share
+from pvlm_protocols.parts import Stopped as Stopped
+from pvlm_protocols.parts import TargetMode as TargetMode
+from pvlm_protocols.parts import Token as Token
+from pvlm_protocols.parts import Tokens as Tokens
+from pvlm_protocols.parts import TracebackText as TracebackText
+from pvlm_protocols.parts import Window as Window
+from pvlm_protocols.parts import WindowSize as WindowSize
 from pvlm_protocols.turns import OpenTurn, Seconds, VideoFrames
-
-Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Names something: a session, an epoch, a seed."""
-Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
-"""Of an answer token, or how many of them there are."""
-Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
-Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
-Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Ratio = Annotated[float, Meta(ge=0, lt=1)]
-"""The share of the video tokens that the draft does not see."""
-WindowSize = Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
-"""Tokens of a window."""
-ErrorText = Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)]
-TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
-
-Coupling = Literal["auto", "greedy", "speculative", "gumbel"]
-FinishReason = Literal["stop", "length"]
-TargetMode = Literal["turns", "together", "alone"]
-"""``turns``: verify a window, add a token, wait for the next window. ``together``: verify windows while the draft
-writes further ones. ``alone``: decode, and verify only windows that have arrived.
-"""
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -65,85 +58,6 @@ class SessionMessage(Message, frozen=True, kw_only=True):
     """A message that belongs to one session."""
 
     session: Serial
-
-
-# ---- parts --------------------------------------------------------------------------------------------------------
-
-
-class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are chosen: the options that a caller sets and an actor reads. The filters work in this order."""
-
-    max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 256
-    """The largest number of tokens in the answer."""
-    temperature: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
-    """0: greedy; else the logits are divided by it, and then filtered."""
-    top_k: Count = 0
-    """Choose among the K likeliest tokens; 0: among all."""
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """Choose among the fewest tokens that together have this probability; 1: off."""
-    min_p: Share = 0.0
-    """Drop tokens below this share of the largest probability; 0: off."""
-
-
-class Sampling(SamplingOptions, frozen=True, kw_only=True):
-    """How tokens are chosen and where the answer ends.
-
-    ``vocab_limit``: ids at or above it do not exist for both models. ``coupling`` is resolved (never ``auto``) before
-    it travels.
-    """
-
-    seed: Serial = 0
-    coupling: Coupling = "greedy"
-    vocab_limit: Annotated[int, Meta(ge=1, le=MAX_ID)]
-    end_token_ids: Annotated[tuple[Token, ...], Meta(max_length=MAX_END_TOKENS)] = ()
-
-
-class Pruning(msgspec.Struct, frozen=True, kw_only=True):
-    """Which video tokens the draft may see.
-
-    ``ratio`` is the share that is dropped; ``early_layer`` 0 lets the target choose by its depth.
-    """
-
-    method: Name = "uv"
-    ratio: Ratio = 0.0
-    early_layer: Count = 0
-    compact_positions: bool = False
-    seed: Serial = 0
-
-
-class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """How draft and target share the work.
-
-    ``mode``: with ``turns`` (plain speculative decoding) the draft writes one window and waits for its verdict; with
-    ``together`` it may be one further window ahead; with ``alone`` the session has no draft. ``overlap_prefill``:
-    publish the mask as soon as the early layers have run, not after the prefill.
-    """
-
-    mode: TargetMode = "together"
-    overlap_prefill: bool = True
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which the target waits
-    (0: it steps alone at once), at most ``patience_ms``. ``ahead``: the draft does not wait for a verdict to begin one.
-    """
-
-    gamma: WindowSize
-    wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
-    patience_ms: Milliseconds = 0.0
-    ahead: bool = True
-
-
-class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
-    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
-    """
-
-    epoch: Serial
-    start: Position
-    tokens: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
-    draft_ms: Milliseconds
-    ended_s: Seconds
 
 
 # ---- engine or coordinator -> actor -------------------------------------------------------------------------------
@@ -186,6 +100,18 @@ class Resume(SessionMessage, frozen=True, kw_only=True):
 
 class Close(SessionMessage, frozen=True, kw_only=True):
     """Free the session; answered by `Closed`."""
+
+
+class VideoContent(SessionMessage, frozen=True, kw_only=True):
+    """The videos and images of the session with their pixels: the answer to `NeedVideo`."""
+
+    visuals: Annotated[tuple[VideoFrames, ...], Meta(max_length=MAX_VISUALS)]
+
+
+class Pin(Message, frozen=True, kw_only=True):
+    """Do not evict the prefixes of prompts with these videos, by their digests, until the next `Pin`."""
+
+    videos: Annotated[tuple[Annotated[bytes, Meta(max_length=MAX_DIGEST_BYTES)], ...], Meta(max_length=MAX_PINNED)]
 
 
 class PruneMask(SessionMessage, frozen=True, kw_only=True):
@@ -288,14 +214,23 @@ class Loading(Message, frozen=True, kw_only=True):
 
 class Opened(SessionMessage, frozen=True, kw_only=True):
     """The prompt is built, and the vision tower has run. ``ended_s``: when, in seconds of the monotonic clock of the
-    actor's host.
+    actor's host. ``cached_tokens``: those of the prompt whose rows the actor had kept.
     """
 
     role: Role
     prompt_tokens: Count
     video_tokens: Count
+    cached_tokens: Count = 0
     open_ms: Milliseconds
     ended_s: Seconds = 0.0
+
+
+class NeedVideo(SessionMessage, frozen=True, kw_only=True):
+    """`Open` came without the pixels of a video (`VideoFrames.left_out`) whose rows the actor does not have.
+    `VideoContent` answers it.
+    """
+
+    role: Role
 
 
 class PrefillProgress(SessionMessage, frozen=True, kw_only=True):
@@ -339,6 +274,17 @@ class Began(Message, frozen=True, kw_only=True):
 
     role: Role
     sessions: Annotated[tuple[Serial, ...], Meta(max_length=MAX_HELD_SESSIONS)]
+
+
+class PrefixesKept(Message, frozen=True, kw_only=True):
+    """What the actor keeps of prompts: the number of prefixes, their bytes, and how many were evicted since the last
+    report.
+    """
+
+    role: Role
+    count: Count
+    nbytes: Serial
+    evicted: Count = 0
 
 
 class Closed(SessionMessage, frozen=True, kw_only=True):
@@ -386,10 +332,23 @@ class Pong(Message, frozen=True, kw_only=True):
     at_s: Seconds = 0.0
 
 
-ToDraft = Open | Resume | Close | PruneMask | Rollback | Advance | Ping | Recall | Stop
-ToTarget = Open | Resume | Close | DraftWindow | SetMode | SetWindow | Ping | Recall | Stop
+ToEither = Open | VideoContent | Resume | Close | Pin | Ping | Recall | Stop
+ToDraft = ToEither | PruneMask | Rollback | Advance
+ToTarget = ToEither | DraftWindow | SetMode | SetWindow
 FromEither = (
-    Hello | Loading | Opened | PrefillProgress | PrefillDone | Began | Closed | Failed | Dying | Recalled | Pong
+    Hello
+    | Loading
+    | Opened
+    | NeedVideo
+    | PrefillProgress
+    | PrefillDone
+    | PrefixesKept
+    | Began
+    | Closed
+    | Failed
+    | Dying
+    | Recalled
+    | Pong
 )
 FromDraft = FromEither | DraftWindow
 FromTarget = FromEither | PruneMask | Verdict

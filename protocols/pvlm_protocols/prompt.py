@@ -19,13 +19,16 @@ class Visual:
 
     ``frames``: uint8 ``(T, H, W, 3)`` RGB, already resized by `Processor.resize`, an image by
     `Conversations.resize_image`. ``timestamps_s``: seconds from the start of the video, one for each frame, or none.
-    ``size``: height and width of the source, in pixels.
+    ``size``: height and width of the source, in pixels. ``digest``: equal for equal content only; empty where nobody
+    has computed it. ``missing``: the frames have their shape and no pixels, because a kept prefix may hold them.
     """
 
     frames: np.ndarray
     timestamps_s: tuple[float, ...] = ()
     kind: VisualKind = "video"
     size: tuple[int, int] = (0, 0)
+    digest: bytes = b""
+    missing: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +52,15 @@ class Prompt:
     ``timestamps_s``: seconds from the start of the video, one for each frame (for models that use time).
     ``turns``: the whole conversation; then ``question`` is the text of its last turn, and ``frames`` is None. Empty for
     a question alone. Only backends whose processor offers `Conversations` get them.
+    ``digest``, ``missing``: of the frames; see `Visual`.
     """
 
     question: str
     frames: np.ndarray | None = None
     timestamps_s: tuple[float, ...] = ()
     turns: tuple[Turn, ...] = ()
+    digest: bytes = b""
+    missing: bool = False
 
     @classmethod
     def of(cls, turns: tuple[Turn, ...]) -> Prompt:
@@ -66,7 +72,7 @@ class Prompt:
             case (Turn(role="user", parts=(str() as question,)),):
                 return cls(question)
             case (Turn(role="user", parts=(Visual(kind="video") as video, str() as question)),):
-                return cls(question, video.frames, video.timestamps_s)
+                return cls(question, video.frames, video.timestamps_s, digest=video.digest, missing=video.missing)
         return cls(turns[-1].text, turns=turns)
 
     @property
@@ -74,5 +80,7 @@ class Prompt:
         """The turns; for a question alone, the turn that asks it."""
         if self.turns:
             return self.turns
-        video = () if self.frames is None else (Visual(self.frames, self.timestamps_s),)
+        video: tuple[Visual, ...] = ()
+        if self.frames is not None:
+            video = (Visual(self.frames, self.timestamps_s, digest=self.digest, missing=self.missing),)
         return (Turn("user", (*video, self.question)),)

@@ -8,7 +8,13 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from pvlm_protocols.limits import MAX_FRAME_SIDE, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_VIDEO_FRAMES
+from pvlm_protocols.limits import (
+    MAX_DIGEST_BYTES,
+    MAX_FRAME_SIDE,
+    MAX_PARTS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_VIDEO_FRAMES,
+)
 from pvlm_protocols.prompt import Speaker, VisualKind
 
 Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
@@ -23,6 +29,9 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
 
     ``checksum``: the CRC-32 of the pixels in C order. Connections need it, computed on the event loop if it is None.
     ``kind``: an image is in the form that the model's processor has given it. ``size``: height and width of the source.
+    ``digest``: equal for equal content only; empty where it is unknown.
+    ``left_out``: how many frames stay at home, because the actor is likely to have kept their rows. It asks for them by
+    `NeedVideo` where it has not. Then ``pixels`` has the shape ``(0, H, W, 3)``; else it is 0.
     """
 
     pixels: np.ndarray
@@ -30,6 +39,17 @@ class VideoFrames(msgspec.Struct, frozen=True, kw_only=True):
     checksum: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     kind: VisualKind = "video"
     size: tuple[Side, Side] = (0, 0)
+    digest: Annotated[bytes, Meta(max_length=MAX_DIGEST_BYTES)] = b""
+    left_out: Annotated[int, Meta(ge=0, le=MAX_VIDEO_FRAMES)] = 0
+
+    @property
+    def frames(self) -> int:
+        """How many frames the model sees."""
+        return len(self.pixels) + self.left_out
+
+    def without_pixels(self) -> VideoFrames:
+        """The same with all frames left out."""
+        return msgspec.structs.replace(self, pixels=self.pixels[:0], checksum=None, left_out=self.frames)
 
 
 class OpenTurn(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pvlm.actors.mark import Mark
+from pvlm.actors.prefixes import Prefixes
+from pvlm.actors.reports import dying, told
 from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, ModelInfo, Role, SharedPasses
 from pvlm_protocols.codec import PROTOCOL_VERSION
-from pvlm_protocols.limits import MAX_ERROR_CHARACTERS, MAX_NAME_CHARACTERS, MAX_TRACEBACK_CHARACTERS
 from pvlm_protocols.messages import (
     Close,
     Closed,
-    Dying,
     Failed,
     Hello,
     Open,
+    Pin,
     Ping,
     Pong,
     PrefillProgress,
+    PrefixesKept,
     Recall,
     Recalled,
     Resume,
@@ -65,13 +67,19 @@ class Actor(ABC):
     """How often it looks into its mailbox between the layers of a pass."""
 
     def __init__(
-        self, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None, mark: Mark | None = None
+        self,
+        backend: Backend,
+        mailbox: Mailbox,
+        info: ModelInfo | None = None,
+        mark: Mark | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
-        """``info``: what it says of its model (None: the backend's own)."""
+        """``info``: what it says of its model (None: the backend's own). ``prefix_bytes``: for kept prefixes."""
         self.backend = backend
         self.info = info or backend.info
         self.mailbox = mailbox
         self.mark = mark or Mark()
+        self.prefixes = Prefixes(prefix_bytes)
         self.progress = 0
         self._inbox: deque[ToActor] = deque()
         self._sessions: dict[int, ActorSession] = {}
@@ -119,6 +127,7 @@ class Actor(ABC):
         """Free all sessions."""
         for session_id in [*self._sessions, *self._held]:
             self._close(session_id)
+        self.prefixes.clear()
 
     def expire(self) -> None:
         """Free the held sessions if no engine has resumed them in time."""
@@ -160,6 +169,12 @@ class Actor(ABC):
             self.mark.set()
             raise
         self.mark.set()  # where the unit ends the actor, the mark stays
+        if self.prefixes.changed:
+            self._report_prefixes()
+
+    def _report_prefixes(self) -> None:
+        kept = self.prefixes.reported()
+        self.mailbox.post(PrefixesKept(role=self.role, count=kept.count, nbytes=kept.nbytes, evicted=kept.evicted))
 
     def _together(self, session: ActorSession) -> list[ActorSession]:
         """A session and those that take part in its round: all that are ready, if the backend and they can share."""
@@ -262,7 +277,9 @@ class Actor(ABC):
         """The session whose turn it is: of those that have something urgent to do the one that had its last turn
         longest ago; if there is none, of those that have anything to do.
         """
-        ready = [session for number in self._turns if (session := self._sessions[number]).ready()]
+        ready = [
+            session for number in self._turns if (session := self._sessions[number]).ready() and not session.start.waits
+        ]
         return next((session for session in ready if session.urgent()), ready[0] if ready else None)
 
     def _patience_s(self) -> float | None:
@@ -298,6 +315,8 @@ class Actor(ABC):
             case Close():
                 self._close(message.session)
                 self.mailbox.post(Closed(session=message.session, role=self.role))
+            case Pin():
+                self.prefixes.pin(message.videos)
             case Recall():
                 self._recall(message.engine)
             case Resume():
@@ -305,7 +324,7 @@ class Actor(ABC):
             case SessionMessage():
                 # A message for a session that has failed or been closed is late, not wrong.
                 if (session := self._sessions.get(message.session)) is not None:
-                    self._guarded(session.id, lambda: session.handle(message))
+                    self._guarded(session.id, partial(session.take, message))
 
     def _open(self, opening: Open) -> None:
         self._close(opening.session)
@@ -318,6 +337,7 @@ class Actor(ABC):
             self._engine = engine
         self._held_until_s = time.monotonic() + HOLD_S
         self.mailbox.post(Recalled(role=self.role, known=known, sessions=tuple(self._held)))
+        self._report_prefixes()
 
     def _resume(self, message: Resume) -> None:
         if (session := self._held.get(message.session)) is None:
@@ -355,7 +375,7 @@ class Actor(ABC):
             raise
         except Exception as error:
             self._close(session_id)
-            self.mailbox.post(Failed(session=session_id, role=self.role, **_told(error)))
+            self.mailbox.post(Failed(session=session_id, role=self.role, **told(error)))
 
     def _close(self, session_id: int) -> None:
         if (session := self._sessions.pop(session_id, None)) is not None:
@@ -369,21 +389,3 @@ class Actor(ABC):
             self.mailbox.post(dying(self.role, error))
         except ChannelClosed:
             pass
-
-
-def dying(role: Role, error: BaseException) -> Dying:
-    """The message by which an actor tells why it goes down."""
-    return Dying(role=role, **_told(error))
-
-
-def _told(error: BaseException) -> dict[str, str]:
-    """An error as text that travels: within its fields' limits, and without halves of surrogate pairs, which names of
-    files may hold. Of a traceback the end stays.
-    """
-    texts = type(error).__name__, str(error), "".join(traceback.format_exception(error))
-    name, message, trace = (text.encode(errors="backslashreplace").decode() for text in texts)
-    return {
-        "error": name[:MAX_NAME_CHARACTERS],
-        "message": message[:MAX_ERROR_CHARACTERS],
-        "traceback": trace[-MAX_TRACEBACK_CHARACTERS:],
-    }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.prefixes import View
 from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
@@ -118,7 +119,7 @@ class DraftSession(ActorSession):
 
     def ready(self) -> bool:
         if not self.prepared:
-            return self.model is None or self._mask is not None
+            return self.model is None or self._mask is not None or self._sees_enough()
         # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict.
         lead = self.window.gamma if self.window.ahead and self.opening.schedule.mode != "turns" else 0
         return self._window_begun <= self.committed + lead and not self._ended()
@@ -132,6 +133,15 @@ class DraftSession(ActorSession):
         """A session is urgent whose windows have all been verified; one that writes further ahead can wait."""
         return self._prefill_logits is None or self._window_begun <= self.committed
 
+    def view(self) -> View:
+        """Prefixes of the same pruning, whichever video tokens it has kept for an earlier question."""
+        pruning = self.opening.pruning
+        return pruning.method, pruning.ratio, pruning.early_layer, pruning.compact_positions
+
+    def _sees_enough(self) -> bool:
+        """An earlier view of all videos is kept, so the draft waits for no mask: see docs/concepts/pruning.md."""
+        return self.start.covers_video and self.opening.schedule.overlap_prefill
+
     def prepare(self) -> Iterator[None]:
         if (model := self.model) is None:
             model = self.open_model()
@@ -142,9 +152,8 @@ class DraftSession(ActorSession):
 
     def _prefill(self, model: Session) -> Iterator[None]:
         mask = self._mask
-        assert mask is not None
-        keep = None
-        if mask.kept < mask.video_tokens:
+        keep, dropped = None, 0
+        if mask is not None and mask.kept < mask.video_tokens:
             if mask.video_tokens != model.video_tokens:
                 raise PromptError(
                     f"the prune mask is for {mask.video_tokens} video tokens, but the draft has {model.video_tokens}: "
@@ -153,16 +162,16 @@ class DraftSession(ActorSession):
             keep = torch.from_numpy(unpack_mask(mask.bits, mask.video_tokens))
             if (kept := int(keep.sum())) != mask.kept:
                 raise ValueError(f"the prune mask keeps {kept} video tokens, and says that it keeps {mask.kept}")
+            dropped = mask.video_tokens - mask.kept
         watch = Stopwatch()
         compact = self.opening.pruning.compact_positions
         logits = yield from self.run_prompt(model, watch, keep, compact_positions=compact)
         self._prefill_logits = logits.clone()
-        dropped = 0 if keep is None else mask.video_tokens - mask.kept
         self.post(
             PrefillDone(
                 session=self.id,
                 role="draft",
-                prompt_tokens=model.prompt_tokens - dropped,
+                prompt_tokens=self.start.rows or model.prompt_tokens - dropped,
                 prefill_ms=watch.ms,
                 ended_s=time.monotonic(),
             )

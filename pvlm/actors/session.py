@@ -8,26 +8,15 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pvlm.actors.abandonment import WorkAbandoned as WorkAbandoned
+from pvlm.actors.prefixes import Prefixes, View
+from pvlm.actors.start import PromptStart
 from pvlm.transports import Mailbox
-from pvlm_protocols.backend import (
-    Backend,
-    InterruptibleOpening,
-    Prompt,
-    Role,
-    Session,
-    SteppedPrefill,
-    Turn,
-    Visual,
-)
-from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage
-from pvlm_protocols.turns import VideoFrames
+from pvlm_protocols.backend import Backend, Role, Session, SteppedPrefill
+from pvlm_protocols.messages import FromActor, Open, Opened, Resume, SessionMessage, VideoContent
 
 if TYPE_CHECKING:
     import torch
-
-
-class WorkAbandoned(Exception):
-    """A message has come that makes the work in hand worthless."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,7 @@ class Employer(Protocol):
 
     backend: Backend
     mailbox: Mailbox
+    prefixes: Prefixes
 
     @property
     def role(self) -> Role: ...
@@ -79,6 +69,7 @@ class ActorSession(ABC):
         self.prepared = False
         """The prompt and all committed tokens but the last are in the cache, as far as they can be."""
         self._pieces: Iterator[None] | None = None
+        self.start = PromptStart(self)
 
     def prepare_on(self) -> None:
         """The next piece of `prepare`."""
@@ -91,6 +82,13 @@ class ActorSession(ABC):
         except BaseException:
             self._pieces = None
             raise
+
+    def take(self, message: SessionMessage) -> None:
+        """Take a message in."""
+        if isinstance(message, VideoContent):
+            self.start.receive(message)
+        else:
+            self.handle(message)
 
     @abstractmethod
     def handle(self, message: SessionMessage) -> None:
@@ -130,23 +128,22 @@ class ActorSession(ABC):
         """Seconds until `ready` may change without a message (None: it will not)."""
         return None
 
+    @abstractmethod
+    def view(self) -> View:
+        """What a kept prefix must have, for this session to run on it: see `pvlm.actors.prefixes`."""
+
     def open_model(self) -> Session:
         """Build the prompt, run the vision tower, and tell the coordinator."""
-        opening = self.opening
-        prompt = Prompt.of(tuple(Turn(turn.role, tuple(map(_part, turn.parts))) for turn in opening.turns))
         started = time.monotonic()
-        capacity = opening.sampling.max_tokens + 1  # a solo step may run over the last token
-        backend = self.actor.backend
-        if isinstance(backend, InterruptibleOpening):
-            self.model = backend.open_in_steps(prompt, capacity, lambda: self.actor.tick(self))
-        else:
-            self.model = backend.open(prompt, capacity)
+        capacity = self.opening.sampling.max_tokens + 1  # a solo step may run over the last token
+        self.model = self.start.open(capacity, lambda: self.actor.tick(self))
         self.post(
             Opened(
                 session=self.id,
                 role=self.actor.role,
                 prompt_tokens=self.model.prompt_tokens,
                 video_tokens=self.model.video_tokens,
+                cached_tokens=self.start.cached_tokens,
                 open_ms=milliseconds_since(started),
                 ended_s=time.monotonic(),
             )
@@ -168,13 +165,15 @@ class ActorSession(ABC):
             done += 1
             self.actor.tick_prefill(self, done / layers)
 
-        if not isinstance(model, SteppedPrefill):
-            return model.prefill(keep, on_progress=on_progress, **arguments)
         logits: torch.Tensor | None = None
-        for logits in model.prefill_steps(keep, on_progress=on_progress, **arguments):
-            if logits is None:
-                yield from watch.pause()
+        if not isinstance(model, SteppedPrefill):
+            logits = model.prefill(keep, on_progress=on_progress, **arguments)
+        else:
+            for logits in model.prefill_steps(keep, on_progress=on_progress, **arguments):
+                if logits is None:
+                    yield from watch.pause()
         assert logits is not None  # they come last
+        self.start.keep()
         return logits
 
     def post(self, message: FromActor) -> None:
@@ -184,12 +183,7 @@ class ActorSession(ABC):
         if self.model is not None:
             self.model.close()
             self.model = None
-
-
-def _part(part: str | VideoFrames) -> str | Visual:
-    if isinstance(part, str):
-        return part
-    return Visual(part.pixels, part.timestamps_s, part.kind, part.size)
+        self.start.close()
 
 
 class Stopwatch:

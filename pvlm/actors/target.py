@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.prefixes import View
 from pvlm.actors.session import ActorSession, Employer, Pass, Round, Stopwatch
 from pvlm.speculation.coupling import Drafted, coupling_for
 from pvlm.speculation.masks import kept_count, pack_mask
@@ -146,6 +147,16 @@ class TargetSession(ActorSession):
         patience = self.patience_s()
         return self.mode == "turns" or (patience is not None and patience > 0)
 
+    def view(self) -> View:
+        """The early layer whose states pruning needs; None: any prefix will do."""
+        pruning = self.opening.pruning
+        if not self.opening.visuals or self.opening.schedule.mode == "alone" or not pruning.ratio:
+            return None
+        return self._early_layer() if load_pruner(pruning.method).needs_states else None
+
+    def _early_layer(self) -> int:
+        return self.opening.pruning.early_layer or default_early_layer(self.actor.backend.info.layers)
+
     def prepare(self) -> Iterator[None]:
         if (model := self.model) is None:
             model = self.open_model()
@@ -184,16 +195,14 @@ class TargetSession(ActorSession):
 
     def _prefill(self, model: Session) -> Iterator[None]:
         """Bring the prompt and the committed tokens into the cache, as far as they are not there."""
-        pruning = self.opening.pruning
-        layers = self.actor.backend.info.layers
-        pruner = load_pruner(pruning.method)
+        pruner = load_pruner(self.opening.pruning.method)
         wants_states = self._prunes(model) and pruner.needs_states
         watch = Stopwatch()
         if not self._prompt_cached:
             self._logits = yield from self.run_prompt(
                 model,
                 watch,
-                early_layer=(pruning.early_layer or default_early_layer(layers)) if wants_states else None,
+                early_layer=self._early_layer() if wants_states else None,
                 on_early_layer=(lambda states: self._publish_mask(model, states)) if wants_states else None,
                 early_attention=wants_states and pruner.needs_attention,
             )

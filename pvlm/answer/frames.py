@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import anyio.to_thread
-import numpy as np
-
-from pvlm.answer.question import Media, Question
-from pvlm.config import AnswerOptions, Method
-from pvlm.errors import OptionError, PromptError, VideoError
+from pvlm.answer.question import Question
+from pvlm.answer.sight import Looking, Sights
+from pvlm.config import Method
+from pvlm.errors import OptionError, PromptError
 from pvlm.runtime.pair import Pair
-from pvlm.video import Room, Video, read_video
-from pvlm.video.room import Lease
-from pvlm_protocols.backend import BackendError, Conversations, Processor, Role
+from pvlm.video import Video
+from pvlm_protocols.backend import Conversations, Processor, Role
 from pvlm_protocols.codec import MAX_ARRAY_BYTES
 from pvlm_protocols.limits import MAX_VIDEO_FRAMES
 from pvlm_protocols.turns import OpenTurn, VideoFrames
@@ -32,17 +28,23 @@ class Footage:
     videos: tuple[Video, ...]
 
 
+def processors_of(pair: Pair, *, draft: bool) -> dict[Role, Processor]:
+    """The processors of the models that take part in an answer."""
+    found: dict[Role, Processor] = {"target": pair.target_processor}
+    if draft and pair.draft_processor is not None:
+        found["draft"] = pair.draft_processor
+    return found
+
+
 async def read_turns(
-    question: Question, pair: Pair, method: Method, room: Room, on_progress: Callable[[float], None]
+    question: Question, pair: Pair, method: Method, sights: Sights, on_progress: Callable[[float], None]
 ) -> Footage:
     """Read the videos and images of a question one after the other, and resize them for each model.
 
     Raises PromptError where a model does not take this prompt, VideoError, and OptionError where the frames are too
     many or too large to travel.
     """
-    processors: dict[Role, Processor] = {"target": pair.target_processor}
-    if method != "ar" and pair.draft_processor is not None:
-        processors["draft"] = pair.draft_processor
+    processors = processors_of(pair, draft=method != "ar")
     if not question.plain:
         for role, processor in processors.items():
             if not isinstance(processor, Conversations):
@@ -58,53 +60,14 @@ async def read_turns(
         def report(fraction: float, index: int = index) -> None:
             on_progress((index + fraction) / len(media))
 
-        with room.lease() as lease:
-            video = await _read(one, question.options, pair, lease, report)
-            for role, processor in processors.items():
-                frames[role].append(await _resized(video, one, processor, images))
-                _check_size(frames[role])
-            videos.append(video.without_frames())
+        if (sight := one.sight) is None:
+            looking = Looking(one.kind, one.name, one.source, question.options, images, processors)
+            sight = await sights.see(looking, report)
+        for role in processors:
+            frames[role].append(sight.frames[role])
+            _check_size(frames[role])
+        videos.append(sight.video)
     return Footage({role: _filled(question, frames[role]) for role in processors}, tuple(videos))
-
-
-async def _read(
-    one: Media, options: AnswerOptions, pair: Pair, lease: Lease, on_progress: Callable[[float], None]
-) -> Video:
-    image = one.kind == "image"
-    chosen = AnswerOptions(num_frames=1) if image else options
-    video = await read_video(
-        one.source,
-        num_frames=chosen.num_frames,
-        fps=chosen.fps,
-        start=chosen.start,
-        end=chosen.end,
-        defaults=pair.target_processor.frame_defaults,
-        reader="auto" if image else pair.config.video_reader,  # which reads pictures too
-        timeout_s=pair.config.decode_timeout_s,
-        lease=lease,
-        on_progress=on_progress,
-    )
-    if image and video.source_frames != 1:
-        raise VideoError(one.name, f"it has {video.source_frames} frames, but an image has one: give it as a video")
-    return video
-
-
-async def _resized(video: Video, one: Media, processor: Processor, images: int) -> VideoFrames:
-    def resize() -> tuple[np.ndarray, int]:
-        if one.kind == "image" and isinstance(processor, Conversations):
-            resized = processor.resize_image(video.frames, images)
-        else:
-            resized = processor.resize(video.frames)
-        pixels = np.ascontiguousarray(resized)
-        return pixels, zlib.crc32(pixels.data)
-
-    try:
-        pixels, checksum = await anyio.to_thread.run_sync(resize)
-    except BackendError as error:
-        raise PromptError(str(error)) from error
-    height, width = video.frames.shape[1:3]
-    times = video.timestamps_s if one.kind == "video" else ()
-    return VideoFrames(pixels=pixels, timestamps_s=times, checksum=checksum, kind=one.kind, size=(height, width))
 
 
 def _check_size(frames: list[VideoFrames]) -> None:

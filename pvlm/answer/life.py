@@ -115,9 +115,9 @@ class Life:
         config, options = pair.config, self._question.options
         method = resolve_method(config, options)
         self._timeline.reach("reading")
-        room = self._residence.admission.room
+        sights = self._residence.sights
         footage = await read_turns(
-            self._question, pair, method, room, lambda fraction: self._on_progress("read video", fraction)
+            self._question, pair, method, sights, lambda fraction: self._on_progress("read video", fraction)
         )
         self._timeline.reach("opened")
         await pair.target_there()  # it may have been lost in the meantime

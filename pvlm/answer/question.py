@@ -15,6 +15,7 @@ from pvlm_protocols.limits import MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TURNS, M
 from pvlm_protocols.prompt import Speaker, VisualKind
 
 if TYPE_CHECKING:
+    from pvlm.answer.sight import Sight
     from pvlm.video.reading import VideoSource
 
 
@@ -24,6 +25,8 @@ class Media:
 
     kind: VisualKind
     source: VideoSource
+    sight: Sight | None = None
+    """What was read of it already."""
 
     @property
     def name(self) -> str:

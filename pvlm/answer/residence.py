@@ -9,12 +9,15 @@ from typing import Any
 import anyio
 
 from pvlm.answer.admission import Admission
+from pvlm.answer.sight import Sights
 from pvlm.config import EngineConfig
 from pvlm.errors import EngineStateError
 from pvlm.log import log
 from pvlm.runtime.loops import check_loop, running_loop
 from pvlm.runtime.pair import OnLoading, Pair
 from pvlm.telemetry.reporter import Reporter
+from pvlm.video.decoder import Decoders
+from pvlm.workers.memory import kept_bytes
 
 _RUNNING: set[asyncio.Task[None]] = set()
 """An event loop holds its tasks only weakly."""
@@ -27,11 +30,15 @@ class Residence:
     caller only waits, so a caller that is cancelled, however often, leaves nothing half done.
     """
 
-    def __init__(self, config: EngineConfig, on_loading: OnLoading, reporter: Reporter) -> None:
-        """Begin to load the models. Raises EngineStateError without an asyncio event loop."""
+    def __init__(self, config: EngineConfig, on_loading: OnLoading, reporter: Reporter, *, stays: bool) -> None:
+        """Begin to load the models. ``stays``: for more than one answer. Raises EngineStateError without an asyncio
+        event loop.
+        """
         self.loop = running_loop()
         self.pair = Pair(config, on_loading, reporter)
         self.admission = Admission(config, reporter)
+        most = kept_bytes(config.prefix_cache_bytes) if stays else 0
+        self.sights = Sights(self.pair, self.admission.room, most, reporter, Decoders(refills=stays))
         self._scope = anyio.CancelScope()
         self._opened = anyio.Event()
         self._ended = anyio.Event()
@@ -41,6 +48,9 @@ class Residence:
         task.add_done_callback(self._gone)
 
     async def _keep(self) -> None:
+        decoders = self.sights.decoders
+        if self.pair.config.transport != "inproc":  # a process more costs little beside those of the models
+            decoders.prepare()
         try:
             with self._scope:
                 async with self.pair:
@@ -50,6 +60,8 @@ class Residence:
             self._error = error
             if self._opened.is_set():
                 log.error("engine_failed", error=type(error).__name__, reason=str(error), exc_info=error)
+        finally:
+            await decoders.aclose()
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         _RUNNING.discard(task)

@@ -73,7 +73,8 @@ class AnswerStream:
         self._timeline.reach("asked")
         try:
             for media in self._question.media:
-                check_source(media.source)  # before any model is loaded
+                if media.sight is None:
+                    check_source(media.source)  # before any model is loaded
             self._residence, self._alone = await self._entrance.enter()
             self._life = Life(
                 self._residence, self._question, self._timeline, self._on_progress, self._reporter, self._recorder

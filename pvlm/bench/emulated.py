@@ -137,6 +137,7 @@ def emulated_settings(target: dict[str, Any], draft: dict[str, Any], transport: 
         "backend": "emulated",
         "transport": transport,
         "method": "parallel",
+        "prefix_cache_bytes": 0,
         # A pass is a sleep: it needs neither a core of its own nor threads.
         "affinity": (),
         "draft_affinity": (),

@@ -222,7 +222,7 @@ class OpenContenders:
             self._check_draft()
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.in_engine):
                 method: Method = "ar" if cores == "all" or self._config.draft_model is None else "parallel"
-                engine = Engine.create(self._config, method=method)
+                engine = Engine.create(self._config, method=method, prefix_cache_bytes=0)
                 self._engines[cores] = await self._stack.enter_async_context(engine)
             for cores in dict.fromkeys(contender.cores for contender in self._chosen if contender.loop):
                 peer = PeerProcess(self._peer_models(), self._cores(cores))

@@ -180,7 +180,7 @@ async def measure(
     given = dict(options or {})
     parallel: dict[float, list[AnswerStats]] = {ratio: [] for ratio in ratios}
     passes = PassTimeEstimate()
-    async with Engine.create(config, method="parallel", on_progress=on_progress) as engine:
+    async with Engine.create(config, method="parallel", prefix_cache_bytes=0, on_progress=on_progress) as engine:
 
         async def stats_of(**how: Any) -> AnswerStats:
             stats = (await engine.answer(video, question, **{**given, **how})).stats

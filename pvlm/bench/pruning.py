@@ -75,7 +75,7 @@ async def measure_pruning(
         load_pruner(prune)
         answer_options({"prune_ratio": ratio})
     rows: list[PruningRow] = []
-    async with Engine.create(msgspec.structs.replace(config, window=WINDOW)) as engine:
+    async with Engine.create(msgspec.structs.replace(config, window=WINDOW, prefix_cache_bytes=0)) as engine:
         alone = [answer for answer, _ in await _answers(engine, videos, question, method="ar")]
         if not all(answer.stats.video_tokens for answer in alone):
             raise OptionError("no video token can be pruned with this model: take one whose family has a folder")

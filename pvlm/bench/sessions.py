@@ -120,7 +120,8 @@ async def measure_sessions(
         if emulated:
             settings, asked = _emulated(PAIRS[pair], tokens, time_scale, further_token, transport)
         else:
-            settings = {"transport": transport, **({} if backend is None else {"backend": backend})}
+            settings = {"transport": transport, "prefix_cache_bytes": 0}
+            settings |= {} if backend is None else {"backend": backend}
             asked = [await _read(engine_config(settings), path, question, tokens) for path, question in clips]
         async with Engine.create(settings, max_sessions=max(2, *sessions)) as engine:
             await (warm_up(engine) if emulated else _written(engine, asked[0]))
@@ -284,8 +285,14 @@ def _percentiles(values: Sequence[float]) -> tuple[float, float]:
 def _emulated(
     pair: Pair, tokens: int, time_scale: float, further_token: float, transport: Transport
 ) -> tuple[dict[str, Any], list[Asked]]:
-    """Settings of an engine, and its question. Where the paper gives no prefill, it takes one pass's time."""
-    common = {"further_token": further_token, "time_scale": time_scale}
+    """Settings of an engine, and its question."""
+    target, draft = emulated_models(pair, {"further_token": further_token, "time_scale": time_scale})
+    options = {"max_tokens": tokens, "prune": "uv", "prune_ratio": PRUNE_RATIO}
+    return emulated_settings(target, draft, transport), [Asked(FRAMES, QUESTION, options)]
+
+
+def emulated_models(pair: Pair, common: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Target and draft of a pair, with what is ``common``. Where the paper gives no prefill, it is one pass's time."""
     target = {
         "pass_ms": pair.target_ms,
         "prefill_ms": pair.target_prefill_ms or pair.target_ms,
@@ -300,5 +307,4 @@ def _emulated(
         "stratified": True,
         **common,
     }
-    options = {"max_tokens": tokens, "prune": "uv", "prune_ratio": PRUNE_RATIO}
-    return emulated_settings(target, draft, transport), [Asked(FRAMES, QUESTION, options)]
+    return target, draft

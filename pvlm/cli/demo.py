@@ -91,6 +91,7 @@ async def _demonstrate(clip: BundledClip, path: Path, engine: dict[str, Any], ro
     console = ResultConsole()
     console.print(f"[bold]video[/]     {escape(str(path))}\n[bold]question[/]  {clip.question}", soft_wrap=True)
     with ProgressDisplay(quiet=output.quiet or output.verbose) as progress:
+        engine = {"prefix_cache_bytes": 0, **engine}  # each answer is to be as the first one
         async with Engine.create(on_progress=progress.update, **engine) as opened:
             trace = Trace()
             async with opened.stream(path, clip.question, trace=trace) as chunks:

@@ -174,6 +174,21 @@ class Places(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory(Options):
+    """What is kept between answers."""
+
+    prefix_cache_bytes: Annotated[
+        int | None,
+        option(
+            "--prefix-cache-bytes",
+            metavar="BYTES",
+            help="memory for what each model keeps of prompts between answers (default: by memory; 0: nothing)",
+            panel=PLACES,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decoding(Options):
     """How draft and target share the work."""
 
@@ -333,7 +348,7 @@ class Sampling(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSettings(Reading, DraftView, Pruning, Decoding, Places, Models):
+class EngineSettings(Reading, DraftView, Pruning, Decoding, Memory, Places, Models):
     """All settings of an engine."""
 
 

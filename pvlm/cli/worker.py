@@ -67,6 +67,15 @@ def worker(
     allow_pickle: Annotated[
         bool, option("--allow-pickle", help="load weights that are not safetensors", panel=MODEL)
     ] = False,
+    prefix_cache_bytes: Annotated[
+        int | None,
+        option(
+            "--prefix-cache-bytes",
+            metavar="BYTES",
+            help="memory for what is kept of prompts between answers (default: by memory; 0: nothing)",
+            panel=MODEL,
+        ),
+    ] = None,
     life_line: Annotated[
         bool, option("--life-line", help="exit when standard input ends (engines use this)", panel=CONNECTION)
     ] = False,
@@ -96,6 +105,7 @@ def worker(
         affinity=_cores(affinity),
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        prefix_cache_bytes=prefix_cache_bytes,
         connect=connect,
         keys=keys,
         life_line=life_line,

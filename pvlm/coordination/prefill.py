@@ -12,6 +12,8 @@ def on_opened(ledger: Ledger, opened: Opened) -> Transition:
     if opened.role == "target":
         ledger.counts.prompt_tokens = opened.prompt_tokens
         ledger.counts.video_tokens = opened.video_tokens
+        if not ledger.openings.prefilled:
+            ledger.counts.cached_tokens = opened.cached_tokens
         if ledger.openings.mask is None:
             ledger.counts.kept_video_tokens = opened.video_tokens
     return ledger.mode, []

@@ -38,6 +38,7 @@ class Counts:
     dropped_windows: int = 0
     prompt_tokens: int = 0
     video_tokens: int = 0
+    cached_tokens: int = 0
     kept_video_tokens: int = 0
     prefill_ms: dict[str, float] = field(default_factory=dict)
     draft_lost: str = ""

@@ -8,9 +8,10 @@ from typing import Literal
 
 import anyio
 
+from pvlm.telemetry.metrics import PREFIX_BYTES, PREFIX_EVICTIONS, PREFIXES
 from pvlm.telemetry.reporter import Reporter
 from pvlm.workers.launch import RunningActor
-from pvlm_protocols.messages import FromActor, Ping, Pong
+from pvlm_protocols.messages import FromActor, Ping, Pong, PrefixesKept
 
 
 class Contact:
@@ -67,8 +68,18 @@ class Contact:
             self._dropped[end] = dropped
             self._reporter.fault("message_dropped", role=self.actor.role, count=more, end=end)
 
+    def keeps(self, kept: PrefixesKept) -> None:
+        """The actor has reported what it keeps of prompts."""
+        before, self.actor.kept = self.actor.kept, kept
+        role = self.actor.role
+        self._reporter.add(PREFIXES, kept.count - (before.count if before else 0), role=role)
+        self._reporter.add(PREFIX_BYTES, kept.nbytes - (before.nbytes if before else 0), role=role)
+        if kept.evicted:
+            self._reporter.add(PREFIX_EVICTIONS, kept.evicted, role=role)
+
     def end(self) -> None:
-        """The actor is lost: nobody waits for it any longer."""
+        """The actor is lost or closed: nobody waits for it any longer."""
+        self.keeps(PrefixesKept(role=self.actor.role, count=0, nbytes=0))
         self.report_dropped("engine", self.actor.channel.dropped)
         for answered, _ in self._asked.values():
             answered.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine, Set
 from itertools import count
 from types import TracebackType
@@ -45,7 +46,8 @@ from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import ModelInfo, Processor, Role
-from pvlm_protocols.messages import Failed, FromActor, SessionMessage
+from pvlm_protocols.limits import MAX_PINNED
+from pvlm_protocols.messages import Failed, FromActor, Pin, SessionMessage
 
 OnLoading = Callable[[Role, float], None]
 
@@ -71,6 +73,8 @@ class Pair:
         self._suspects: dict[Role, LiveSession] = {}
         """In whose work an actor that is away was lost, if that was for the first time."""
         self._revivals = {"target": Revival("target", TargetBack), "draft": Revival("draft", DraftBack)}
+        self._pinned = Counter[bytes]()
+        """Digests of videos, and how many want their prefixes to stay."""
         self._closed = False
         self._numbers = count(1)
 
@@ -176,6 +180,21 @@ class Pair:
         finally:
             self._sessions.pop(session.id, None)
             self._tell_shared()
+
+    def pin(self, videos: Set[bytes]) -> None:
+        """Keep the prefixes of these videos, by their digests, in both actors; until `unpin`."""
+        self._pinned.update(videos)
+        self._tell_pinned(*self._roles)
+
+    def unpin(self, videos: Set[bytes]) -> None:
+        """See `pin`."""
+        self._pinned -= Counter(videos)
+        self._tell_pinned(*self._roles)
+
+    def _tell_pinned(self, *roles: Role) -> None:
+        pin = Pin(videos=tuple(self._pinned)[-MAX_PINNED:])
+        for role in roles:
+            self._actors[role].post(pin)
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run work of an answer in the task group. ``work`` must not raise, for it would end the engine."""
@@ -308,6 +327,8 @@ class Pair:
         return LOSSES + (role in session.suspected)
 
     def back(self, role: Role, kept: Set[int]) -> None:
+        if self._pinned:
+            self._tell_pinned(role)
         suspect = self._suspects.pop(role, None)
         if suspect is not None and suspect.coordinator.state is State.FAILED:  # its caller has left
             self._actors[role].restarts.refund()

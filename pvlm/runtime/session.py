@@ -10,10 +10,21 @@ import anyio
 from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Command, Event, Judged, ToDraftActor, ToTargetActor, WindowTaken
 from pvlm.runtime.supervisor import Supervisor
+from pvlm.telemetry.metrics import PREFIX_HITS, PREFIX_QUERIES
 from pvlm.telemetry.recorder import Recorder
 from pvlm.telemetry.reporter import AnswerReport, Reporter
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import Closed, Failed, FromActor, Open, PrefillDone, ToActor
+from pvlm_protocols.messages import (
+    Closed,
+    Failed,
+    FromActor,
+    NeedVideo,
+    Open,
+    Opened,
+    PrefillDone,
+    ToActor,
+    VideoContent,
+)
 
 
 class LiveSession:
@@ -55,6 +66,11 @@ class LiveSession:
             self._reporter.fault("session_failed", role=role, session=self.id, reason=what)
         if isinstance(message, PrefillDone):
             self.prefilling.discard(role)
+        if isinstance(message, Opened):
+            self._reporter.add(PREFIX_QUERIES, message.prompt_tokens, role=role)
+            self._reporter.add(PREFIX_HITS, message.cached_tokens, role=role)
+        if isinstance(message, NeedVideo):
+            self._send_pixels(role)
         if isinstance(message, Closed | Failed):
             self.freed_by(role)
 
@@ -103,6 +119,12 @@ class LiveSession:
             self.prefilling.add(role)
             self._freed = anyio.Event()
         self._actors[role].post(message)
+
+    def _send_pixels(self, role: Role) -> None:
+        """The actor has evicted the rows of a video whose pixels stayed here."""
+        openings = self.coordinator.openings
+        if (opening := openings.target if role == "target" else openings.draft) is not None:
+            self._actors[role].post(VideoContent(session=self.id, visuals=opening.visuals))
 
     def freed_by(self, role: Role) -> None:
         """An actor has closed the session, or is lost and its cache with it."""

@@ -33,7 +33,7 @@ from pvlm.workers.backoff import Backoff
 from pvlm.workers.launch import RunningActor, WorkerLost
 from pvlm.workers.silence import silence
 from pvlm_protocols.backend import ModelInfo, Role
-from pvlm_protocols.messages import Began, Close, Dying, Failed, FromActor, Pong, SessionMessage, ToActor
+from pvlm_protocols.messages import Began, Close, Dying, Failed, FromActor, Pong, PrefixesKept, SessionMessage, ToActor
 
 RESTART_PAUSE_S = 0.5
 """After a start that failed, before the next; doubled each time. The first start of a lost actor is at once."""
@@ -198,10 +198,11 @@ class Supervisor:
         """End the actor; call it when the tasks have ended."""
         self.restarts.given_up = True
         self._changed.set()
-        actor, self._contact = self._actor, None
-        if actor is not None:
+        contact, self._contact = self._contact, None
+        if contact is not None:
+            contact.end()
             self._reporter.add(WORKERS_RUNNING, -1, role=self.role)
-            await actor.aclose()
+            await contact.actor.aclose()
         self._starter.close()
 
     async def _start(self) -> None:
@@ -239,6 +240,8 @@ class Supervisor:
                 contact.answered(message)
             case Began():
                 contact.actor.mark.set(*message.sessions)
+            case PrefixesKept():
+                contact.keeps(message)
             case Dying():
                 loss = Loss(f"{message.error}: {message.message}", message.traceback)
                 self._lose(contact.actor, loss, self._suspects(contact.actor))

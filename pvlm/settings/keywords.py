@@ -43,6 +43,7 @@ class PretrainedKeywords(TypedDict, total=False):
     max_sessions: int
     max_waiting: int
     max_video_bytes: int
+    prefix_cache_bytes: int | None
     start_timeout_s: float
     decode_timeout_s: float
     draft_restarts: int
@@ -60,8 +61,17 @@ class EngineKeywords(PretrainedKeywords, total=False):
     draft: str | PathLike[str] | None
 
 
-class AnswerKeywords(TypedDict, total=False):
-    """Options of one answer: see `pvlm.AnswerOptions`."""
+class FrameKeywords(TypedDict, total=False):
+    """Options that choose the frames of a video: see `pvlm.AnswerOptions`."""
+
+    num_frames: int | None
+    fps: float | None
+    start: float | None
+    end: float | None
+
+
+class QuestionKeywords(TypedDict, total=False):
+    """Options of one answer about frames that were chosen before: see `pvlm.AnswerOptions`."""
 
     max_tokens: int
     max_new_tokens: int
@@ -75,13 +85,13 @@ class AnswerKeywords(TypedDict, total=False):
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
-    num_frames: int | None
-    fps: float | None
-    start: float | None
-    end: float | None
     method: _Method | None
     parallel_prefill: bool | None
     parallel_decode: bool | None
     prune: str | None
     prune_ratio: float | None
     window: Literal["auto"] | int | None
+
+
+class AnswerKeywords(QuestionKeywords, FrameKeywords, total=False):
+    """Options of one answer: see `pvlm.AnswerOptions`."""

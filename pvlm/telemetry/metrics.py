@@ -89,6 +89,26 @@ REQUEST_LATENCY = Metric(
     buckets=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0),
 )
 
+# ---- what is kept between answers ---------------------------------------------------------------------------------
+
+PREFIX_QUERIES = Metric(
+    "pvlm:prefix_cache_queries", "counter", "Tokens of prompts that a model was asked about, by role.", labels=("role",)
+)
+PREFIX_HITS = Metric(
+    "pvlm:prefix_cache_hits", "counter", "Those of them whose rows the model had kept, by role.", labels=("role",)
+)
+PREFIX_EVICTIONS = Metric(
+    "pvlm:prefix_cache_evictions", "counter", "Kept prefixes that made room for others, by role.", labels=("role",)
+)
+PREFIXES = Metric("pvlm:prefix_cache_prefixes", "gauge", "Prefixes that a model keeps, by role.", labels=("role",))
+PREFIX_BYTES = Metric("pvlm:prefix_cache_bytes", "gauge", "Memory of these prefixes, by role.", labels=("role",))
+VIDEOS = Metric(
+    "pvlm:videos",
+    "counter",
+    "Videos and images of prompts by where their frames came from: read, or kept from an earlier question.",
+    labels=("source",),
+)
+
 # ---- workers and faults -------------------------------------------------------------------------------------------
 
 WORKERS_RUNNING = Metric("pvlm:workers_running", "gauge", "Workers that are there, by role.", labels=("role",))
@@ -115,6 +135,12 @@ METRICS: tuple[Metric, ...] = (
     TIME_TO_FIRST_TOKEN,
     INTER_TOKEN_LATENCY,
     REQUEST_LATENCY,
+    PREFIX_QUERIES,
+    PREFIX_HITS,
+    PREFIX_EVICTIONS,
+    PREFIXES,
+    PREFIX_BYTES,
+    VIDEOS,
     WORKERS_RUNNING,
     WORKER_RESTARTS,
     FAULTS,

@@ -14,7 +14,7 @@ from pvlm.transports import MAILBOX_BYTES, MAILBOX_MESSAGES, ChannelClosed, Chan
 from pvlm.transports.arrivals import Arrivals
 from pvlm.transports.link import ConnectionDamaged, Frames, Link
 from pvlm_protocols.codec import INLINE_BYTES, ProtocolError, decode_for_actor, decode_from_actor, encode
-from pvlm_protocols.messages import FromActor, Message, Open, ToActor
+from pvlm_protocols.messages import FromActor, Message, Open, ToActor, VideoContent
 
 Incoming = TypeVar("Incoming", bound=Message)
 
@@ -34,7 +34,7 @@ class Wire(Generic[Incoming]):
     def post(self, message: Message) -> None:
         """Write a message. Raises ProtocolError where it exceeds the limits, and what ``write`` raises."""
         known: tuple[int | None, ...] = ()
-        if isinstance(message, Open):
+        if isinstance(message, Open | VideoContent):
             known = tuple(video.checksum for video in message.visuals if video.pixels.nbytes > INLINE_BYTES)
         self._write(self._link.send(encode(message), known))
 

@@ -1,7 +1,7 @@
-"""What the decoder process and its parent say to each other while it decodes: lines of JSON over a socket pair.
+"""What the decoder process and its parent say to each other: lines of JSON over a socket pair.
 
-The process says how many bytes its frames need, and waits for a line that allows them. Then it says what share of the
-frames it has read.
+The first line is the parent's, the `pvlm.video.request.Request`. Then the process says how many bytes its frames need,
+and waits for a line that allows them. Then it says what share of the frames it has read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
@@ -31,6 +31,12 @@ class Reporter:
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
+
+    def request(self) -> Any:
+        """Wait for the first line, and return its value; None where the parent has gone."""
+        with self._socket.makefile("rb") as lines:
+            line = lines.readline()
+        return json.loads(line) if line.endswith(b"\n") else None
 
     def ask_for(self, size: int) -> None:
         """Wait until the parent has room for ``size`` bytes, which replace those of an earlier call."""

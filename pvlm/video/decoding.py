@@ -1,9 +1,9 @@
-"""The process that decodes one video: ``python -m pvlm.video.decoding REQUEST``; started by `pvlm.video.process`.
+"""The process that decodes one video: ``python -m pvlm.video.decoding FD``; started by `pvlm.video.decoder`.
 
-REQUEST is a JSON object (`Request`). The process writes the frames to file descriptor ``frames_fd`` as raw bytes, in
-order. It writes a JSON object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Over ``talk_fd``
-it asks for room for its frames, and reports progress (`pvlm.video.conversation`). Standard input is a life-line: at
-its end this process exits. An alarm ends the process if it hangs in native code.
+Over the socket FD it waits for its video, a JSON object (`Request`). Over the same socket it then asks for room for its
+frames, and reports progress (`pvlm.video.conversation`). It writes the frames to file descriptor ``frames_fd`` as raw
+bytes, in order, and a JSON object with their shape and times, or with an error (`Reply`), to ``reply_fd``. Standard
+input is a life-line: at its end this process exits. An alarm ends the process if it hangs in native code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,22 +40,27 @@ _MEMORY_MARGIN_BYTES = 4 << 30
 
 
 def main(argument: str) -> None:
-    request: Request = json.loads(argument)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles the terminal's Ctrl-C
+    leave_with_parent()
+    with suppress(ImportError):  # ahead of need; another reader may do without it
+        import_module("pvlm.video.pyav_reader")
+    talk = Reporter(int(argument))
+    request: Request | None = talk.request()
+    if request is None:
+        os._exit(0)
     _limit_memory(request["max_bytes"])
     signal.alarm(int(min(request["timeout_s"] + _ALARM_MARGIN_S, 1 << 30)))
-    leave_with_parent()
-    reply = answer(request)
+    reply = answer(request, talk)
     with open(request["reply_fd"], "w", encoding="ascii") as file:
         json.dump(reply, file)
     sys.stderr.flush()
     os._exit(0)  # a decoder's destructors may hang
 
 
-def answer(request: Request) -> Reply:
+def answer(request: Request, talk: Reporter) -> Reply:
     """Decode a video. Never raises: an error becomes a reply."""
     try:
-        return _decode(request)
+        return _decode(request, talk)
     except VideoError as error:
         return Reply(error="video", reason=error.reason)
     except (ConfigError, OptionError) as error:
@@ -70,11 +77,10 @@ def answer(request: Request) -> Reply:
         return Reply(error="failure", reason=reason, traceback=traceback.format_exc())
 
 
-def _decode(request: Request) -> Reply:
+def _decode(request: Request, talk: Reporter) -> Reply:
     reader_class = load_reader(request["reader"])
     check_file(request["path"], request["name"])
     reader: VideoReader = reader_class(os.path.abspath(request["path"]))
-    talk = Reporter(request["talk_fd"])
     try:
         return _read(request, reader, talk)
     except FramesRecounted:

@@ -1,4 +1,4 @@
-"""The decoder process: runs `pvlm.video.decoding`, and kills it at a deadline or a cancellation.
+"""Decoding a video in a process of its own, which is killed at a deadline or a cancellation.
 
 Frames come back through an anonymous file in memory that both processes have open. So they are not copied, and no file
 remains when either process dies. POSIX only.
@@ -11,18 +11,18 @@ import math
 import mmap
 import os
 import signal
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
 import numpy as np
 
-from pvlm.children import end_child, reached_limit, start_child
+from pvlm.children import reached_limit
 from pvlm.errors import OptionError, RemoteTraceback, VideoError
-from pvlm.video.anonymous import anonymous_file, read_all, write_all
+from pvlm.video.anonymous import read_all, write_all
 from pvlm.video.conversation import Listener, NonsenseError, OnProgress
+from pvlm.video.decoder import Decoder, Decoders
 from pvlm.video.request import Reply, Request
 from pvlm.video.room import Lease
 
@@ -52,27 +52,28 @@ async def decode(
     timeout_s: float,
     lease: Lease,
     on_progress: OnProgress | None,
+    decoders: Decoders,
 ) -> Decoded:
     """Decode in a process of its own. ``source``: a path, or the bytes of an encoded video.
 
-    ``lease``: takes room for the frames. ``on_progress``: gets the share that has been read.
+    ``lease``: takes room for the frames. ``on_progress``: gets the share that has been read. ``decoders``: gives the
+    process.
 
     Raises VideoError, and OptionError for a request that this video cannot satisfy. A cancellation kills and reaps the
     process before it propagates.
     """
-    with ExitStack() as files:
-        files.enter_context(_limits_named(name))
-        frames_fd, reply_fd, log_fd = (files.enter_context(anonymous_file()) for _ in range(3))
-        ours, theirs = (files.enter_context(end) for end in socket.socketpair())
-        listener = Listener(ours, lease, on_progress)
-        fds = [frames_fd, reply_fd, theirs.fileno()]
-        if not isinstance(source, str):
-            video_fd = files.enter_context(anonymous_file())
-            fds.append(video_fd)
-            await anyio.to_thread.run_sync(write_all, video_fd, source)
-            source = f"/dev/fd/{video_fd}"
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_limits_named(name))
+        decoder = await decoders.take()
+        stack.callback(decoders.served)
+        stack.push_async_callback(decoder.aclose)
+        if isinstance(source, str):
+            path = _absolute(source)
+        else:
+            await anyio.to_thread.run_sync(write_all, decoder.video_fd, source)
+            path = f"/dev/fd/{decoder.video_fd}"
         request = Request(
-            path=source,
+            path=path,
             name=name,
             reader=reader,
             num_frames=num_frames,
@@ -83,15 +84,14 @@ async def decode(
             end=end,
             max_bytes=lease.max_bytes,
             timeout_s=timeout_s,
-            frames_fd=frames_fd,
-            reply_fd=reply_fd,
-            talk_fd=theirs.fileno(),
+            frames_fd=decoder.frames_fd,
+            reply_fd=decoder.reply_fd,
         )
-        status = await _run(request, fds, log_fd, theirs, listener)
+        status = await _run(decoder, request, lease, on_progress)
         if status is None:
             raise VideoError(name, f"decoding took longer than {timeout_s:g} s (decode_timeout_s), so it was stopped")
-        log = read_all(log_fd).decode(errors="replace").strip()[-4000:]
-        text = read_all(reply_fd, 1 << 30)
+        log = read_all(decoder.log_fd).decode(errors="replace").strip()[-4000:]
+        text = read_all(decoder.reply_fd, 1 << 30)
         if status != 0 or not text:
             cause = RemoteTraceback(log) if log else None
             raise VideoError(name, f"the decoder process {_ending(status)}") from cause
@@ -99,12 +99,20 @@ async def decode(
         if "error" in reply:
             raise _error(name, reply)
         return Decoded(
-            frames=_map_frames(frames_fd, tuple(reply["shape"]), name),
+            frames=_map_frames(decoder.frames_fd, tuple(reply["shape"]), name),
             indices=tuple(reply["indices"]),
             timestamps_s=tuple(reply["timestamps_s"]),
             source_fps=reply["source"][0],
             source_frames=reply["source"][1],
         )
+
+
+def _absolute(path: str) -> str:
+    """The process may have been started in another directory."""
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the current directory is deleted
+        return path
 
 
 @contextmanager
@@ -115,19 +123,17 @@ def _limits_named(name: str) -> Iterator[None]:
         raise VideoError(name, f"the decoder process cannot be started: {reached_limit(error)}") from error
 
 
-async def _run(request: Request, fds: list[int], log_fd: int, theirs: socket.socket, listener: Listener) -> int | None:
+async def _run(decoder: Decoder, request: Request, lease: Lease, on_progress: OnProgress | None) -> int | None:
     """Exit status of the process; None if the time limit ended it."""
-    process = await start_child("pvlm.video.decoding", json.dumps(request), stdout=log_fd, stderr=log_fd, pass_fds=fds)
     try:
-        theirs.close()
+        with suppress(ConnectionError):  # it has died, and its exit status says how
+            decoder.ask(request)
         with anyio.move_on_after(request["timeout_s"]) as limit:
-            await listener.listen(limit)
-            return await process.wait()
+            await Listener(decoder.talk, lease, on_progress).listen(limit)
+            return await decoder.status()
         return None
     except NonsenseError as error:
         raise VideoError(request["name"], f"the decoder process says what it should not say: {error}") from error
-    finally:
-        await end_child(process)
 
 
 def _map_frames(fd: int, shape: tuple[int, ...], name: str) -> np.ndarray:

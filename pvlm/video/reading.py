@@ -15,6 +15,7 @@ import numpy as np
 from pvlm.errors import OptionError, VideoError
 from pvlm.video.arrays import as_frames
 from pvlm.video.conversation import OnProgress
+from pvlm.video.decoder import Decoders
 from pvlm.video.process import decode
 from pvlm.video.room import Lease, Room
 from pvlm.video.selection import check_count, consecutive, uniform
@@ -65,6 +66,7 @@ async def read_video(
     timeout_s: float = 120,
     lease: Lease | None = None,
     on_progress: OnProgress | None = None,
+    decoders: Decoders | None = None,
 ) -> Video:
     """Read frames of a video; `pvlm.video.selection` defines their choice.
 
@@ -74,7 +76,7 @@ async def read_video(
     in seconds, restrict the part of the video. ``reader``: name of a plug-in (`VideoReader`).
     ``timeout_s``: time limit of decoding. ``lease``: takes room for the frames of a file, which other videos share;
     None: `MAX_BYTES` for this one. A wait for room does not count for the time limit. ``on_progress``: called with the
-    share of the frames that has been read, for files.
+    share of the frames that has been read, for files. ``decoders``: where the process comes from; None: a new one.
 
     Files are decoded in a process of their own, which is killed at the time limit or when the caller is cancelled.
 
@@ -111,6 +113,7 @@ async def read_video(
         timeout_s=timeout_s,
         lease=lease or Room().lease(),
         on_progress=on_progress,
+        decoders=decoders or Decoders(),
     )
     return Video(decoded.frames, decoded.indices, decoded.timestamps_s, decoded.source_fps, decoded.source_frames)
 

@@ -25,8 +25,6 @@ class Request(TypedDict):
     timeout_s: float
     frames_fd: int
     reply_fd: int
-    talk_fd: int
-    """A socket; see `pvlm.video.conversation`."""
 
 
 class Reply(TypedDict, total=False):

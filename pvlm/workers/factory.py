@@ -25,13 +25,18 @@ class LoadedModel(NamedTuple):
 
 
 def make_actor(
-    role: Role, backend: Backend, mailbox: Mailbox, info: ModelInfo | None = None, mark: Mark | None = None
+    role: Role,
+    backend: Backend,
+    mailbox: Mailbox,
+    info: ModelInfo | None = None,
+    mark: Mark | None = None,
+    prefix_bytes: int = 0,
 ) -> Actor:
-    """Return the actor of a role. ``info``: what it says of its model (None: the backend's own). Imports torch."""
+    """Return the actor of a role; see `Actor` for the arguments. Imports torch."""
     from pvlm.actors.draft import DraftActor
     from pvlm.actors.target import TargetActor
 
-    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, info, mark)
+    return (TargetActor if role == "target" else DraftActor)(backend, mailbox, info, mark, prefix_bytes)
 
 
 def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], None]) -> LoadedModel:

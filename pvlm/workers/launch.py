@@ -22,14 +22,18 @@ from pvlm.transports import Channel, ChannelClosed, ChannelFull, inproc
 from pvlm.transports.sockets import SocketChannel, listen
 from pvlm.workers.clocks import HostClock
 from pvlm.workers.factory import load_backend, make_actor
+from pvlm.workers.memory import kept_bytes
 from pvlm.workers.process import WorkerSpec
 from pvlm.workers.silence import computed, silence
 from pvlm_protocols.backend import ModelInfo, Role
 from pvlm_protocols.codec import PROTOCOL_VERSION
-from pvlm_protocols.messages import Dying, Hello, Loading, Open, Resume, Stop, ToActor
+from pvlm_protocols.messages import Dying, Hello, Loading, Open, PrefixesKept, Resume, Stop, ToActor
+from pvlm_protocols.turns import OpenTurn, VideoFrames
 
 STOP_TIMEOUT_S = 2.0
 STDERR_LINES = 40
+MOST_SHOWN = 4096
+"""Videos that an actor is known to have seen."""
 
 
 class WorkerLost(ModelError):
@@ -75,6 +79,10 @@ class RunningActor:
     """Whose unit of work it does. A worker on another host reports whose it did last."""
     known: bool = False
     """It is on another host, and has lived since it was last connected."""
+    kept: PrefixesKept | None = None
+    """What it keeps of prompts; None if it has not said."""
+    shown: set[bytes] = field(default_factory=set)
+    """Digests of videos whose pixels it has had. It may have evicted them, and says so by `NeedVideo`."""
 
     def post(self, message: ToActor) -> None:
         """Send without waiting. Raises as `Channel.post`.
@@ -87,7 +95,27 @@ class RunningActor:
                 message = Resume(
                     session=message.session, committed=message.committed, epoch=message.epoch, window=message.window
                 )
+        if isinstance(message, Open):
+            message = self._without_known_pixels(message)
         self.channel.post(message)
+
+    def _without_known_pixels(self, opening: Open) -> Open:
+        if len(self.shown) > MOST_SHOWN:
+            self.shown.clear()
+        if self.kept is None or not self.kept.count:
+            self.shown.update(visual.digest for visual in opening.visuals)
+            return opening
+
+        def part(part: str | VideoFrames) -> str | VideoFrames:
+            if isinstance(part, str) or not part.digest:
+                return part
+            if part.digest in self.shown:
+                return part.without_pixels()
+            self.shown.add(part.digest)
+            return part
+
+        turns = tuple(OpenTurn(role=turn.role, parts=tuple(map(part, turn.parts))) for turn in opening.turns)
+        return msgspec.structs.replace(opening, turns=turns)
 
     async def aclose(self) -> None:
         try:
@@ -280,7 +308,7 @@ async def _in_thread(role: Role, spec: WorkerSpec) -> tuple[Channel, Worker, Mar
         try:
             backend, info = load_backend(spec.backend, spec.load_options(role), mailbox.post)
             try:
-                make_actor(role, backend, mailbox, info, mark).run()
+                make_actor(role, backend, mailbox, info, mark, kept_bytes(spec.prefix_cache_bytes, info.device)).run()
             finally:
                 backend.close()
         except Exception as error:
@@ -311,7 +339,7 @@ class WorkerThread:
 
     def failed(self, post: Callable[[Dying], None], error: Exception) -> None:
         """Called by the thread when it could not load, or its actor failed."""
-        from pvlm.actors.actor import dying
+        from pvlm.actors.reports import dying
 
         try:
             post(dying(self._role, error))

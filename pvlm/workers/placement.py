@@ -48,4 +48,5 @@ def worker_spec(config: EngineConfig, role: Role, model: str, backend: str, *, a
         affinity=affinity or (),
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
+        prefix_cache_bytes=config.prefix_cache_bytes,
     )

@@ -8,11 +8,12 @@ import os
 
 import msgspec
 
-from pvlm.actors.actor import dying
 from pvlm.actors.mark import Mark, SharedMark
+from pvlm.actors.reports import dying
 from pvlm.children import leave_with_parent
 from pvlm.transports.sockets import connect
 from pvlm.workers.factory import load_backend, make_actor
+from pvlm.workers.memory import kept_bytes
 from pvlm.workers.scheduling import take_long_slices
 from pvlm_protocols.backend import LoadOptions, Role
 
@@ -30,6 +31,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Cores to stay on; empty: any."""
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    prefix_cache_bytes: int | None = None
+    """For kept prefixes; None: by memory."""
     keys: str | None = None
     """Directory made by ``pvlm keys new``, for an engine on another host."""
     life_line: bool = True
@@ -69,6 +72,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             arguments.append("--trust-remote-code")
         if self.allow_pickle:
             arguments.append("--allow-pickle")
+        if self.prefix_cache_bytes is not None:
+            arguments += ["--prefix-cache-bytes", str(self.prefix_cache_bytes)]
         if self.mark is not None:
             arguments += ["--mark", str(self.mark)]
         return [*arguments, "--life-line"]
@@ -92,7 +97,7 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
         mailbox.close()
         return 1
     try:
-        make_actor(role, backend, mailbox, info, mark).run()
+        make_actor(role, backend, mailbox, info, mark, kept_bytes(spec.prefix_cache_bytes, info.device)).run()
     except Exception:
         return 1  # the actor has told the engine
     finally:

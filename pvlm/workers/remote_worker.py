@@ -19,6 +19,7 @@ from pvlm.transports.curve import Keys
 from pvlm.transports.zmq_mailbox import ZmqMailbox
 from pvlm.workers.backoff import Backoff
 from pvlm.workers.factory import load_backend, make_actor
+from pvlm.workers.memory import kept_bytes
 from pvlm.workers.process import WorkerSpec
 from pvlm_protocols.backend import Role
 from pvlm_protocols.messages import Began, FromActor
@@ -53,7 +54,9 @@ def serve(role: Role, spec: WorkerSpec) -> None:
                 log.warning("no_engine", endpoint=spec.connect, reason=str(error), next_try_in_s=pauses.next_s)
             else:
                 log.info("connected", endpoint=spec.connect)
-                actor = actor or make_actor(role, backend, mailbox, info)
+                actor = actor or make_actor(
+                    role, backend, mailbox, info, prefix_bytes=kept_bytes(spec.prefix_cache_bytes, info.device)
+                )
                 if _served(actor, mailbox, pauses.next_s):
                     pauses.reset()
                 log.info("disconnected", endpoint=spec.connect, next_try_in_s=pauses.next_s)

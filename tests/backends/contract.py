@@ -13,9 +13,10 @@ A plug-in's own tests subclass `BackendContract` and define two fixtures::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from pvlm_protocols.backend import (
     Backend,
     BackendError,
     EarlyStates,
+    FramesMissing,
     GreedyDrafting,
     InterruptibleOpening,
     Prompt,
@@ -30,7 +32,10 @@ from pvlm_protocols.backend import (
     Session,
     SharedPasses,
     SteppedPrefill,
+    Turn,
+    Visual,
 )
+from pvlm_protocols.prefixes import KeptPrefix, KeptPrefixes, PrefixSession
 
 CAPACITY = 12
 TOKENS = [11, 7, 29, 3, 17, 5]
@@ -373,6 +378,79 @@ class BackendContract:
         self.same(first, expected)
         self.same(second, expected[:1])
 
+    def test_a_session_on_a_kept_prefix_is_one_without(self, backend: Backend, prompt: Prompt) -> None:
+        """The prefix outlives its session; pixels that it covers are not needed; its states of the video stay."""
+        keeping, kept = _keeping(backend), _Kept()
+        prompt = dataclasses.replace(prompt, digest=b"a video")
+        first = keeping.open_on(prompt, CAPACITY, kept.find, lambda: None)
+        first.prefill(early_layer=1, on_early_layer=lambda _: None)
+        kept.keep(first)
+        first.extend(TOKENS)
+        first.close()
+        again = dataclasses.replace(prompt, question="And then, what else?")
+        fresh, states = backend.open(again, CAPACITY), list[EarlyStates]()
+        expected = fresh.prefill(early_layer=1, on_early_layer=states.append, early_attention=True).clone()
+        expected_rows = fresh.extend(TOKENS).clone()
+        assert again.frames is not None
+        missing = np.broadcast_to(np.uint8(0), again.frames.shape)
+        for asked in (again, dataclasses.replace(again, frames=missing, missing=True)):
+            session = keeping.open_on(asked, CAPACITY, kept.find, lambda: None)
+            assert 0 < session.cached_tokens < session.prompt_tokens == fresh.prompt_tokens
+            assert session.cached_video_tokens == session.video_tokens
+            logits = session.prefill(early_layer=1, on_early_layer=states.append, early_attention=True)
+            assert session.prompt_rows == session.prompt_tokens
+            self.same_on_prefix(logits, expected)
+            self.same_on_prefix(session.extend(TOKENS), expected_rows)
+            for name in ("video_first", "video_last", "question_first", "question_last", "attention"):
+                close(getattr(states[-1], name), getattr(states[0], name))
+            states[-1].video_last.zero_()  # the receiver's own
+        other = dataclasses.replace(prompt, digest=b"another")
+        assert keeping.open_on(other, CAPACITY, kept.find, lambda: None).cached_tokens == 0
+        with pytest.raises(FramesMissing):
+            keeping.open_on(dataclasses.replace(other, frames=missing, missing=True), CAPACITY, kept.find, lambda: None)
+
+    same_on_prefix = staticmethod(close)
+    """How nearly a session on a kept prefix gives the logits of one without."""
+
+    @pytest.mark.parametrize("compact", [False, True])
+    def test_a_pruned_prefix_stays_as_it_was(self, backend: Backend, prompt: Prompt, compact: bool) -> None:
+        """Another mask counts for what comes after it alone. A session without the prefix can have the same rows."""
+        keeping, kept = _keeping(backend), _Kept()
+        prompt = dataclasses.replace(prompt, digest=b"a video")
+        first = keeping.open_on(prompt, CAPACITY, kept.find, lambda: None)
+        keep = torch.arange(first.video_tokens) % 3 == 1
+        first.prefill(keep, compact_positions=compact)
+        kept.keep(first)
+        again = dataclasses.replace(prompt, question="And then, what else?")
+        fresh = backend.open(again, CAPACITY)
+        expected = fresh.prefill(keep, compact_positions=compact).clone()
+        for mask in (None, ~keep):
+            session = keeping.open_on(again, CAPACITY, kept.find, lambda: None)
+            self.same_on_prefix(session.prefill(mask, compact_positions=compact), expected)
+            assert session.prompt_rows == session.prompt_tokens - int((~keep).sum())
+            self.same_on_prefix(session.extend(TOKENS), fresh.extend(TOKENS))
+            fresh.truncate(0)
+
+    def test_a_conversation_goes_on_on_its_own_beginning(self, backend: Backend, prompt: Prompt) -> None:
+        """Each prefix is the parent of the next, and no row is in two of them."""
+        keeping, kept = _keeping(backend), _Kept()
+        assert prompt.frames is not None
+        video = Visual(prompt.frames, digest=b"a video")
+        turns = [Turn("user", (video, "What is it?")), Turn("assistant", ("A dog.",))]
+        for question, prefixes in (("Which colour?", 2), ("Where is it?", 2), ("Is it big?", 3)):
+            asked = Prompt(question, turns=(*turns, Turn("user", (question,))))
+            session, fresh = keeping.open_on(asked, CAPACITY, kept.find, lambda: None), backend.open(asked, CAPACITY)
+            assert (session.cached_tokens > 0) == bool(kept.found)
+            self.same_on_prefix(session.prefill(), fresh.prefill())
+            self.same_on_prefix(session.extend(TOKENS), fresh.extend(TOKENS))
+            chain = kept.keep(session)
+            assert len(chain) == prefixes
+            assert [one.parent for one in chain] == [None, *chain[:-1]]
+            each = chain[0].nbytes / chain[0].tokens  # bytes of a token
+            assert sum(one.nbytes for one in chain) == pytest.approx(chain[-1].tokens * each, rel=0.01)
+            if question == "Where is it?":
+                turns += [Turn("user", (question,)), Turn("assistant", ("There.",))]
+
     def test_a_question_about_no_video(self, backend: Backend) -> None:
         session = backend.open(Prompt("What color is the sky?"), CAPACITY)
         assert session.video_tokens == 0
@@ -432,6 +510,27 @@ def _stepped(session: Session) -> _Stepped:
     if not isinstance(session, SteppedPrefill):
         pytest.skip("this backend does not offer it")
     return cast(_Stepped, session)
+
+
+class _Kept:
+    """Prefixes by their keys."""
+
+    def __init__(self) -> None:
+        self.found: dict[bytes, KeptPrefix] = {}
+
+    def find(self, key: bytes) -> KeptPrefix | None:
+        return self.found.get(key)
+
+    def keep(self, session: PrefixSession) -> Sequence[KeptPrefix]:
+        prefixes = session.prefixes()
+        self.found.update((prefix.key, prefix) for prefix in prefixes)
+        return prefixes
+
+
+def _keeping(backend: Backend) -> KeptPrefixes:
+    if not isinstance(backend, KeptPrefixes):
+        pytest.skip("this backend does not offer it")
+    return backend
 
 
 def _shared(backend: Backend) -> SharedPasses:

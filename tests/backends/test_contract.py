@@ -54,6 +54,10 @@ class TestTorch(BackendContract):
     def backend(self, load_backend: Callable[[str, str], Backend], checkpoint: str) -> Backend:
         return load_backend("torch", checkpoint)
 
+    @staticmethod
+    def same_on_prefix(left: torch.Tensor, right: torch.Tensor) -> None:
+        assert torch.equal(left, right)
+
 
 @pytest.mark.skipif(not NATIVE, reason=NOT_NATIVE)
 class TestNative(BackendContract):
@@ -62,6 +66,8 @@ class TestNative(BackendContract):
         return load_backend("native", checkpoint)
 
     same = staticmethod(equal)
+
+    same_on_prefix = same
 
 
 class TestHuggingFace(BackendContract):

@@ -17,6 +17,8 @@ ORDER = (
     "processing",
     "weights",
     "checkpoint",
+    "prefix",
+    "early_states",
     "session",
     "families",
     "raw",

@@ -164,7 +164,7 @@ class Watched:
                 return TargetGivenUp("killed")
             case "Closed":
                 return Closed(session=1, role=role)
-            case "Hello" | "Loading" | "Pong" | "Began" | "Recalled" | "Dying":
+            case "Hello" | "Loading" | "Pong" | "Began" | "Recalled" | "Dying" | "NeedVideo" | "PrefixesKept":
                 return next(message for message in SAMPLES if type(message) is kind)
             case _:
                 return kind()

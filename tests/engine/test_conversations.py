@@ -102,7 +102,7 @@ async def test_images_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ToyProcessor, "resize_image", resized)
     forms = [PICTURE, PICTURE[None], Image.fromarray(PICTURE), encoded.getvalue(), tmp_path / "picture.png"]
-    async with Engine.create(TOY, method="ar") as engine:
+    async with Engine.create(TOY, method="ar", prefix_cache_bytes=0) as engine:
         await engine.answer(messages=[user(*map(image, forms), text("What?"))], max_tokens=3)
         assert [frames.tolist() for frames in shown] == [[PICTURE.tolist()]] * 5
         with pytest.raises(VideoError, match=r"one-scene.mp4': it has \d+ frames, but an image has one"):

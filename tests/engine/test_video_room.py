@@ -21,7 +21,11 @@ async def test_answers_share_the_room_for_videos() -> None:
     """Two answers in turn, because there is room for one video; a third needs more than all of it."""
     told: list[tuple[str, float]] = []
     async with Engine.create(
-        TOY, target="0@1", max_video_bytes=BYTES, on_progress=lambda *what: told.append(what)
+        TOY,
+        target="0@1",
+        max_video_bytes=BYTES,
+        prefix_cache_bytes=0,
+        on_progress=lambda *what: told.append(what),
     ) as engine:
         async with anyio.create_task_group() as tasks:
             for _ in range(2):

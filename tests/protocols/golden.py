@@ -10,13 +10,14 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7session\x07"
         b"\xa5turns\x91\x82"
         b"\xa4role\xa4user"
-        b"\xa5parts\x92\x85"
+        b"\xa5parts\x92\x87"
         b"\xa6pixels\x93\xa5uint8\x94\x02\x01\x02\x03\xc4\x0c\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b"
         b"\xactimestamps_s\x92\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa8checksum\x09"
         b"\xa4kind\xa5image"
         b"\xa4size\x92\x03\x04"
-        b"\xb3Wo ist der W\xc3\xbcrfel?"
+        b"\xa6digest\xc4\x01\x05"
+        b"\xa8left_out\x00\xb3Wo ist der W\xc3\xbcrfel?"
         b"\xa8sampling\x89"
         b"\xaamax_tokens\x09"
         b"\xabtemperature\xcb?\xe0\x00\x00\x00\x00\x00\x00"
@@ -34,7 +35,8 @@ GOLDEN: dict[str, bytes] = {
         b"\xb1compact_positions\xc3"
         b"\xa4seed\x04"
         b"\xa8schedule\x82"
-        b"\xa4mode\xa5turns"
+        b"\xa4mode"
+        b"\xa5turns"
         b"\xafoverlap_prefill\xc2"
         b"\xa6window\x84"
         b"\xa5gamma\x05"
@@ -44,6 +46,18 @@ GOLDEN: dict[str, bytes] = {
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
         b"\xa6shares\xc2"
+    ),
+    "VideoContent": (
+        b"\x83\xa4type\xacVideoContent"
+        b"\xa7session\x07"
+        b"\xa7visuals\x91\x87"
+        b"\xa6pixels\x93\xa5uint8\x94\x00\x01\x02\x03\xc4\x00"
+        b"\xactimestamps_s\x90"
+        b"\xa8checksum\xc0"
+        b"\xa4kind\xa5video"
+        b"\xa4size\x92\x00\x00"
+        b"\xa6digest\xc4\x01\x05"
+        b"\xa8left_out\x02"
     ),
     "Resume": (
         b"\x85\xa4type\xa6Resume"
@@ -126,6 +140,10 @@ GOLDEN: dict[str, bytes] = {
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc2"
     ),
+    "Pin": (
+        b"\x82\xa4type\xa3Pin"
+        b"\xa6videos\x91\xc4\x01\x05"
+    ),
     "Ping": (
         b"\x82\xa4type\xa4Ping"
         b"\xa5nonce\x03"
@@ -161,13 +179,19 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8fraction\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "Opened": (
-        b"\x87\xa4type\xa6Opened"
+        b"\x88\xa4type\xa6Opened"
         b"\xa7session\x07"
         b"\xa4role\xa6target"
         b"\xadprompt_tokens\x15"
         b"\xacvideo_tokens\x10"
+        b"\xadcached_tokens\x11"
         b"\xa7open_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+    ),
+    "NeedVideo": (
+        b"\x83\xa4type\xa9NeedVideo"
+        b"\xa7session\x07"
+        b"\xa4role\xa5draft"
     ),
     "PrefillProgress": (
         b"\x84\xa4type\xafPrefillProgress"
@@ -196,6 +220,13 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7pass_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6finish\xa4stop"
+    ),
+    "PrefixesKept": (
+        b"\x85\xa4type\xacPrefixesKept"
+        b"\xa4role\xa6target"
+        b"\xa5count\x03"
+        b"\xa6nbytes\xcf\x00\x00\x00\x02\x00\x00\x00\x00"
+        b"\xa7evicted\x04"
     ),
     "Began": (
         b"\x83\xa4type\xa5Began"

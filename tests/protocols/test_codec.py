@@ -338,8 +338,12 @@ def beyond(kind: inspect.Type) -> list[Any]:
             return [[0] * (most + 1), *([value] for value in beyond(item))]
         case inspect.VarTupleType(item_type=inspect.FloatType() as item, max_length=int(most)):
             return [[0.0] * (most + 1), *([value] for value in beyond(item))]
+        case inspect.VarTupleType(item_type=inspect.BytesType() as item, max_length=int(most)):
+            return [[b""] * (most + 1), *([value] for value in beyond(item))]
         case inspect.VarTupleType(item_type=inspect.StructType(cls=cls), max_length=int(most)):
-            return [[OpenTurn(role="user", parts=()) if cls is OpenTurn else STOPPED] * (most + 1)]
+            frames = {"pixels": ["uint8", [1, 1, 1, 3], bytes(3)]}
+            one = {OpenTurn: OpenTurn(role="user", parts=()), VideoFrames: frames}.get(cls, STOPPED)
+            return [[one] * (most + 1)]
         case inspect.VarTupleType(
             item_type=inspect.UnionType(types=[inspect.StrType() as item, _]), max_length=int(most)
         ):
@@ -389,6 +393,8 @@ def test_the_most_of_everything_fits_in_a_message() -> None:
     [
         VideoFrames(pixels=np.zeros((0, 2, 2, 3), np.uint8)),
         VideoFrames(pixels=np.zeros((1, 0, 2, 3), np.uint8)),
+        VideoFrames(pixels=np.zeros((0, 2, 2, 3), np.uint8), left_out=2),
+        VideoFrames(pixels=np.zeros((2, 2, 2, 3), np.uint8), left_out=2, digest=b"d"),
         VideoFrames(pixels=np.zeros((1, 2, 2, 4), np.uint8)),
         VideoFrames(pixels=np.zeros((2, 2, 3), np.uint8)),
         VideoFrames(pixels=np.zeros((1, 2, 2, 3), np.float32)),
@@ -396,7 +402,7 @@ def test_the_most_of_everything_fits_in_a_message() -> None:
         VideoFrames(pixels=np.zeros((MAX_VIDEO_FRAMES + 1, 1, 1, 3), np.uint8)),
         VideoFrames(pixels=np.zeros((3, 2, 2, 3), np.uint8), timestamps_s=(0.0, 1.0)),
     ],
-    ids=lambda video: f"{video.pixels.dtype}{video.pixels.shape}",
+    ids=lambda video: f"{video.pixels.dtype}{video.pixels.shape}-{video.left_out}",
 )
 def test_arrays_that_are_no_frames_are_refused(video: VideoFrames) -> None:
     frames = encode(msgspec.structs.replace(an_opening(video.pixels), turns=asking("?", video)))

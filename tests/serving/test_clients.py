@@ -84,7 +84,13 @@ def test_openai_s_client(server: str, reference: Answer, messages: list) -> None
         options = {"stream": True, "stream_options": {"include_usage": True}}
         chunks = list(client.chat.completions.create(model="bundled", messages=messages, **options))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == reference.text
-        assert chunks[-1].usage == found.usage
+        again = chunks[-1].usage
+        assert again is not None
+        assert again.prompt_tokens_details is not None
+        kept = again.prompt_tokens_details.cached_tokens
+        assert kept is not None
+        assert 0 < kept < found.usage.prompt_tokens == again.prompt_tokens
+        assert again.total_tokens == found.usage.total_tokens
 
 
 async def test_openai_s_asynchronous_client(server: str, reference: Answer, messages: list) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from pvlm_protocols.backend import (
     Session,
     Visual,
 )
+from pvlm_protocols.prefixes import KeptPrefix
 
 from .model import EmulatedModel, read_model
 from .text import END_TOKEN, Guesses, Text, guesses_of
@@ -27,6 +29,7 @@ from .text import END_TOKEN, Guesses, Text, guesses_of
 if TYPE_CHECKING:
     import torch
 
+    from ..processing import PreparedPrompt
     from .session import EmulatedSession
 
 MAX_POSITIONS = 1 << 20
@@ -73,31 +76,72 @@ class EmulatedBackend:
             PromptError: prompt and ``capacity`` exceed the positions.
             BackendError: the backend is closed.
         """
-        from ..processing import PreparedPrompt
+        return self.open_on(prompt, capacity, None, lambda: None)
+
+    def open_on(
+        self,
+        prompt: Prompt,
+        capacity: int,
+        find: Callable[[bytes], KeptPrefix | None] | None,
+        on_progress: Callable[[], None],
+    ) -> EmulatedSession:
+        """See `pvlm_protocols.prefixes.KeptPrefixes`. Raises as `open`."""
+        from ..prefix import find_prefix
         from .session import EmulatedSession, wait_until
 
         started = time.perf_counter()
         if self._closed:
             raise BackendError("this backend is closed")
-        parts = [part for turn in prompt.conversation for part in turn.parts]
-        runs = tuple((1, self._model.video_tokens) for part in parts if isinstance(part, Visual))
-        video = len(runs) * self._model.video_tokens
-        words = sum(len(part.split()) for part in parts if isinstance(part, str))
-        start, stop = FIRST_TOKENS, FIRST_TOKENS + video
-        tokens = stop + max(1, words)
-        prepared = PreparedPrompt(
-            ids=np.zeros(tokens, np.int64),
-            visuals=(),
+        prepared = self._prepare(prompt)
+        prepared.check_positions(capacity, self.info.max_positions)
+        prefix = find_prefix(prepared, find)
+        covered = 0 if prefix is None else prefix.tokens
+        left = [visual for visual in prepared.visuals if visual.row >= covered]
+        for visual in left:
+            visual.values  # noqa: B018  raises FramesMissing
+        if left:
+            on_progress()
+            wait_until(started + self._model.open_s())
+        session = EmulatedSession(self._model, self._text, self._guesses, prepared, capacity, self._device, prefix)
+        session.keeps = find is not None
+        return session
+
+    def _prepare(self, prompt: Prompt) -> PreparedPrompt:
+        """A token for each word, after those of all videos."""
+        from ..processing import PreparedPrompt
+        from ..processing.prompt import Pixels
+
+        turns, each = prompt.conversation, self._model.video_tokens
+        visuals = [part for turn in turns for part in turn.parts if isinstance(part, Visual)]
+        start, stop = FIRST_TOKENS, FIRST_TOKENS + len(visuals) * each
+        words: list[str] = []
+        begins = []
+        for turn in turns:
+            if turn.role == "user":
+                begins.append(stop + len(words))
+            words += [word for part in turn.parts if isinstance(part, str) for word in part.split()]
+        ids = np.array([0] * stop + [crc32(word.encode()) for word in words or ["?"]], np.int64)
+        tokens = len(ids)
+        return PreparedPrompt(
+            ids=ids,
+            visuals=tuple(
+                Pixels(
+                    visual.kind,
+                    lambda: np.zeros(0, np.float32),
+                    (0, 0),
+                    start + index * each,
+                    visual.digest,
+                    visual.missing,
+                )
+                for index, visual in enumerate(visuals)
+            ),
             placeholders=np.arange(start, stop),
             video=np.arange(start, stop),
-            runs=runs,
-            question=np.arange(stop, tokens),
+            runs=((1, each),) * len(visuals),
+            question=np.arange(min(begins[-1], tokens - 1), tokens),
             positions=np.arange(tokens)[None],
+            begins=np.unique([min(begin, tokens - 1) for begin in begins]),
         )
-        prepared.check_positions(capacity, self.info.max_positions)
-        if video:
-            wait_until(started + self._model.open_s())
-        return EmulatedSession(self._model, self._text, self._guesses, prepared, capacity, self._device)
 
     def extend_together(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..prefix import Prefix
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession
 from .model import EmulatedModel
@@ -40,9 +41,10 @@ class EmulatedSession(CachedSession):
         prompt: PreparedPrompt,
         capacity: int,
         device: torch.device,
+        prefix: Prefix | None,
     ) -> None:
         """``guesses``: None for a target, which is always right."""
-        super().__init__(prompt, capacity, model.vocab_size, model.layers)
+        super().__init__(prompt, capacity, model.vocab_size, model.layers, prefix)
         self._model = model
         self._text = text
         self._guesses = guesses
@@ -51,27 +53,34 @@ class EmulatedSession(CachedSession):
         self._hidden = torch.empty(0)  # random states of the prompt
 
     def _prefill(
-        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        blocks: Sequence[int],
+        after_layer: AfterLayer,
     ) -> Iterator[torch.Tensor | None]:
         """A piece is a layer. Its time counts from its own begin, for others may have had a pass before it."""
-        prompt = self._prompt
-        dropped = 0 if kept is None else len(prompt) - len(kept)
+        prompt, begin = self._prompt, self.cached_tokens
+        dropped = len(prompt) - len(rows) - (0 if self._prefix is None else self._prefix.rows)
         self._pruned = dropped / prompt.video_tokens if prompt.video_tokens else 0.0
-        seconds = self._model.prefill_s(1 - dropped / len(prompt))
-        random = np.random.default_rng(len(prompt)).standard_normal((len(prompt), HIDDEN_SIZE), np.float32)
+        seconds = self._model.prefill_s(len(rows) / len(prompt))
+        random = np.random.default_rng(0).standard_normal((len(prompt), HIDDEN_SIZE), np.float32)
         self._hidden = hidden = torch.from_numpy(random).to(self._device)
         logits = self._logits([0])[0]
-        after_layer(0, hidden)
+        after_layer(0, hidden[begin:])
         for layer in range(1, self._layers + 1):
             wait_until(time.perf_counter() + seconds / self._layers)
-            after_layer(layer, hidden.roll(layer, 0))
+            after_layer(layer, hidden.roll(layer, 1)[begin:])
             yield logits if layer == self._layers else None
+
+    def _block(self, index: int) -> tuple[None, int]:
+        return None, 0
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One head, whose queries and keys are the layer's random input, so the attention is random."""
-        return hidden[None], self._hidden.roll(layer - 1, 0)[None]
+        return hidden[None], self._hidden.roll(layer - 1, 1)[None]
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         return shared_pass([(self, tokens)], after_layer)[0]

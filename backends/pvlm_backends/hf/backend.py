@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
 from pvlm_protocols.limits import MAX_ID
+from pvlm_protocols.prefixes import KeptPrefix
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +49,22 @@ class HuggingFaceBackend:
             PromptError: the prompt cannot be built, or it and ``capacity`` exceed the model's positions.
             BackendError: the backend is closed.
         """
+        return self.open_on(prompt, capacity, None, lambda: None)
+
+    def open_on(
+        self,
+        prompt: Prompt,
+        capacity: int,
+        find: Callable[[bytes], KeptPrefix | None] | None,
+        on_progress: Callable[[], None],
+    ) -> TransformersSession:
+        """See `pvlm_protocols.prefixes.KeptPrefixes`. The vision tower is one step. Raises as `open`."""
         if self._model is None:
             raise BackendError("this backend is closed")
-        return self._prompts.open(self._model, self._info, prompt, capacity)
+        session = self._prompts.open(self._model, self._info, prompt, capacity, find)
+        on_progress()
+        session.keeps = find is not None
+        return session
 
     def generate(
         self,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvlm_protocols.backend import BackendError, ModelInfo, Prompt
+from pvlm_protocols.prefixes import KeptPrefix
 
 from ..families import Family
+from ..prefix import find_prefix
 from ..processing import PreparedPrompt, VideoProcessor
 from .session import FamilySession
 
@@ -21,10 +24,22 @@ class FamilyPrompts:
         self.processor = processor
         self._family = family
 
-    def open(self, model: Any, info: ModelInfo, prompt: Prompt, capacity: int) -> FamilySession:
-        """Build the prompt and run the vision tower. Raises PromptError."""
+    def open(
+        self,
+        model: Any,
+        info: ModelInfo,
+        prompt: Prompt,
+        capacity: int,
+        find: Callable[[bytes], KeptPrefix | None] | None = None,
+    ) -> FamilySession:
+        """Build the prompt and run the vision tower over what no kept prefix covers. Raises PromptError, FramesMissing.
+
+        ``find``: as for `find_prefix`.
+        """
         prepared = self.processor.prepare_for(info, prompt, capacity)
-        return FamilySession(model, prepared, self._visuals(model, prepared), capacity)
+        prefix = find_prefix(prepared, find)
+        visuals = self._visuals(model, prepared, 0 if prefix is None else prefix.tokens)
+        return FamilySession(model, prepared, visuals, capacity, prefix)
 
     def with_one_video(self, model: Any, info: ModelInfo, prompt: Prompt) -> tuple[PreparedPrompt, dict[str, Tensor]]:
         """Return the prompt, and the model's keyword arguments for its video (empty without one), for `generate`.
@@ -42,10 +57,13 @@ class FamilyPrompts:
         visuals = self._visuals(model, prepared)
         return prepared, visuals[0] if visuals else {}
 
-    def _visuals(self, model: Any, prompt: PreparedPrompt) -> list[dict[str, Tensor]]:
-        """The model's keyword arguments for each of a prompt's videos and images, on its device."""
+    def _visuals(self, model: Any, prompt: PreparedPrompt, after: int = 0) -> list[dict[str, Tensor]]:
+        """The model's keyword arguments for each of a prompt's videos and images, on its device. ``after``: so many
+        tokens."""
         found = []
         for visual in prompt.visuals:
+            if visual.row < after:
+                continue
             pixels = torch.from_numpy(visual.values).to(model.device, model.dtype)
             if visual.kind == "image":
                 found.append(self._family.transformers_image(pixels, visual.size))

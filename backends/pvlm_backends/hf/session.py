@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
+from ..prefix import Prefix
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession
 
@@ -25,10 +26,13 @@ class TransformersSession(CachedSession):
         prompt: the prepared prompt.
         capacity: answer tokens to make room for.
         vocab_size: width of a logits row.
+        prefix: a kept beginning of the prompt.
     """
 
-    def __init__(self, model: Any, prompt: PreparedPrompt, capacity: int, vocab_size: int) -> None:
-        super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers)
+    def __init__(
+        self, model: Any, prompt: PreparedPrompt, capacity: int, vocab_size: int, prefix: Prefix | None = None
+    ) -> None:
+        super().__init__(prompt, capacity, vocab_size, model.config.get_text_config().num_hidden_layers, prefix)
         self._model = model
         self._device = model.device
         self._cache: DynamicCache | None = None
@@ -78,20 +82,29 @@ class FamilySession(TransformersSession):
         visuals: the model's keyword arguments for each video and image, ``pixel_values_videos`` or ``pixel_values``
             among them.
         capacity: answer tokens to make room for.
+        prefix: a kept beginning of the prompt, on which ``visuals`` are those after it. transformers' cache has no
+            segments, so a session copies its rows.
     """
 
     def __init__(
-        self, model: Any, prompt: PreparedPrompt, visuals: Sequence[Mapping[str, torch.Tensor]], capacity: int
+        self,
+        model: Any,
+        prompt: PreparedPrompt,
+        visuals: Sequence[Mapping[str, torch.Tensor]],
+        capacity: int,
+        prefix: Prefix | None = None,
     ) -> None:
-        super().__init__(model, prompt, capacity, model.get_output_embeddings().weight.shape[0])
+        super().__init__(model, prompt, capacity, model.get_output_embeddings().weight.shape[0], prefix)
         self._embeddings: torch.Tensor | None = self._embed(prompt, visuals)
+        self._ends: list[int] = []  # of the blocks of the prefill, in rows of the cache
 
     @torch.no_grad()
     def _embed(self, prompt: PreparedPrompt, visuals: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
-        """``(1, P, hidden_size)``: the decoder's input. Keeps the features for its first layers."""
-        embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids).to(self._device))
+        """``(1, n, hidden_size)``: the decoder's input after the prefix. Keeps the features for its first layers."""
+        tokens = np.arange(self.cached_tokens, len(prompt))
+        embeddings = self._model.get_input_embeddings()(torch.from_numpy(prompt.ids[tokens]).to(self._device))
         if visuals:
-            rows = torch.from_numpy(prompt.placeholders).to(self._device)
+            rows = torch.from_numpy(self.placeholders_in(tokens)[0]).to(self._device)
             video, image = self._model.get_video_features, self._model.get_image_features
             features = [(image if "pixel_values" in visual else video)(**visual) for visual in visuals]
             embeddings[rows] = torch.cat([found.pooler_output[0] for found in features])
@@ -102,17 +115,33 @@ class FamilySession(TransformersSession):
 
     @torch.no_grad()
     def _prefill(
-        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        blocks: Sequence[int],
+        after_layer: AfterLayer,
     ) -> Iterator[torch.Tensor | None]:
         assert self._embeddings is not None  # dropped only when the prefill is done
         embeddings = self._embeddings
-        if kept is not None:
-            embeddings = embeddings[:, torch.from_numpy(kept).to(self._device)]
+        if len(rows) < embeddings.shape[1]:
+            embeddings = embeddings[:, torch.from_numpy(rows - self.cached_tokens).to(self._device)]
         self._cache = DynamicCache(config=self._model.config.get_text_config())
+        for prefix in [] if self._prefix is None else self._prefix.chain:
+            for layer, (keys, values) in enumerate(prefix.content):
+                self._cache.update(keys, values, layer)
+        done = 0 if self._prefix is None else self._prefix.rows
+        self._ends = [done, *(done + np.cumsum(blocks)).tolist()]
         with after_each_layer(self._decoder_layers, after_layer):
             logits = self._run(torch.from_numpy(positions).to(self._device), inputs_embeds=embeddings, logits_to_keep=1)
         self._embeddings = None
         yield logits[0]
+
+    def _block(self, index: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], int]:
+        assert self._cache is not None  # the prefill made it
+        rows = slice(self._ends[index], self._ends[index + 1])
+        layers: list[Any] = self._cache.layers
+        kept = [(layer.keys[:, :, rows].clone(), layer.values[:, :, rows].clone()) for layer in layers]
+        return kept, sum(keys.nbytes + values.nbytes for keys, values in kept)
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]

@@ -121,7 +121,7 @@ class ChatText:
 
     def __init__(self, template: ChatTemplate, turns: Sequence[Turn], name: str) -> None:
         self.rendered = template.render(_messages(turns))
-        texts = [(turn is turns[-1], part) for turn in turns for part in turn.parts if isinstance(part, str)]
+        texts = [(turn, part) for turn in turns for part in turn.parts if isinstance(part, str)]
         # Sentinels take the places of the texts, so that the template's own text is known; no template holds them.
         literal, *others = _SENTINEL.split(template.render(_messages(turns, iter(range(len(texts))))))
         written = [int(number) for number in others[::2]]
@@ -131,13 +131,18 @@ class ChatText:
         """First character of each text, and one more than the last."""
         self.asked: list[Span] = []
         """Those of the last turn."""
+        users: dict[int, list[Span]] = {id(turn): [] for turn in turns if turn.role == "user"}
         for number, after in zip(written, others[1::2], strict=True):
-            asks, text = texts[number]
+            turn, text = texts[number]
             span = len(literal), len(literal) + len(text)
             self.spans.append(span)
-            if asks:
+            if turn is turns[-1]:
                 self.asked.append(span)
+            if id(turn) in users:
+                users[id(turn)].append(span)
             literal += text + after
+        self.users = list(users.values())
+        """Those of each turn of the user."""
         if literal != self.rendered:
             raise _changed(name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,16 +101,31 @@ class PatchProcessor(VideoProcessor):
         return math.ceil(len(frames) / self.temporal_patch_size), frames.shape[1] // side, frames.shape[2] // side
 
     def _image_part(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> VideoPart:
-        pixels = self.patches(frames, self._image_filter)
-        _, height, width = pixels.shape[:3]
+        grid = self.grid(frames)
+        _, height, width = grid
         return self._single_run(
-            pixels, height * width, self._grid_positions(*pixels.shape[:3]), max(height, width), "image"
+            partial(self.patches, frames, self._image_filter),
+            1,
+            height * width,
+            self._grid_positions(*grid),
+            max(height, width),
+            "image",
         )
 
     @staticmethod
     def _grid_positions(time: int, height: int, width: int) -> NDArray[np.int64]:
         """``(3, time * height * width)``: the moment, row and column of each token."""
         return np.indices((time, height, width)).reshape(3, -1)
+
+    def grid(self, frames: NDArray[np.uint8]) -> tuple[int, int, int]:
+        """As `video_grid`. Raises PromptError if the frames are not as `resize` returns them."""
+        side = self.token_side
+        check_frames(frames)
+        if frames.shape[1] % side or frames.shape[2] % side:
+            raise PromptError(
+                f"frames must have sides that are multiples of {side}, as `resize` returns them, not {frames.shape}"
+            )
+        return self.video_grid(frames)
 
     def patches(self, frames: NDArray[np.uint8], pixel_filter: FrameFilter | None = None) -> NDArray[np.float32]:
         """Cut resized frames, uint8 ``(T, H, W, 3)``, into patches, grouped by the token that they become.
@@ -124,16 +140,11 @@ class PatchProcessor(VideoProcessor):
         Raises:
             PromptError: the frames are not as `resize` returns them.
         """
-        side, depth, merge = self.token_side, self.temporal_patch_size, self.merge_size
-        check_frames(frames)
-        if frames.shape[1] % side or frames.shape[2] % side:
-            raise PromptError(
-                f"frames must have sides that are multiples of {side}, as `resize` returns them, not {frames.shape}"
-            )
+        depth, merge = self.temporal_patch_size, self.merge_size
+        time, height, width = self.grid(frames)
         if missing := -len(frames) % depth:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
         pixels = (pixel_filter or self._filter).normalize(frames)
-        time, height, width = self.video_grid(frames)
         patch = self.patch_size
         by_patch = pixels.reshape(time, depth, 3, height, merge, patch, width, merge, patch)
         grouped = by_patch.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)

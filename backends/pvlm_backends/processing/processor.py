@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +23,10 @@ from .text import TextProcessor
 class VideoPart:
     """The n tokens that replace the single token of a video or an image. Counts begin at the first of them."""
 
-    pixels: NDArray[np.float32]
-    """As the family's vision tower takes them; the first dimension counts moments."""
+    pixels: Callable[[], NDArray[np.float32]]
+    """Makes them as the family's vision tower takes them; the first dimension counts moments."""
+    moments: int
+    """Of a video, each with as many prunable tokens; 1 for an image."""
     ids: NDArray[np.int64]
     """``(n,)``: placeholders, and the text between them, if there is any."""
     placeholders: Rows
@@ -35,12 +37,6 @@ class VideoPart:
     """``(axes, n)``."""
     advance: int
     """Position of the text after the video."""
-    kind: VisualKind = "video"
-
-    @property
-    def moments(self) -> int:
-        """Moments of a video, each with as many prunable tokens; 1 for an image."""
-        return len(self.pixels) if self.kind == "video" else 1
 
 
 class VideoProcessor(TextProcessor, ABC):
@@ -115,15 +111,27 @@ class VideoProcessor(TextProcessor, ABC):
         for row, index in places:
             joined.replace(row, parts[index], index)
         joined.finish()
-        pixels = (Pixels(visuals[index].kind, parts[index].pixels, visuals[index].size) for _, index in places)
+        first = dict(zip((index for _, index in places), joined.begins, strict=True))
+        begins = [rows[0] for spans in text.users if len(rows := _rows_in(offsets, spans))]
         return PreparedPrompt(
             ids=np.concatenate(joined.ids).astype(np.int64),
-            visuals=tuple(pixels),
+            visuals=tuple(
+                Pixels(
+                    visuals[index].kind,
+                    parts[index].pixels,
+                    visuals[index].size,
+                    first[index],
+                    visuals[index].digest,
+                    visuals[index].missing,
+                )
+                for _, index in places
+            ),
             placeholders=_concatenated(joined.placeholders),
             video=_concatenated([joined.video[index] for index in range(len(visuals))]),
             runs=tuple((part.moments, len(part.video) // part.moments) for part in parts),
             question=joined.moved(asked),
             positions=np.concatenate(joined.positions, axis=1),
+            begins=joined.moved(np.unique(np.array(begins, np.int64))),
         )
 
     @abstractmethod
@@ -145,7 +153,8 @@ class VideoProcessor(TextProcessor, ABC):
 
     def _single_run(
         self,
-        pixels: NDArray[np.float32],
+        pixels: Callable[[], NDArray[np.float32]],
+        moments: int,
         prunable: int,
         positions: NDArray[np.int64],
         advance: int,
@@ -154,7 +163,7 @@ class VideoProcessor(TextProcessor, ABC):
         """A video or image without text between its placeholders, of which the first so many may be pruned."""
         count = positions.shape[1]
         ids = np.full(count, self._placeholders[kind][0])
-        return VideoPart(pixels, ids, np.arange(count), np.arange(prunable), positions, advance, kind)
+        return VideoPart(pixels, moments, ids, np.arange(count), np.arange(prunable), positions, advance)
 
     def _text_positions(self, first: int, count: int) -> NDArray[np.int64]:
         """``(axes, count)``: a text token has the same position on all axes."""
@@ -212,6 +221,8 @@ class _Joined:
         self.placeholders: list[Rows] = []
         self.video: dict[int, Rows] = {}
         """By the index of the video or image."""
+        self.begins: list[int] = []
+        """The first row of each part."""
         self._axes = axes
         self._rendered = np.array(rendered, np.int64)
         self._moved = np.arange(len(rendered))
@@ -222,6 +233,7 @@ class _Joined:
     def replace(self, row: int, part: VideoPart, index: int) -> None:
         """Append the text before a rendered token, and what replaces the token."""
         self._append_text(row)
+        self.begins.append(self._rows)
         self.ids.append(part.ids)
         self.positions.append(self._position + part.positions)
         self.placeholders.append(self._rows + part.placeholders)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pvlm_protocols.backend import PromptError
+from pvlm_protocols.backend import FramesMissing, PromptError
 from pvlm_protocols.prompt import VisualKind
 
 if TYPE_CHECKING:
@@ -18,15 +20,32 @@ Rows = NDArray[np.int64]
 """Indices of tokens; ascending, if nothing else is said."""
 
 
+MAX_BLOCKS = 8
+"""Blocks of a prompt. In a longer conversation the last block has several turns."""
+
+
 @dataclass(frozen=True)
 class Pixels:
     """Of a video or an image, as the family's vision tower takes them."""
 
     kind: VisualKind
-    values: NDArray[np.float32]
-    """Normalised. For a video, the first dimension counts moments."""
+    make: Callable[[], NDArray[np.float32]]
+    """Makes ``values``, which takes time and memory."""
     size: tuple[int, int] = (0, 0)
     """Height and width of the source."""
+    row: int = 0
+    """The first of its tokens."""
+    digest: bytes = b""
+    """Of its content; empty if it is unknown."""
+    missing: bool = False
+    """There is nothing to make ``values`` of."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Normalised. For a video, the first dimension counts moments. Raises FramesMissing."""
+        if self.missing:
+            raise FramesMissing(f"the pixels of a {self.kind} are missing, and no kept prefix covers it")
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,8 @@ class PreparedPrompt:
     """The tokens of the question's own text: that of the last turn."""
     positions: NDArray[np.int64]
     """``(axes, P)``: one axis, or time, row and column."""
+    begins: Rows
+    """The first token of the text of each user's turn."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +82,29 @@ class PreparedPrompt:
     def next_position(self) -> int:
         """The first position of an answer to the unpruned prompt, on all axes."""
         return int(self.positions.max()) + 1
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Where the blocks end that a prefill runs separately, so that none depends on what follows it."""
+        ends = [int(row) for row in self.begins if row > 0]
+        return *ends[: MAX_BLOCKS - 1], len(self)
+
+    def keys(self) -> dict[int, bytes]:
+        """Return keys of the beginnings that end with a block, by their number of tokens, ascending.
+
+        Equal keys mean equal token ids and equal content of videos and images. Without the last block; and without
+        beginnings in which a video or an image has no digest.
+        """
+        found: dict[int, bytes] = {}
+        for tokens in self.blocks[:-1]:
+            visuals = [visual for visual in self.visuals if visual.row < tokens]
+            if not all(visual.digest for visual in visuals):
+                break
+            whole = blake2b(self.ids[:tokens].tobytes(), digest_size=16)
+            for visual in visuals:
+                whole.update(visual.row.to_bytes(8) + visual.digest)
+            found[tokens] = whole.digest()
+        return found
 
     def check_positions(self, capacity: int, max_positions: int) -> None:
         """Raise PromptError if the prompt and ``capacity`` answer tokens exceed the model's positions."""
@@ -83,12 +127,10 @@ class PreparedPrompt:
         moved = self.positions[:, kept] - np.searchsorted(vacated, self.positions[:, kept])
         return moved, self.next_position - len(vacated)
 
-    def placeholders_in(self, kept: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
-        """Return where the placeholders are among the ``kept`` tokens (None: all), and which of them these are."""
-        if kept is None:
-            return self.placeholders, np.arange(len(self.placeholders))
-        rows = np.flatnonzero(np.isin(kept, self.placeholders))
-        return rows, np.searchsorted(self.placeholders, kept[rows])
+    def placeholders_in(self, tokens: Rows) -> tuple[Rows, Rows]:
+        """Return where the placeholders are among some of the tokens, and which of them these are."""
+        rows = np.flatnonzero(np.isin(tokens, self.placeholders))
+        return rows, np.searchsorted(self.placeholders, tokens[rows])
 
     @property
     def frames(self) -> int:

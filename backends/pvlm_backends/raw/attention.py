@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .cache import KeyValueCache, Part
+from .cache import Part, Rows
 
 
 class Attention(Protocol):
@@ -28,39 +28,55 @@ class Attention(Protocol):
 
 
 class PromptAttention:
-    """A prompt into an empty cache, in pieces of up to ``piece`` tokens.
+    """A prompt in pieces, each into one of ``segments``. Name all pieces before the first one runs.
 
-    It is long, so it uses a fused kernel. The first piece skips the masked half. A later one sees all rows before it,
-    and needs a mask: a part of one mask that serves all pieces.
+    It is long, so it uses a fused kernel. The first piece of all skips the masked half. A later one sees all rows
+    before it, and needs a mask: a part of one mask that serves all pieces. Rows of several segments are copied side by
+    side for a layer, because the kernel takes no segments.
+
+    The arithmetic of a piece depends on its own place alone, never on what follows or on who has computed the rows
+    before it. So a prefill on a kept prefix has the bits of a whole one.
     """
 
-    def __init__(self, cache: KeyValueCache, rows: int, piece: int) -> None:
-        self._filled = cache.filled(rows)
-        self._earlier = max(0, rows - 1) // piece * piece  # rows before the last piece
+    def __init__(self, segments: Sequence[Rows]) -> None:
+        self._filled = [rows.cache.filled(rows.count) for rows in segments]
+        self._before = [sum(rows.count for rows in segments[:index]) for index in range(len(segments))]
+        self._earlier = 0  # rows before the last piece
+        self._longest = 0  # tokens of a piece that needs a mask
         self._mask: Tensor | None = None
-        if self._earlier:
-            first = self._filled[0]
-            hidden = torch.full((piece, piece), -math.inf, dtype=first.dtype, device=first.device).triu_(1)
-            self._mask = torch.cat([hidden.new_zeros(piece, self._earlier), hidden], dim=1)
 
-    def piece(self, start: int, stop: int) -> Attention:
-        """The attention of the prompt's tokens from ``start`` to ``stop``."""
+    def piece(self, segment: int, start: int, stop: int) -> Attention:
+        """The attention of a segment's tokens from ``start`` to ``stop``."""
+        before = self._before[segment] + start
+        if before:
+            self._earlier, self._longest = max(self._earlier, before), max(self._longest, stop - start)
 
         def attend(layer: int, query: Tensor, key_value: Tensor) -> Tensor:
-            keys, values = (rows[:, :, :stop] for rows in self._filled[2 * layer : 2 * layer + 2])
+            keys, values = (rows[:, :, :stop] for rows in self._filled[segment][2 * layer : 2 * layer + 2])
             new_keys, new_values = key_value
             keys[:, :, start:], values[:, :, start:] = new_keys, new_values
             grouped = query.shape[1] > 1
             heads = query.flatten(0, 1)[None]
-            if start == 0:
+            if before == 0:
                 found = F.scaled_dot_product_attention(heads, new_keys, new_values, is_causal=True, enable_gqa=grouped)
             else:
-                assert self._mask is not None  # this is not the first piece
-                mask = self._mask.to(keys.device)[: stop - start, self._earlier - start : self._earlier - start + stop]
+                if segment:
+                    earlier = [filled[2 * layer : 2 * layer + 2] for filled in self._filled[:segment]]
+                    keys, values = (torch.cat(parts, dim=2) for parts in zip(*earlier, (keys, values), strict=True))
+                first = self._earlier - before
+                mask = self._whole_mask(keys)[: stop - start, first : first + keys.shape[2]]
                 found = F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask, enable_gqa=grouped)
             return found[0].transpose(0, 1).reshape(stop - start, -1)
 
         return attend
+
+    def _whole_mask(self, keys: Tensor) -> Tensor:
+        """For the longest piece and the most rows before it."""
+        if self._mask is None:
+            longest = self._longest
+            hidden = torch.full((longest, longest), -math.inf, dtype=keys.dtype, device=keys.device).triu_(1)
+            self._mask = torch.cat([hidden.new_zeros(longest, self._earlier), hidden], dim=1)
+        return self._mask.to(keys.device)
 
 
 class AnswerAttention:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pvlm_protocols.backend import BackendError, CheckpointError, LoadOptions, ModelInfo, Processor, Prompt, Session
+from pvlm_protocols.backend import (
+    BackendError,
+    CheckpointError,
+    LoadOptions,
+    ModelInfo,
+    Processor,
+    Prompt,
+    Session,
+)
+from pvlm_protocols.prefixes import KeptPrefix
 
 if TYPE_CHECKING:
     import torch
@@ -46,13 +55,26 @@ class TorchBackend:
 
     def open_in_steps(self, prompt: Prompt, capacity: int, on_progress: Callable[[], None]) -> TorchSession:
         """See `pvlm_protocols.backend.InterruptibleOpening`. Raises as `open`."""
+        return self.open_on(prompt, capacity, None, on_progress)
+
+    def open_on(
+        self,
+        prompt: Prompt,
+        capacity: int,
+        find: Callable[[bytes], KeptPrefix | None] | None,
+        on_progress: Callable[[], None],
+    ) -> TorchSession:
+        """See `pvlm_protocols.prefixes.KeptPrefixes`. Raises as `open`."""
         import torch
 
+        from ..prefix import find_prefix
         from .session import TorchSession
 
         if self._decoder is None or self._tower is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare_for(self._info, prompt, capacity)
+        prefix = find_prefix(prepared, find)
+        covered = 0 if prefix is None else prefix.tokens
         decoder, video = self._decoder, None
         with torch.inference_mode():
             features = [
@@ -62,10 +84,13 @@ class TorchBackend:
                     visual.size if visual.kind == "image" else None,
                 )
                 for visual in prepared.visuals
+                if visual.row >= covered
             ]
             if features:
                 video = torch.cat(features, dim=1)
-        return TorchSession(decoder, prepared, video, capacity)
+        session = TorchSession(decoder, prepared, video, capacity, prefix)
+        session.keeps = find is not None
+        return session
 
     def extend_together(
         self,

@@ -31,6 +31,11 @@ class KeyValueCache:
         self._by_layer_and_kind = [buffer.flatten(0, 1) for buffer in self._buffers]
 
     @property
+    def nbytes(self) -> int:
+        """Memory of all rows, in bytes."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    @property
     def start(self) -> torch.Tensor:
         """The keys of the first layer, at the start of memory with the shape above."""
         return self._buffers[0][0, 0]

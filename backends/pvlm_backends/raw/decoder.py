@@ -18,7 +18,7 @@ from ..families.config import DecoderConfig
 from ..norm import RMSNorm
 from ..placement import place_layers
 from .attention import Attention, PromptAttention, answer_attention
-from .cache import KeyValueCache, Part
+from .cache import Part, Rows
 from .linear import Linear, linear
 
 KEPT_WORKSPACES = 64
@@ -161,27 +161,38 @@ class Decoder:
         return hidden
 
     def prefill(
-        self, hidden: Tensor, rotation: Tensor, cache: KeyValueCache, after_layer: Callable[[int, Tensor], None]
+        self,
+        hidden: Tensor,
+        rotation: Tensor,
+        shared: Sequence[Rows],
+        own: Sequence[Rows],
+        after_layer: Callable[[int, Tensor], None],
     ) -> Generator[None, None, Tensor]:
-        """Run every layer over a prompt's tokens, in pieces, into an empty cache.
+        """Run every layer over a prompt's tokens, in pieces.
 
-        Arguments and result are those of `forward`. Yields after each piece of a layer; other passes may run meanwhile.
+        The tokens see the rows of ``shared``, and are written to ``own``, which are as long as the tokens. No piece
+        reaches over the end of a segment. The other arguments and the result are those of `forward`. Yields after each
+        piece of a layer; other passes may run meanwhile.
         """
-        piece = PIECES.get(self.device.type, PIECE)
-        pieces = [slice(start, min(start + piece, len(hidden))) for start in range(0, len(hidden), piece)]
-        attention = PromptAttention(cache, len(hidden), piece)
+        size = PIECES.get(self.device.type, PIECE)
+        attention = PromptAttention([*shared, *own])
+        pieces: list[tuple[slice, Attention]] = []
+        begin = 0
+        for segment, rows in enumerate(own, len(shared)):
+            for start in range(0, rows.count, size):
+                stop = min(start + size, rows.count)
+                pieces.append((slice(begin + start, begin + stop), attention.piece(segment, start, stop)))
+            begin += rows.count
         workspaces: dict[int, Workspace] = {}
         after_layer(0, hidden)
         for index, layer in enumerate(self._layers):
             if index == 0 or layer.device != hidden.device:
                 hidden, rotation = hidden.to(layer.device), rotation.to(layer.device)
-                sizes = {part.stop - part.start for part in pieces}
+                sizes = {part.stop - part.start for part, _ in pieces}
                 workspaces = {size: Workspace(self.config, size, self.dtype, layer.device) for size in sizes}
-            for part in pieces:
-                size = part.stop - part.start
-                attend = attention.piece(part.start, part.stop)
-                self._run(index, hidden[part], rotation[part], attend, workspaces[size])
-                if part is pieces[-1]:
+            for number, (part, attend) in enumerate(pieces, 1):
+                self._run(index, hidden[part], rotation[part], attend, workspaces[part.stop - part.start])
+                if number == len(pieces):
                     after_layer(index + 1, hidden)
                 yield
         return hidden

@@ -4,9 +4,10 @@ A graph replays the same kernels on the same memory, so nothing in it may depend
 
 - Tokens and the number of earlier answer rows are *copied into* one static buffer. The captured kernels compute
   positions, cache rows and the mask from it.
-- Every query sees the prompt's rows. Attention over them needs no mask, and its shape is fixed for a session. Only the
-  answer's rows, a few hundred, need a mask. The two parts are merged by their log-sum-exp. So no pass reads or builds a
-  mask over tens of thousands of rows, and no length is rounded up.
+- Every query sees the prompt's rows, in several segments, of which other sessions may share all but the last. Attention
+  over these needs no mask, and its shape is fixed for a session. Only the last segment needs one: it has the question
+  and the answer, a few hundred rows. The parts are merged by their log-sum-exp. So no pass reads or builds a mask over
+  tens of thousands of rows, and no length is rounded up.
 - A pass is padded to the next captured size. The padding's rows come after the length, and are overwritten before they
   are read.
 
@@ -24,7 +25,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from .cache import KeyValueCache
+from .cache import Rows
 from .decoder import Decoder
 
 SIZES = (1, 2, 4, 8, 16)
@@ -38,19 +39,18 @@ class SplitAttention:
     """Attention of n queries over a prompt of fixed length and the answer rows up to themselves.
 
     Args:
-        cache: holds the prompt's rows and ``capacity`` answer rows.
-        prompt_rows: rows of the prompt.
+        segments: the prompt's rows; the last one has room for ``capacity`` answer rows.
         capacity: answer rows, those for padding included.
         rows: int64 ``(n,)``, the answer row of each token; read by the captured kernels.
     """
 
-    def __init__(self, cache: KeyValueCache, prompt_rows: int, capacity: int, rows: Tensor) -> None:
-        filled = cache.filled(prompt_rows + capacity)
+    def __init__(self, segments: Sequence[Rows], capacity: int, rows: Tensor) -> None:
+        *shared, own = segments
+        filled = own.cache.filled(own.count + capacity)
         self._keys, self._values = filled[::2], filled[1::2]
-        self._prompt_rows = prompt_rows
-        self._rows = rows
-        self._cache_rows = rows + prompt_rows
-        self._hidden = torch.arange(capacity, device=rows.device) > rows[:, None]
+        self._shared = [segment.cache.filled(segment.count) for segment in shared]
+        self._cache_rows = rows + own.count
+        self._hidden = torch.arange(own.count + capacity, device=rows.device) > self._cache_rows[:, None]
 
     def __call__(self, layer: int, query: Tensor, key_value: Tensor) -> Tensor:
         kv_heads, group, count, head_dim = query.shape
@@ -59,15 +59,16 @@ class SplitAttention:
         values.index_copy_(2, self._cache_rows, key_value[1])
         # Heads that share keys go as rows of one head: without a mask all rows are alike.
         packed = query.reshape(1, kv_heads, group * count, head_dim)
-        split = self._prompt_rows
-        prompt, prompt_size = attend_to_all(packed, keys[:, :, :split], values[:, :, :split])
-        scores = torch.matmul(packed, keys[:, :, split:].transpose(2, 3)).float() * head_dim**-0.5
+        scores = torch.matmul(packed, keys.transpose(2, 3)).float() * head_dim**-0.5
         scores.view(kv_heads, group, count, -1).masked_fill_(self._hidden, -torch.inf)
-        answer_size = torch.logsumexp(scores, -1, keepdim=True)
-        answer = torch.matmul(torch.exp(scores - answer_size).to(values.dtype), values[:, :, split:])
-        # Two softmaxes over parts of the rows, weighted by their shares of the whole sum.
-        share = torch.sigmoid(prompt_size[..., None] - answer_size)
-        attended = torch.lerp(answer.float(), prompt.float(), share).to(query.dtype)
+        size = torch.logsumexp(scores, -1, keepdim=True)
+        attended = torch.matmul(torch.exp(scores - size).to(values.dtype), values).float()
+        for filled in self._shared:
+            found, found_size = attend_to_all(packed, *filled[2 * layer : 2 * layer + 2])
+            # Two softmaxes over parts of the rows, weighted by their shares of the whole sum.
+            attended = torch.lerp(attended, found.float(), torch.sigmoid(found_size[..., None] - size))
+            size = torch.logaddexp(size, found_size[..., None])
+        attended = attended.to(query.dtype)
         return attended.view(kv_heads, group, count, head_dim).permute(2, 0, 1, 3).reshape(count, -1)
 
 
@@ -85,9 +86,8 @@ class CapturedPasses:
 
     Args:
         decoder: the model.
-        cache: with the prompt in it, and room for ``capacity`` answer rows.
+        segments: the prompt's rows; the last one has room for ``capacity`` answer rows.
         rotations: complex64 ``(>= capacity, 1, head_dim / 2)``, of the answer's positions from its first on.
-        prompt_rows: rows of the prompt in the cache.
         capacity: answer rows.
         capture: how to capture; by default as a CUDA graph.
     """
@@ -95,9 +95,8 @@ class CapturedPasses:
     def __init__(
         self,
         decoder: Decoder,
-        cache: KeyValueCache,
+        segments: Sequence[Rows],
         rotations: Tensor,
-        prompt_rows: int,
         capacity: int,
         capture: Capture | None = None,
     ) -> None:
@@ -105,9 +104,8 @@ class CapturedPasses:
         self.capacity = capacity
         self.capture: Capture = capture or capture_graph(self.device)
         self._decoder = decoder
-        self._cache = cache
+        self._segments = segments
         self._rotations = rotations
-        self._prompt_rows = prompt_rows
         self._passes: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def extend(self, tokens: Sequence[int], length: int) -> Tensor | None:
@@ -129,7 +127,7 @@ class CapturedPasses:
     def logits(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Run the pass itself: int64 ``(n,)`` ids into these answer rows, to float32 ``(n, vocab_size)``."""
         decoder = self._decoder
-        attention = SplitAttention(self._cache, self._prompt_rows, self.capacity, rows)
+        attention = SplitAttention(self._segments, self.capacity, rows)
         return decoder.logits(decoder.forward(decoder.embed(ids), self._rotations[rows], attention))
 
     def _prepare(self, size: int) -> tuple[Tensor, Callable[[], Tensor]]:

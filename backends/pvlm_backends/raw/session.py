@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..prefix import Prefix
 from ..processing import PreparedPrompt
 from ..session import AfterLayer, CachedSession, progress
 from .cache import KeyValueCache, Part, Rows
@@ -26,17 +27,26 @@ class TorchSession(CachedSession):
     Args:
         decoder: the model.
         prompt: the prepared prompt.
-        video: ``(1 + n, placeholders, hidden_size)``, the vision tower's output, or None without a video.
+        video: ``(1 + n, placeholders, hidden_size)``, the vision tower's output, or None without a video. On a kept
+            prefix it is that of the placeholders after it.
         capacity: answer tokens to make room for.
+        prefix: a kept beginning of the prompt.
     """
 
-    def __init__(self, decoder: Decoder, prompt: PreparedPrompt, video: torch.Tensor | None, capacity: int) -> None:
-        super().__init__(prompt, capacity, decoder.config.vocab_size, decoder.config.layers)
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt: PreparedPrompt,
+        video: torch.Tensor | None,
+        capacity: int,
+        prefix: Prefix | None = None,
+    ) -> None:
+        super().__init__(prompt, capacity, decoder.config.vocab_size, decoder.config.layers, prefix)
         self._decoder = decoder
         self._video = None if video is None else video[0]
         if video is not None and len(video) > 1:
             self._layer_features = video[1:]
-        self._cache: KeyValueCache | None = None
+        self._segments: list[Rows] = []  # of the kept prefix, and of each block; the last one has the answer too
         self._rotations: torch.Tensor | None = None
         self._captured: CapturedPasses | None = None
         self._drafting: CapturedDrafting | None = None
@@ -46,32 +56,43 @@ class TorchSession(CachedSession):
 
     @torch.inference_mode()
     def _prefill(
-        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        blocks: Sequence[int],
+        after_layer: AfterLayer,
     ) -> Iterator[torch.Tensor | None]:
         decoder = self._decoder
-        hidden = decoder.embed(torch.from_numpy(self._prompt.ids).to(decoder.device))
+        hidden = decoder.embed(torch.from_numpy(self._prompt.ids[rows]).to(decoder.device))
         if self._video is not None:
-            hidden[torch.from_numpy(self._prompt.placeholders).to(decoder.device)] = self._video
-        if kept is not None:
-            hidden = hidden[torch.from_numpy(kept).to(decoder.device)]
-        axes, rows = positions.shape
+            found, places = (torch.from_numpy(each).to(decoder.device) for each in self.placeholders_in(rows))
+            hidden[found] = self._video[places]
+        axes = len(positions)
         # Made here, because the number of rows depends on pruning.
-        self._cache = KeyValueCache(decoder.config, rows + self._capacity, decoder.dtype, decoder.layer_devices)
+        shared = [] if self._prefix is None else [prefix.content for prefix in self._prefix.chain]
+        rooms = [*blocks[:-1], blocks[-1] + self._capacity]
+        caches = [KeyValueCache(decoder.config, room, decoder.dtype, decoder.layer_devices) for room in rooms]
+        own = [Rows(cache, count) for cache, count in zip(caches, blocks, strict=True)]
+        self._segments = [*shared, *own]
         rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
         answer = torch.arange(self._capacity, device=decoder.device) + self._first_position
         self._rotations = decoder.rotations(answer.expand(axes, -1))
-        hidden = yield from decoder.prefill(hidden, rotation, self._cache, after_layer)
+        hidden = yield from decoder.prefill(hidden, rotation, shared, own, after_layer)
         self._video = None
         yield decoder.logits(hidden[-1:])[0]
 
     def _queries_and_keys(
         self, layer: int, hidden: torch.Tensor, positions: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self._cache is not None  # the running prefill made it
         decoder = self._decoder
         rotation = decoder.rotations(torch.from_numpy(positions).to(decoder.device))
-        keys = self._cache.filled(len(self._prompt))[2 * (layer - 1)]
+        keys = torch.cat([rows.cache.filled(rows.count)[2 * (layer - 1)] for rows in self._segments], dim=2)
         return decoder.queries(layer, hidden.to(keys.device), rotation.to(keys.device)), keys[0]
+
+    def _block(self, index: int) -> tuple[Rows, int]:
+        kept = 0 if self._prefix is None else len(self._prefix.chain)
+        rows = self._segments[kept + index]
+        return rows, rows.cache.nbytes
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
         if self._drafting is not None:
@@ -126,10 +147,10 @@ class TorchSession(CachedSession):
 
     def _part(self, count: int) -> tuple[torch.Tensor, Part]:
         """The rotations of the next ``count`` answer tokens, and where they go."""
-        assert self._cache is not None  # the prefill made both
-        assert self._rotations is not None
-        rows = Rows(self._cache, self._prompt_rows + self._length)
-        return self._rotations[self._length : self._length + count], Part((rows,), count)
+        assert self._rotations is not None  # the prefill made it
+        *shared, own = self._segments
+        rows = Rows(own.cache, own.count + self._length)
+        return self._rotations[self._length : self._length + count], Part((*shared, rows), count)
 
     @torch.inference_mode()
     def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:
@@ -139,13 +160,10 @@ class TorchSession(CachedSession):
         """
         if not self._capturing:
             return None
-        assert self._cache is not None
         assert self._rotations is not None
         try:
             if self._captured is None:
-                self._captured = CapturedPasses(
-                    self._decoder, self._cache, self._rotations, self._prompt_rows, self._capacity
-                )
+                self._captured = CapturedPasses(self._decoder, self._segments, self._rotations, self._capacity)
             return call(self._captured)
         except RuntimeError as error:
             warnings.warn(f"passes are not captured as CUDA graphs: {error}", RuntimeWarning, stacklevel=2)
@@ -156,7 +174,8 @@ class TorchSession(CachedSession):
         """Nothing to do: rows after the length are overwritten before they are read."""
 
     def _close(self) -> None:
-        self._cache = self._rotations = self._video = self._captured = self._drafting = None
+        self._rotations = self._video = self._captured = self._drafting = None
+        self._segments = []
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pvlm.cli.bench import adaptive, device, emulated, methods, passes, pruning, scaling, sessions
+from pvlm.cli.bench import adaptive, device, emulated, methods, passes, pruning, repeats, scaling, sessions
 from pvlm.cli.commands import HELP_NAMES, MEASURING, Group
 
 
@@ -20,6 +20,6 @@ def register(group: typer.Typer) -> None:
         help="Measure. Without COMMAND: every method side by side on the same clips, as `pvlm bench methods`.",
         context_settings={"help_option_names": HELP_NAMES},
     )
-    for measurement in (methods, scaling, passes, device, pruning, emulated, adaptive, sessions):
+    for measurement in (methods, scaling, passes, device, pruning, emulated, adaptive, sessions, repeats):
         measurement.register(bench)
     group.add_typer(bench, name="bench", rich_help_panel=MEASURING)

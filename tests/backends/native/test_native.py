@@ -88,15 +88,16 @@ def test_rows_in_segments_give_the_same_bits(sessions: dict[str, Session], name:
     assert isinstance(session, TorchSession)
     expected = cut(session, [4])[4:]
     session.truncate(4)
-    decoder, cache, rows = session._decoder, session._cache, session._prompt_rows + 4
-    assert cache is not None
+    decoder, rows = session._decoder, session._prompt_rows + 4
+    *shared, own = session._segments
+    filled = [*shared, Rows(own.cache, own.count + 4)]
+    whole = torch.cat([part.cache._buffers[0][..., : part.count, :] for part in filled], dim=-2)
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), min_size=1, max_size=2)))
     with torch.inference_mode():
         pieces = []
         for first, last in zip([0, *cuts], [*cuts, rows], strict=True):
             piece = KeyValueCache(decoder.config, last - first + CAPACITY, decoder.dtype, decoder.layer_devices)
-            for ours, theirs in zip(piece._buffers, cache._buffers, strict=True):
-                ours[..., : last - first, :] = theirs[..., first:last, :]
+            piece._buffers[0][..., : last - first, :] = whole[..., first:last, :]
             pieces.append(Rows(piece, last - first))
         rotation, part = session._part(CAPACITY - 4)
         found = decoder.extend(torch.tensor(TOKENS[4:]), rotation, [Part(tuple(pieces), part.tokens)])
@@ -112,9 +113,10 @@ def test_many_threads_give_the_same_bits(
     try:
         session = prefilled(folders(checkpoint), SIDES[checkpoint], threads=3)
         # The prompt's rows are torch's, which may round otherwise with other threads: take them over.
-        ours, theirs = (one._cache._buffers[0] for one in (session, sessions[checkpoint]))  # type: ignore[attr-defined]
+        ours, theirs = (one._segments for one in (session, sessions[checkpoint]))  # type: ignore[attr-defined]
         with torch.inference_mode():
-            ours.copy_(theirs)
+            for mine, other in zip(ours, theirs, strict=True):
+                mine.cache._buffers[0].copy_(other.cache._buffers[0])
         found = cut(session, [1, 3])
     finally:
         torch.set_num_threads(before)

@@ -49,10 +49,10 @@ class Pair:
         )
         prompt = decoder.embed(torch.arange(PROMPT_ROWS) + 100)
         for filled in (self.plain_cache, cache):
-            attention = PromptAttention(filled, PROMPT_ROWS, PROMPT_ROWS).piece(0, PROMPT_ROWS)
+            attention = PromptAttention([Rows(filled, PROMPT_ROWS)]).piece(0, 0, PROMPT_ROWS)
             decoder.forward(prompt.clone(), self.rotations[:PROMPT_ROWS], attention)
         answer = self.rotations[PROMPT_ROWS:]
-        self.captured = CapturedPasses(decoder, cache, answer, PROMPT_ROWS, CAPACITY, self.capture)
+        self.captured = CapturedPasses(decoder, [Rows(cache, PROMPT_ROWS)], answer, CAPACITY, self.capture)
 
     def plain(self, tokens: list[int], length: int) -> torch.Tensor:
         row = PROMPT_ROWS + length

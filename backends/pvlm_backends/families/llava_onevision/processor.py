@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +57,22 @@ class LlavaOnevisionProcessor(VideoProcessor):
 
     def normalize(self, frames: NDArray[np.uint8], pixel_filter: FrameFilter | None = None) -> NDArray[np.float32]:
         """Turn resized frames, uint8 ``(T, H, W, 3)``, into float32 ``(T, 3, H, W)``. Raises PromptError."""
+        self._check_resized(frames)
+        return (pixel_filter or self._filter).normalize(frames)
+
+    def _check_resized(self, frames: NDArray[np.uint8]) -> None:
         side = self._image_size
         if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) == 0 or frames.shape[1:] != (side, side, 3):
             raise PromptError(
                 f"frames must be uint8 (T, {side}, {side}, 3), T >= 1, as `resize` returns them, "
                 f"not {frames.dtype} {frames.shape}"
             )
-        return (pixel_filter or self._filter).normalize(frames)
 
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
-        pixels = self.normalize(frames)
+        self._check_resized(frames)
         count = len(frames) * self.tokens_per_frame
-        # One more for the newline after the video.
-        return self._single_run(pixels, count, np.arange(count + 1)[None], count + 1)
+        places = np.arange(count + 1)[None]  # one more for the newline after the video
+        return self._single_run(partial(self.normalize, frames), len(frames), count, places, count + 1)
 
     def resize_image(self, image: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
         """Cut a single image into pieces, see `ImageGrid`; pad one of several to a square. Raises PromptError."""
@@ -79,7 +83,8 @@ class LlavaOnevisionProcessor(VideoProcessor):
 
     def _image_part(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> VideoPart:
         """The whole image's tokens, then those of the pieces in rows; a newline ends each row, or the whole alone."""
-        pixels = self.normalize(frames, self._image_filter)
+        self._check_resized(frames)
+        pixels = partial(self.normalize, frames, self._image_filter)
         whole = np.ones(self._grid.patches**2, np.bool_)
         if len(frames) > 1:
             rows, columns = self._grid.layout(size).tokens
@@ -91,7 +96,7 @@ class LlavaOnevisionProcessor(VideoProcessor):
         count = len(whole) + prunable.size
         every = np.arange(count)
         ids = np.full(count, self._placeholders["image"][0])
-        return VideoPart(pixels, ids, every, video, every[None], count, "image")
+        return VideoPart(pixels, 1, ids, every, video, every[None], count)
 
     def _check_size(self, settings: dict[str, Any]) -> None:
         size = settings.get("size", {"height": 384, "width": 384})

@@ -7,6 +7,7 @@ processor resizes by torchvision, which rounds differently.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,14 @@ class Qwen25VLProcessor(PatchProcessor):
         return fitted_size(height, width, side, self._fewest_pixels, most)
 
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
-        pixels = self.patches(frames)
-        time, height, width = pixels.shape[:3]
+        time, height, width = self.grid(frames)
         interval = self._tokens_per_second * self.temporal_patch_size / self._frame_rate(len(frames), timestamps_s)
         # In float32, and truncated only after the product, as transformers does it.
         times = (np.arange(time, dtype=np.float32) * np.float32(interval)).astype(np.int64)
         grid = np.meshgrid(times, np.arange(height), np.arange(width), indexing="ij")
         positions = np.stack([axis.ravel() for axis in grid])
-        return self._single_run(pixels, positions.shape[1], positions, max(height, width))
+        pixels = partial(self.patches, frames)
+        return self._single_run(pixels, time, positions.shape[1], positions, max(height, width))
 
     def _frame_rate(self, frames: int, timestamps_s: Sequence[float]) -> float:
         """Frames a second; the checkpoint's rate if there are no times."""

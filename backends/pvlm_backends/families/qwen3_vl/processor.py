@@ -7,6 +7,7 @@ processor resizes by torchvision, which rounds differently.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,7 @@ class Qwen3VLProcessor(PatchProcessor):
         return fitted_size(height, width, side, self._fewest_pixels, most, frames, depth)
 
     def _video_part(self, frames: NDArray[np.uint8], timestamps_s: Sequence[float]) -> VideoPart:
-        pixels = self.patches(frames)
-        height, width = pixels.shape[1:3]
+        time, height, width = self.grid(frames)
         count = height * width
         grid = np.stack([np.zeros(count, np.int64), *np.indices((height, width)).reshape(2, -1)])
         ids: list[int] = []
@@ -80,7 +80,8 @@ class Qwen3VLProcessor(PatchProcessor):
             positions.append(self._text_positions(place, 1))
             place += 1
         rows = np.concatenate(video)
-        return VideoPart(pixels, np.array(ids, np.int64), rows, rows, np.concatenate(positions, axis=1), place)
+        pixels = partial(self.patches, frames)
+        return VideoPart(pixels, time, np.array(ids, np.int64), rows, rows, np.concatenate(positions, axis=1), place)
 
     def _times(self, frames: int, timestamps_s: Sequence[float]) -> list[float]:
         """Return the mean time of each pair of frames, in seconds; of an odd number, the last frame is a pair."""

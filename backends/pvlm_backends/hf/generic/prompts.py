@@ -12,7 +12,16 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from pvlm_protocols.backend import BackendError, CheckpointError, ModelInfo, Prompt, PromptError, Turn, Visual
+from pvlm_protocols.backend import (
+    BackendError,
+    CheckpointError,
+    FramesMissing,
+    ModelInfo,
+    Prompt,
+    PromptError,
+    Turn,
+    Visual,
+)
 
 from .processor import GenericProcessor
 from .session import GenericSession, check_passes, plain_prompt
@@ -49,8 +58,13 @@ class GenericPrompts:
         except PromptError as error:
             raise CheckpointError(f"{folder}: {error}") from error
 
-    def open(self, model: Any, info: ModelInfo, prompt: Prompt, capacity: int) -> GenericSession:
-        """Build the prompt. Raises PromptError as `inputs` does, or where the model has too few positions."""
+    def open(self, model: Any, info: ModelInfo, prompt: Prompt, capacity: int, find: object = None) -> GenericSession:
+        """Build the prompt. ``find`` is not called: no prefix is kept.
+
+        Raises PromptError as `inputs` does, or where the model has too few positions; and FramesMissing.
+        """
+        if any(visual.missing for turn in prompt.conversation for visual in turn.parts if isinstance(visual, Visual)):
+            raise FramesMissing("the pixels of a video are missing, and no prefix of it is kept")
         inputs = self.inputs(prompt)
         self.processor.check_model(info, plain_prompt(inputs["input_ids"]), capacity)
         return GenericSession(model, inputs, capacity, info.vocab_size)

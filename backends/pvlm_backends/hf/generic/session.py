@@ -26,8 +26,8 @@ _NEAR_IN_HALF_PRECISION = 0.1
 class GenericSession(TransformersSession):
     """A cache of its own in a shared model. The vision tower runs in the prefill.
 
-    No token of the video may be pruned, and there are no early states, because where the video lies in the decoder's
-    input is not known.
+    No token of the video may be pruned, there are no early states, and no prefix is kept, because where the video lies
+    in the decoder's input is not known.
 
     Args:
         model: transformers' model.
@@ -50,9 +50,9 @@ class GenericSession(TransformersSession):
 
     @torch.no_grad()
     def _prefill(
-        self, kept: NDArray[np.int64] | None, positions: NDArray[np.int64], after_layer: AfterLayer
+        self, rows: NDArray[np.int64], positions: NDArray[np.int64], blocks: Sequence[int], after_layer: AfterLayer
     ) -> Iterator[Tensor | None]:
-        """``kept``: all, since nothing may be pruned. The model numbers the ``positions`` by itself."""
+        """``rows``: all, since nothing is pruned or kept. The model numbers the ``positions`` by itself."""
         accepted = inspect.signature(self._model.forward).parameters
         if "position_ids" in accepted and "position_ids" not in self._inputs:
             numbered = self._model._prepare_position_ids_for_generation(self._ids, dict(self._inputs))
@@ -81,6 +81,9 @@ class GenericSession(TransformersSession):
                 return tuple(module)
         raise BackendError(f"the decoder of {type(self._model).__name__} has no list of {self._layers} layers")
 
+    def _block(self, index: int) -> tuple[Any, int]:
+        raise AssertionError("there are no prefixes")
+
     def _queries_and_keys(self, layer: int, hidden: Tensor, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         raise AssertionError("there are no early states")
 
@@ -100,7 +103,7 @@ def plain_prompt(ids: Tensor) -> PreparedPrompt:
     """A prompt of ids ``(1, P)``, of which none may be pruned and none is known to be the question's."""
     none = np.arange(0)
     rows = np.arange(ids.shape[1])[None]
-    return PreparedPrompt(ids[0].cpu().numpy(), (), none, none, (), none, rows)
+    return PreparedPrompt(ids[0].cpu().numpy(), (), none, none, (), none, rows, none)
 
 
 def check_passes(model: Any, inputs: Mapping[str, Any], tokens: Sequence[int], vocab_size: int) -> None:
