@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anyio
 
 from benchmarks.evaluation import evaluate
-from benchmarks.load import first_tokens, measure_load
+from benchmarks.load import first_tokens, measure_load, running_server
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
@@ -119,15 +119,18 @@ def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def run_load(options: argparse.Namespace, rest: Sequence[str]) -> int:
     rows = []
-    for row in measure_load(options.server, rounds=options.rounds, callers=options.callers, leaving=options.leaving):
-        rows.append(row)
-        print(
-            f"round {row.round}: {row.exact} exact, {row.wrong} wrong, {row.left} left, {row.refused} refusals; "
-            f"first token {row.first_token_p50_s:.2f} s (p50), {row.first_token_p99_s:.2f} s (p99); "
-            f"{row.memory_mb:.0f} MB, {row.replaced_processes} processes replaced; {row.seconds:.0f} s",
-            flush=True,
-        )
-    over_http_s, by_engine_s = first_tokens(options.server, FIRST_TOKENS)
+    with running_server(options.server) as (url, root):
+        for row in measure_load(
+            options.server, url, root, rounds=options.rounds, callers=options.callers, leaving=options.leaving
+        ):
+            rows.append(row)
+            print(
+                f"round {row.round}: {row.exact} exact, {row.wrong} wrong, {row.left} left, {row.refused} refusals; "
+                f"first token {row.first_token_p50_s:.2f} s (p50), {row.first_token_p99_s:.2f} s (p99); "
+                f"{row.memory_mb:.0f} MB, {row.replaced_processes} processes replaced; {row.seconds:.0f} s",
+                flush=True,
+            )
+        over_http_s, by_engine_s = first_tokens(url, FIRST_TOKENS)
     print(
         f"first token of one caller: {1000 * over_http_s:.1f} ms over HTTP, {1000 * by_engine_s:.1f} ms by "
         f"Engine.stream, {over_http_s / by_engine_s:.2f}x"

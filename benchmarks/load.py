@@ -73,37 +73,40 @@ class Tally:
         self.first_tokens_s: list[float] = []
 
 
-def measure_load(kind: Kind, *, rounds: int, callers: int, leaving: float) -> Iterator[LoadRow]:
-    """Rounds of so many callers at once, of whom a share of ``leaving`` hang up in the middle."""
-    cases = _cases()
-    with _server(kind) as (url, root):
-        workers: set[int] = set()
-        for number in range(rounds + 1):
-            began_s, tally = time.perf_counter(), Tally()
-            anyio.run(call_all, url, cases, callers, leaving, number, tally)
-            before, workers = workers, _model_processes(root)
-            if number:  # the first round warms up
-                yield LoadRow(
-                    server=kind,
-                    round=number,
-                    exact=tally.ends.count("exact"),
-                    wrong=tally.ends.count("wrong"),
-                    left=tally.ends.count("left"),
-                    refused=tally.refused,
-                    first_token_p50_s=float(np.percentile(tally.first_tokens_s, 50)),
-                    first_token_p99_s=float(np.percentile(tally.first_tokens_s, 99)),
-                    seconds=time.perf_counter() - began_s,
-                    memory_mb=_memory_mb(root),
-                    replaced_processes=len(before - workers),
-                )
+def measure_load(
+    kind: Kind, url: str, root: psutil.Process, *, rounds: int, callers: int, leaving: float
+) -> Iterator[LoadRow]:
+    """Rounds of so many callers at once, of whom a share of ``leaving`` hang up in the middle.
+
+    ``url``, ``root``: of a `running_server` of this kind.
+    """
+    cases, workers = _cases(), set[int]()
+    for number in range(rounds + 1):
+        began_s, tally = time.perf_counter(), Tally()
+        anyio.run(call_all, url, cases, callers, leaving, number, tally)
+        before, workers = workers, _model_processes(root)
+        if number:  # the first round warms up
+            yield LoadRow(
+                server=kind,
+                round=number,
+                exact=tally.ends.count("exact"),
+                wrong=tally.ends.count("wrong"),
+                left=tally.ends.count("left"),
+                refused=tally.refused,
+                first_token_p50_s=float(np.percentile(tally.first_tokens_s, 50)),
+                first_token_p99_s=float(np.percentile(tally.first_tokens_s, 99)),
+                seconds=time.perf_counter() - began_s,
+                memory_mb=_memory_mb(root),
+                replaced_processes=len(before - workers),
+            )
 
 
-def first_tokens(kind: Kind, times: int) -> tuple[float, float]:
+def first_tokens(url: str, times: int) -> tuple[float, float]:
     """The time to the first token over HTTP and by `Engine.stream`: medians in seconds over alternating requests about
     a clip, one at a time, after as many that do not count.
     """
     body = {**_cases()[0].body, "stream": True}
-    with clips_folder() as clips, _server(kind) as (url, _):
+    with clips_folder() as clips:
         return anyio.run(_alternate, url, body, clips / "one-scene.mp4", times)
 
 
@@ -169,7 +172,8 @@ async def _call(client: httpx.AsyncClient, case: Case, leaves: bool, source: ran
 
 async def _answer(client: httpx.AsyncClient, case: Case, stream: bool, tally: Tally) -> str | None:
     """The text; None after a refusal. Raises httpx.HTTPError for any other status."""
-    began_s, pieces = time.perf_counter(), []
+    began_s = time.perf_counter()
+    pieces: list[str] = []
     async with client.stream("POST", PLACE, json={**case.body, "stream": stream}) as response:
         if response.status_code == 429:
             return None
@@ -189,7 +193,7 @@ async def _answer(client: httpx.AsyncClient, case: Case, stream: bool, tally: Ta
 
 
 @contextmanager
-def _server(kind: Kind) -> Iterator[tuple[str, psutil.Process]]:
+def running_server(kind: Kind) -> Iterator[tuple[str, psutil.Process]]:
     """The address, and the process whose descendants are the server's."""
     with _SERVERS[kind]() as found:
         yield found
