@@ -46,15 +46,18 @@ class Prefixes:
         self.changed = False
         """Since somebody has last set it to False."""
         self._entries: OrderedDict[tuple[bytes, View], Entry] = OrderedDict()
+        self._views: dict[bytes, list[View]] = {}
+        """Of the entries of each key."""
         self._pinned: frozenset[bytes] = frozenset()
         self._awaited: Counter[tuple[bytes, View]] = Counter()
         """Keys of the prefixes that sessions are about to compute."""
 
     def find(self, key: bytes, view: View) -> Entry | None:
         """The prefix of a key, which counts as used now. ``view``: None takes any."""
-        found = self._entries.get((key, view))
-        if found is None and view is None:
-            found = next((entry for (other, _), entry in self._entries.items() if other == key), None)
+        views = self._views.get(key, [])
+        found = self._entries[key, view] if view in views else None
+        if view is None and views:
+            found = self._entries[key, views[-1]]
         if found is not None:
             self._touch(found)
         return found
@@ -99,6 +102,7 @@ class Prefixes:
                     return
                 entry = Entry(prefix, view, videos, parent)
                 self._entries[prefix.key, view] = entry
+                self._views.setdefault(prefix.key, []).append(view)
                 self._count(prefix.nbytes, 1)
             elif entry.prefix is not prefix:
                 return
@@ -112,6 +116,7 @@ class Prefixes:
     def clear(self) -> None:
         """Drop everything, also what sessions run on, which lives as long as they do."""
         self._entries.clear()
+        self._views.clear()
         self._pinned = frozenset()
         self._count(-self.report.nbytes, -self.report.count)
 
@@ -143,6 +148,9 @@ class Prefixes:
                 children[id(victim.parent)] += 1
         for victim in evicted:
             del self._entries[victim.prefix.key, victim.view]
+            self._views[victim.prefix.key].remove(victim.view)
+            if not self._views[victim.prefix.key]:
+                del self._views[victim.prefix.key]
             if victim.parent is not None:
                 victim.parent.children -= 1
             self._count(-victim.prefix.nbytes, -1)

@@ -123,8 +123,8 @@ def _cases(
         return
     settings = {"transport": transport, **({} if backend is None else {"backend": backend})}
     for count in frames:
-        videos = [_video(clip, count, number) for number in range(rounds + 1)]
-        yield _Case(pair, count, settings, {"max_tokens": tokens, "num_frames": count}, videos, 1.0)
+        files = [_video(clip, count, number) for number in range(rounds + 1)]
+        yield _Case(pair, count, settings, {"max_tokens": tokens, "num_frames": count}, files, 1.0)
 
 
 def _video(clip: str, count: int, number: int) -> bytes:
@@ -136,7 +136,8 @@ def _video(clip: str, count: int, number: int) -> bytes:
     encoded = BytesIO()
     with av.open(encoded, mode="w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=FRAMES_PER_SECOND)
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        height, width, _ = frames[0].shape
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for index in range(number, number + count):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frames[index % len(frames)], format="rgb24")))
         file.mux(stream.encode())

@@ -15,8 +15,9 @@ import numpy as np
 
 from pvlm.video.pyav_reader import PyAVReader
 from pvlm_backends.emulated import EmulatedBackend
+from pvlm_backends.processing import PreparedPrompt
 from pvlm_backends.raw import TorchBackend
-from pvlm_protocols.backend import LoadOptions, Prompt, Session
+from pvlm_protocols.backend import LoadOptions, Prompt
 from tests.chaos.faults import worker_chaos
 
 OnProgress = Callable[[float], None]
@@ -62,10 +63,10 @@ class PoisonedEmulated(SlowEmulated):
         backend.role = options.role
         return backend
 
-    def open(self, prompt: Prompt, capacity: int) -> Session:
+    def _prepare(self, prompt: Prompt) -> PreparedPrompt:
         if prompt.question == f"poison {self.role}":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().open(prompt, capacity)
+        return super()._prepare(prompt)
 
 
 class SlowTorch(TorchBackend):
