@@ -116,6 +116,9 @@ def test_a_plug_in_may_be_named_by_its_import_path(name: str, capsys: pytest.Cap
         (["bench", "scalling"], "Did you mean 'scaling'?"),
         (["answer", "clip.mp4", "?", "--framse", "3"], "Did you mean --frames?"),
         (["answer", "clip.mp4", "?", "--method", "paralel"], "'paralel' is not one of 'parallel', 'sd', 'ar'"),
+        (["answer", "clip.mp4", "?", "--max-tokens", "four"], "'--max-tokens': 'four' should be a valid integer. See"),
+        (["answer", "clip.mp4", "?", "--temperature", "hot"], "'hot' should be a valid number. See"),
+        (["answer", "clip.mp4", "What", "is", "it?"], "(is it?). Put a question of several words in quotes. See"),
         (["answer", "clip.mp4", "?", "--window", "wide"], "'wide' is neither a number nor auto"),
         (
             ["answer", "clip.mp4", "?", "--video-reader", "nothing"],
