@@ -140,6 +140,13 @@ class Engine:
 
     # ---- life cycle -----------------------------------------------------------------------------------------------
 
+    async def open(self) -> None:
+        """Load the models, where ``async with`` has no place, as in a notebook; `aclose` ends them.
+
+        Raises ModelError, and EngineStateError if the engine was opened or closed before.
+        """
+        await self.__aenter__()
+
     async def __aenter__(self) -> Self:
         """Load the models. Raises ModelError."""
         if self.state is not EngineState.UNOPENED:

@@ -64,10 +64,21 @@ def run(arguments: Sequence[str], *, own_process: bool) -> int:
 def _misused(error: typer.TyperException) -> int:
     context, close = getattr(error, "ctx", None), getattr(error, "possibilities", None)
     name = "pvlm" if context is None else context.command_path
+    error.message = _with_value(error)
     message = f"{error.message}. Did you mean {close[0]}?" if close else error.format_message()
     message = " ".join(message.replace("Value error, ", "").split())
     stop = "" if message.endswith((".", "?")) else "."
     return _failed(name, f"{message}{stop} See `{name} --help`.", error.exit_code)
+
+
+def _with_value(error: typer.TyperException) -> str:
+    """The message of an error, with what it leaves out: the value that is no number, or what to do about more words."""
+    if error.message.startswith("Got unexpected extra argument"):
+        return f"{error.message}. Put a question of several words in quotes"
+    wrong = getattr(error.__cause__, "errors", list)()
+    if wrong and wrong[0]["type"].endswith("_parsing"):
+        return wrong[0]["msg"].partition(",")[0].replace("Input", f"'{wrong[0]['input']}'")
+    return error.message
 
 
 def _failed(name: str, message: str, status: int = 1) -> int:

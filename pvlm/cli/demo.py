@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +48,8 @@ class Measured:
     @property
     def decode_s(self) -> float:
         """Median time of decoding, in seconds."""
+        from statistics import median
+
         return median(answer.stats.decode_s for answer in self.answers)
 
 
@@ -201,6 +202,8 @@ def _who_wrote(answer: Answer, *, unicode: bool) -> Text:
 
 def _speeds(measured: Sequence[Measured]) -> Table:
     """Medians side by side; ratios compare with the first row."""
+    from statistics import median
+
     from rich.table import Table
 
     from pvlm.results import median_or_none

@@ -31,7 +31,7 @@ async def test_opening_asking_streaming_and_closing_may_each_be_another_task() -
     async def read() -> None:
         tokens.extend((await stream.__anext__()).tokens)
 
-    await asyncio.create_task(engine.__aenter__())
+    await asyncio.create_task(engine.open())
     await asyncio.create_task(engine.answer(FRAMES, "?", **SHORT))
     await asyncio.create_task(stream.__aenter__())
     for _ in range(2):
@@ -40,6 +40,8 @@ async def test_opening_asking_streaming_and_closing_may_each_be_another_task() -
     await asyncio.create_task(engine.aclose())
     assert tokens == EXPECTED[: len(tokens)]
     assert engine.state is EngineState.CLOSED
+    with pytest.raises(EngineStateError, match="cannot be opened again"):
+        await engine.open()
 
 
 @pytest.mark.anyio
