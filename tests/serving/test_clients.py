@@ -1,4 +1,4 @@
-"""Clients that people use, at `pvlm serve` with the bundled pair: each gets the engine's own answers."""
+"""Clients that people use, at `pvlm serve` with the small pair: each gets the engine's own answers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from pvlm import Answer, Engine
 from tests.serving.conftest import ServerProcess, asking, video
+from tests.support.pair import FLAGS, PAIR
 
 pytestmark = pytest.mark.anyio
 QUESTION = "Describe the video."
@@ -29,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[str
     """The server's address. In the end it is asked to end, and does."""
     log = tmp_path_factory.mktemp("server") / "log"
     arguments = ["--api-key", KEY, "--allowed-local-media-path", str(clip.parent), "--log-json", "--threads", "1"]
-    server = ServerProcess(log, *arguments, "--draft-threads", "1")
+    server = ServerProcess(log, *arguments, *FLAGS, "--draft-threads", "1")
     try:
         yield server.url()
         assert server.end() == 0
@@ -56,7 +57,7 @@ def answers(clip: Path) -> tuple[Answer, Answer]:
         {"role": "assistant", "content": "The video has one scene."},
         {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "image", "image": picture()}]},
     ]
-    with Engine.create(method="ar", threads=1, transport="inproc") as engine:
+    with Engine.create(PAIR, method="ar", threads=1, transport="inproc") as engine:
         return engine.answer_sync(clip, QUESTION), engine.answer_sync(messages=turns, max_tokens=20)
 
 

@@ -52,8 +52,5 @@ def test_where_there_is_no_such_call_nothing_happens(monkeypatch: pytest.MonkeyP
 def test_what_a_worker_imports_is_left_out_of_garbage_collections() -> None:
     before = gc.get_freeze_count()
     import_for_good()
-    try:
-        assert gc.isenabled()
-        assert gc.get_freeze_count() > before
-    finally:
-        gc.unfreeze()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
