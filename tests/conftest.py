@@ -31,9 +31,14 @@ def _logs_as_they_were() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def pytest_sessionstart() -> None:
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Many tests collect garbage: they need not look through all that was imported for them."""
+    """Tests that collect garbage need not look through all that was imported for them."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
