@@ -1,12 +1,13 @@
-"""The small pair that tests use where a model must understand something: it knows drawn shapes, and is fast."""
+"""The small pair that tests use where a model must understand something: it knows drawn shapes, and is fast.
+
+Its target is the draft of the bundled pair; its own draft is smaller still, and is not shipped.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pvlm.config import bundled
-
-SMALL = Path(bundled("target")).parent
+SMALL = Path(__file__).parents[1] / "pair"
 """Its folder, with ``target`` and ``draft``."""
 PAIR = {role: str(SMALL / role) for role in ("target", "draft")}
 """Both as settings of an engine."""
