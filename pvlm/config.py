@@ -17,7 +17,8 @@ from pvlm.settings.endpoints import on_loopback, split_endpoint
 from pvlm.settings.validation import build, check_fields
 from pvlm_protocols.backend import Count, Role
 from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS, MAX_VIDEO_FRAMES
-from pvlm_protocols.messages import Ratio, SamplingOptions, Serial, WindowSize
+from pvlm_protocols.messages import SamplingOptions
+from pvlm_protocols.numbers import Ratio, Serial, WindowSize
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]

@@ -24,9 +24,9 @@ from pvlm_protocols.limits import (
     MAX_VIDEO_FRAMES,
     MAX_VISUALS,
 )
-from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor
+from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, Prepared, ToActor
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 INLINE_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 MAX_ARRAY_BYTES = 2 * 1024**3
@@ -125,15 +125,22 @@ def _check_arrays(message: Message) -> None:
     match message:
         case Open():
             _check_prompt(message)
-        case DraftWindow(tokens=tokens, proposal_ids=ids, proposal_probs=probs):
-            if (ids is None) != (probs is None):
-                raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
-            if ids is not None and probs is not None:
-                fits = ids.dtype == np.int32 and probs.dtype == np.float32 and ids.shape == probs.shape
-                if not fits or ids.ndim != 2 or len(ids) != len(tokens) or ids.shape[1] > MAX_PROPOSAL:
-                    raise ProtocolError(
-                        f"proposals of {ids.dtype} {ids.shape} and {probs.dtype} {probs.shape} for {len(tokens)} tokens"
-                    )
+        case DraftWindow():
+            _check_proposals(message, len(message.tokens))
+        case Prepared():
+            _check_proposals(message, sum(len(outcome.tokens) for outcome in message.outcomes))
+
+
+def _check_proposals(message: DraftWindow | Prepared, tokens: int) -> None:
+    ids, probs = message.proposal_ids, message.proposal_probs
+    if (ids is None) != (probs is None):
+        raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
+    if ids is not None and probs is not None:
+        fits = ids.dtype == np.int32 and probs.dtype == np.float32 and ids.shape == probs.shape
+        if not fits or ids.ndim != 2 or len(ids) != tokens or ids.shape[1] > MAX_PROPOSAL:
+            raise ProtocolError(
+                f"proposals of {ids.dtype} {ids.shape} and {probs.dtype} {probs.shape} for {tokens} tokens"
+            )
 
 
 def _check_prompt(opening: Open) -> None:

@@ -25,27 +25,20 @@ from pvlm_protocols.limits import (
     MAX_ERROR_CHARACTERS,
     MAX_HELD_SESSIONS,
     MAX_ID,
-    MAX_MILLISECONDS,
+    MAX_OUTCOMES,
     MAX_STOPPED,
     MAX_TRACEBACK_CHARACTERS,
     MAX_TURNS,
     MAX_VIDEO_TOKENS,
     MAX_WINDOW,
 )
+from pvlm_protocols.numbers import Milliseconds, Position, Ratio, Serial, Share, Token, Tokens, WindowTokens
 from pvlm_protocols.turns import OpenTurn, Seconds, VideoFrames
+from pvlm_protocols.windows import Outcome as Outcome
+from pvlm_protocols.windows import Parent as Parent
+from pvlm_protocols.windows import Stopped as Stopped
+from pvlm_protocols.windows import Window as Window
 
-Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Names something: a session, an epoch, a seed."""
-Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
-"""Of an answer token, or how many of them there are."""
-Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
-Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
-Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Ratio = Annotated[float, Meta(ge=0, lt=1)]
-"""The share of the video tokens that the draft does not see."""
-WindowSize = Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
-"""Tokens of a window."""
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)]
 TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
 
@@ -123,29 +116,6 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     overlap_prefill: bool = True
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which the target waits
-    (0: it steps alone at once), at most ``patience_ms``. ``ahead``: the draft does not wait for a verdict to begin one.
-    """
-
-    gamma: WindowSize
-    wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
-    patience_ms: Milliseconds = 0.0
-    ahead: bool = True
-
-
-class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
-    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
-    """
-
-    epoch: Serial
-    start: Position
-    tokens: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
-    draft_ms: Milliseconds
-    ended_s: Seconds
-
-
 # ---- engine or coordinator -> actor -------------------------------------------------------------------------------
 
 
@@ -209,17 +179,39 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     ``draft_ms``: time spent on the tokens. ``began_s`` and ``ended_s``: when the first was begun and the last was
     complete, in seconds of the monotonic clock of the draft's host. ``stopped``: what the draft has written in vain
     since the last window. Travels from the draft to the coordinator and on to the target.
+
+    ``id``: names the window within its epoch. ``parent``: the window that it continues, 0 for the first after a
+    rollback. ``beside``: how many prepared windows were written in the same passes, on average.
     """
 
+    id: Serial = 0
+    parent: Serial = 0
     epoch: Serial
     start: Position
-    tokens: Annotated[tuple[Token, ...], Meta(max_length=MAX_WINDOW)]
+    tokens: WindowTokens
     proposal_ids: np.ndarray | None = None
     proposal_probs: np.ndarray | None = None
     draft_ms: Milliseconds = 0.0
     began_s: Seconds = 0.0
     ended_s: Seconds = 0.0
     stopped: Annotated[tuple[Stopped, ...], Meta(max_length=MAX_STOPPED)] = ()
+    beside: Annotated[float, Meta(ge=0, le=MAX_OUTCOMES)] = 0.0
+
+
+class Prepared(SessionMessage, frozen=True, kw_only=True):
+    """Windows that the draft has prepared in ``epoch`` for likely verdicts about an earlier window.
+
+    ``proposal_ids``, ``proposal_probs``: as in `DraftWindow`, one row for each token of all outcomes, one outcome after
+    the other. ``draft_ms``: time spent on them, 0 where they were written in the passes of a `DraftWindow`. Travels
+    from the draft to the coordinator and on to the target, which keeps the windows until a verdict.
+    """
+
+    epoch: Serial
+    outcomes: Annotated[tuple[Outcome, ...], Meta(max_length=MAX_OUTCOMES)]
+    proposal_ids: np.ndarray | None = None
+    proposal_probs: np.ndarray | None = None
+    draft_ms: Milliseconds = 0.0
+    ended_s: Seconds = 0.0
 
 
 class SetMode(SessionMessage, frozen=True, kw_only=True):
@@ -238,11 +230,15 @@ class Rollback(SessionMessage, frozen=True, kw_only=True):
 
 
 class Advance(SessionMessage, frozen=True, kw_only=True):
-    """The first ``length`` answer tokens are committed as drafted: the draft may write further ahead."""
+    """The first ``length`` answer tokens are committed as drafted: the draft may write further ahead.
+
+    ``branch``: the prepared window with which target and draft go on (0: with the line).
+    """
 
     epoch: Serial
     length: Position
     window: Window
+    branch: Serial = 0
 
 
 class SetWindow(SessionMessage, frozen=True, kw_only=True):
@@ -316,10 +312,11 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
 
     The first ``accepted`` of them are the draft's, a token after them is the target's own. ``rejected``: the target
-    turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
-    the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
-    one), ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer
-    ends here, if it does.
+    turned a drafted token down. ``judged``, ``offset``: the window of the last tested token, and its place there.
+    ``branch``: the prepared window with which the target goes on after the rejection; 0: none, so it takes nothing
+    more of ``epoch`` but a prepared window that arrives late. ``window``: drafted tokens that the pass took in (0: a
+    solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one), ``ended_s``: when
+    it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer ends here, if it does.
     """
 
     epoch: Serial
@@ -332,6 +329,9 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     pass_ms: Milliseconds = 0.0
     ended_s: Seconds = 0.0
     finish: FinishReason | None = None
+    judged: Serial = 0
+    offset: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
+    branch: Serial = 0
 
 
 class Began(Message, frozen=True, kw_only=True):
@@ -387,11 +387,11 @@ class Pong(Message, frozen=True, kw_only=True):
 
 
 ToDraft = Open | Resume | Close | PruneMask | Rollback | Advance | Ping | Recall | Stop
-ToTarget = Open | Resume | Close | DraftWindow | SetMode | SetWindow | Ping | Recall | Stop
+ToTarget = Open | Resume | Close | DraftWindow | Prepared | SetMode | SetWindow | Ping | Recall | Stop
 FromEither = (
     Hello | Loading | Opened | PrefillProgress | PrefillDone | Began | Closed | Failed | Dying | Recalled | Pong
 )
-FromDraft = FromEither | DraftWindow
+FromDraft = FromEither | DraftWindow | Prepared
 FromTarget = FromEither | PruneMask | Verdict
 ToActor = ToDraft | ToTarget
 FromActor = FromDraft | FromTarget

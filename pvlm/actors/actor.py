@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from pvlm.actors.failure import dying, error_fields
 from pvlm.actors.mark import Mark
-from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
+from pvlm.actors.session import ActorSession, Parts, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, ModelInfo, Role, SharedPasses
 from pvlm_protocols.codec import PROTOCOL_VERSION
-from pvlm_protocols.limits import MAX_ERROR_CHARACTERS, MAX_NAME_CHARACTERS, MAX_TRACEBACK_CHARACTERS
 from pvlm_protocols.messages import (
     Close,
     Closed,
-    Dying,
     Failed,
     Hello,
     Open,
@@ -50,11 +49,15 @@ HOLD_S = 60.0
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Tokens that a session's round wants in a pass."""
+    """What a session's round wants in a pass."""
 
     session: ActorSession
     round: Round
-    tokens: Sequence[int]
+    parts: Parts
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(tokens) for _, tokens in self.parts)
 
 
 class Actor(ABC):
@@ -185,6 +188,24 @@ class Actor(ABC):
         if self._inbox and all(self._outdated(session) for session in sessions):
             raise WorkAbandoned
 
+    def arrived(self, session: ActorSession, wanted: Callable[[SessionMessage], bool]) -> list[SessionMessage]:
+        """Take those messages of a session that have arrived in the middle of its round, up to the first that is not
+        ``wanted``.
+        """
+        self._read(0)
+        found: list[SessionMessage] = []
+        kept: deque[ToActor] = deque()
+        for index, message in enumerate(self._inbox):
+            if not isinstance(message, SessionMessage) or message.session != session.id:
+                kept.append(message)
+            elif wanted(message):
+                found.append(message)
+            else:
+                kept.extend(islice(self._inbox, index, None))
+                break
+        self._inbox = kept
+        return found
+
     def _outdated(self, session: ActorSession) -> bool:
         """Has a message come that makes the session's work worthless?"""
         for message in self._inbox:
@@ -223,12 +244,12 @@ class Actor(ABC):
             nonlocal wanted
             with suppress(StopIteration):
                 if done is None:
-                    tokens = next(round)
+                    parts = next(round)
                 elif isinstance(done, Pass):
-                    tokens = round.send(done)
+                    parts = round.send(done)
                 else:
-                    tokens = round.throw(done)
-                wanted = _Wanted(session, round, tokens)
+                    parts = round.throw(done)
+                wanted = _Wanted(session, round, parts)
 
         self._guarded(session.id, step)
         return wanted
@@ -247,15 +268,16 @@ class Actor(ABC):
             if len(wanted) > 1:
                 return [result for want in wanted for result in self._passed([want])]
             return [(wanted[0], error)]
-        ms, tokens = milliseconds_since(started), sum(len(want.tokens) for want in wanted)
-        return [(want, Pass(rows, ms, tokens)) for want, rows in zip(wanted, logits, strict=True)]
+        ms, tokens = milliseconds_since(started), sum(want.tokens for want in wanted)
+        rows = iter(logits)
+        return [(want, Pass([next(rows) for _ in want.parts], ms, tokens)) for want in wanted]
 
     def _extend(self, wanted: Sequence[_Wanted], on_progress: Callable[[], None]) -> list[torch.Tensor]:
-        parts = [(want.session.model, want.tokens) for want in wanted if want.session.model is not None]
+        parts = [part for want in wanted for part in want.parts]
         if len(parts) == 1:
             ((model, tokens),) = parts
             return [model.extend(tokens, on_progress=on_progress)]
-        assert isinstance(self.backend, SharedPasses)  # or else one session has a turn
+        assert isinstance(self.backend, SharedPasses)  # or else one session has a turn, without branches
         return self.backend.extend_together(parts, on_progress=on_progress)
 
     def _next_ready(self) -> ActorSession | None:
@@ -355,7 +377,7 @@ class Actor(ABC):
             raise
         except Exception as error:
             self._close(session_id)
-            self.mailbox.post(Failed(session=session_id, role=self.role, **_told(error)))
+            self.mailbox.post(Failed(session=session_id, role=self.role, **error_fields(error)))
 
     def _close(self, session_id: int) -> None:
         if (session := self._sessions.pop(session_id, None)) is not None:
@@ -369,21 +391,3 @@ class Actor(ABC):
             self.mailbox.post(dying(self.role, error))
         except ChannelClosed:
             pass
-
-
-def dying(role: Role, error: BaseException) -> Dying:
-    """The message by which an actor tells why it goes down."""
-    return Dying(role=role, **_told(error))
-
-
-def _told(error: BaseException) -> dict[str, str]:
-    """An error as text that travels: within its fields' limits, and without halves of surrogate pairs, which names of
-    files may hold. Of a traceback the end stays.
-    """
-    texts = type(error).__name__, str(error), "".join(traceback.format_exception(error))
-    name, message, trace = (text.encode(errors="backslashreplace").decode() for text in texts)
-    return {
-        "error": name[:MAX_NAME_CHARACTERS],
-        "message": message[:MAX_ERROR_CHARACTERS],
-        "traceback": trace[-MAX_TRACEBACK_CHARACTERS:],
-    }

@@ -66,7 +66,13 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, turn
         sampling=_sampling(pair, options, target_info.vocab_size),
         pruning=pruning,
         schedule=schedule,
-        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=not choice.turns),
+        window=Window(
+            gamma=choice.gamma,
+            wait=choice.wait,
+            patience_ms=choice.patience_ms,
+            ahead=not choice.turns,
+            outcomes=choice.outcomes,
+        ),
     )
     draft = None
     if method != "ar" and (draft_info := pair.info("draft")) is not None:

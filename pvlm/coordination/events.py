@@ -13,7 +13,9 @@ from pvlm_protocols.messages import (
     FromActor,
     Hello,
     Loading,
+    Outcome,
     Pong,
+    Prepared,
     Recalled,
     ToDraft,
     ToTarget,
@@ -144,11 +146,22 @@ class WindowTaken:
 
 
 @dataclass(frozen=True)
+class WindowsPrepared:
+    """Of the prepared windows of a message so many were ``kept`` for later verdicts; the others came too late."""
+
+    prepared: Prepared
+    kept: int
+
+
+@dataclass(frozen=True)
 class Judged:
-    """The tokens of a verdict were committed. A verdict that was dropped has no such record."""
+    """The tokens of a verdict were committed. A verdict that was dropped has no such record. ``outcome``: the prepared
+    window with which the target goes on after a rejection.
+    """
 
     verdict: Verdict
+    outcome: Outcome | None = None
 
 
-Record = WindowTaken | Judged
+Record = WindowTaken | WindowsPrepared | Judged
 Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Finish | Fail | Record

@@ -8,7 +8,7 @@ from pvlm.results import ratio_or_none
 from pvlm.speculation.gaps import Gap, Gaps
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.limits import MAX_MILLISECONDS
-from pvlm_protocols.messages import DraftWindow, TargetMode, Verdict, Window
+from pvlm_protocols.messages import DraftWindow, Outcome, Prepared, TargetMode, Verdict, Window
 
 PROBE_TOKENS = 4
 """The shortest probe."""
@@ -18,8 +18,10 @@ PROBE_TOKENS = 4
 class Counts:
     """What happened in one session. Times in ms; only tokens of the answer are counted.
 
-    ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what remains of the gap
-    without the time in which the draft was computing (see `Gap`).
+    ``outcome_*``: rejections while windows were being prepared: the next pass began at once with a prepared window
+    (hit), with one that arrived after the verdict (late hit), or not with any (miss). ``hit_coordination_ms``: the gap
+    after each hit. ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what remains
+    of the gap without the time in which the draft was computing (see `Gap`).
     """
 
     target_passes: int = 0
@@ -36,6 +38,12 @@ class Counts:
     windows: list[int] = field(default_factory=list)
     accepted_lengths: list[int] = field(default_factory=list)
     dropped_windows: int = 0
+    prepared_windows: int = 0
+    prepared_tokens: int = 0
+    outcome_hits: int = 0
+    outcome_late_hits: int = 0
+    outcome_misses: int = 0
+    hit_coordination_ms: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     video_tokens: int = 0
     kept_video_tokens: int = 0
@@ -69,6 +77,8 @@ class Measurements:
         """When the last verdict rejected a token; None once the draft's next window has arrived."""
         self._awaited = False
         """The last verdict rejected a token, and the target waits for the next window."""
+        self._hit = False
+        """The target went on from the last verdict with a prepared window."""
         self._paced: tuple[TargetMode, float] | None = None
         """What the target did at its last verdict with tokens, and when that ended."""
 
@@ -111,13 +121,36 @@ class Measurements:
                 self._policy.observe_sharing(verdict.pass_tokens, verdict.window + 1)
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)
+                if self._hit:
+                    counts.hit_coordination_ms.append(gap.ms)
                 if verdict.window or not self._awaited:  # else it has waited in vain
                     counts.coordination_ms.append(gap.coordination_ms)
                 self._observe_gap(verdict, gap)
-        self._awaited = verdict.rejected and waits
-        if verdict.rejected or mode == "turns":
+        self._awaited = verdict.rejected and waits and not verdict.branch
+        self._hit = False
+        if (verdict.rejected and not verdict.branch) or mode == "turns":
             self._rejected_s = verdict.ended_s
         self._observe_pace(verdict, mode)
+
+    def prepared(self, prepared: Prepared) -> None:
+        """Prepared windows have arrived, of whatever epoch."""
+        tokens = sum(len(outcome.tokens) for outcome in prepared.outcomes)
+        self.counts.prepared_windows += len(prepared.outcomes)
+        self.counts.prepared_tokens += tokens
+
+    def decided(self, verdict: Verdict, outcome: Outcome | None, prepared: int) -> None:
+        """A verdict was committed. ``outcome``: the prepared window with which the target goes on after a rejection;
+        ``prepared``: how many were at hand for the rejected position.
+        """
+        if not verdict.rejected or not self._choice.outcomes:
+            return
+        if outcome is None:
+            self.counts.outcome_misses += 1
+        elif verdict.branch:
+            self.counts.outcome_hits += 1
+            self._hit = True
+        else:
+            self.counts.outcome_late_hits += 1
 
     def _observe_gap(self, verdict: Verdict, gap: Gap) -> None:
         """What the time before a pass teaches. While sessions share the actors it measures the others."""
@@ -190,7 +223,13 @@ class Measurements:
         """The sizes of the next windows."""
         choice = self._choice
         patience_ms = min(choice.patience_ms, MAX_MILLISECONDS)
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=patience_ms, ahead=not choice.turns)
+        return Window(
+            gamma=choice.gamma,
+            wait=choice.wait,
+            patience_ms=patience_ms,
+            ahead=not choice.turns,
+            outcomes=choice.outcomes,
+        )
 
     def probe(self) -> Window:
         """The window of a probe: one alone, so that the draft does not compete with the target for longer."""

@@ -43,6 +43,7 @@ class WindowChoice(NamedTuple):
     and one drafted token more, for the draft may have been in the middle of one.
     ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is enough
     for drafting to pay. ``turns``: draft and target take turns; else the draft writes further windows meanwhile.
+    ``outcomes``: how many other tokens the draft prepares for at each offset of a window (see `Window`).
     """
 
     gamma: int
@@ -51,6 +52,7 @@ class WindowChoice(NamedTuple):
     speedup: float | None = None
     pays: bool = True
     turns: bool = False
+    outcomes: tuple[int, ...] = ()
 
 
 class WindowPolicy(Protocol):
@@ -106,10 +108,10 @@ class FixedWindow:
     patient = True
     baselined = True
 
-    def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf) -> None:
+    def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf, outcomes: tuple[int, ...] = ()) -> None:
         if n < 1 or not 0 <= wait <= n:
             raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
-        self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0)
+        self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0, outcomes=outcomes)
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         pass

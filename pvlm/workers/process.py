@@ -8,7 +8,7 @@ import os
 
 import msgspec
 
-from pvlm.actors.actor import dying
+from pvlm.actors.failure import dying
 from pvlm.actors.mark import Mark, SharedMark
 from pvlm.children import leave_with_parent
 from pvlm.transports.sockets import connect

@@ -11,7 +11,7 @@ from pvlm_protocols.messages import FromDraft, FromTarget, Message, SessionMessa
 from tests.protocols.golden import GOLDEN
 from tests.protocols.samples import ALL_TYPES, FROM_ACTOR, SAMPLES, TO_ACTOR, plain
 
-HEADER = b"PVLM\x07"
+HEADER = b"PVLM\x08"
 by_type = pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
 
 
