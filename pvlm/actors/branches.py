@@ -104,7 +104,7 @@ class Preparation:
         return self._window is not None and self._window[1] <= committed
 
     def follow(self, id: int, start: int, written: Written) -> None:
-        """A window was sent, or the target goes on with it."""
+        """A window was sent, or the target continues with it."""
         self._window = id, start, written
 
     def plan(self, counts: Sequence[int], committed: int, size: int) -> None:
@@ -151,7 +151,7 @@ class Preparation:
     def take(self, id: int) -> Branch:
         """The branch with which the target goes on. Raises ValueError for an unknown one."""
         if (branch := self._sent.pop(id, None)) is None:
-            raise ValueError(f"the target goes on with window {id}, which the draft does not hold")
+            raise ValueError(f"the target continues with window {id}, which the draft does not hold")
         return branch
 
     def matching(self, line: Sequence[int], text: Sequence[int], committed: int) -> Branch | None:

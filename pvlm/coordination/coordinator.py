@@ -8,7 +8,7 @@ One round:
 - *speculate*: a window of the draft arrives. It continues the **line**, the draft's own version of the answer.
 - *verify*: while the line agrees with the committed text, the window goes to the target.
 - *commit*: a verdict of the target arrives, and its tokens are committed. If the line still agrees, the draft is told
-  how much of it is confirmed (`Advance`). If not, and the target goes on with a window that was **prepared** for this
+  how much of it is confirmed (`Advance`). If not, and the target continues with a window that was **prepared** for this
   verdict, that window is the line now, and the draft goes on from there (`Advance` with its name). Else the line is
   dead: the epoch rises, and the draft is sent back to the committed text (`Rollback`).
 
@@ -38,6 +38,7 @@ from pvlm.coordination.events import (
     Event,
     Fail,
     Finish,
+    Found,
     Judged,
     StopAfter,
     TargetBack,
@@ -197,8 +198,10 @@ class Coordinator(Ledger):
         self.measurements.judged(verdict, self.mode.of_target, waits=self.target_window.wait > 0)
         told: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
         outcome = self.text.prepared_for(verdict) if verdict.rejected else None
-        told.append(Judged(verdict, outcome))
-        self.measurements.decided(verdict, outcome, self.text.prepared_at(verdict) if verdict.rejected else 0)
+        prepared: Found = ""
+        if verdict.rejected and self.measurements.prepares:
+            prepared = self.measurements.decided(verdict, outcome, self.text.prepared_at(verdict))
+        told.append(Judged(verdict, outcome, prepared))
         if verdict.finish is not None:
             self.finish = verdict.finish
             return self.end(State.FINISHED, *told, Finish(verdict.finish))
@@ -207,8 +210,8 @@ class Coordinator(Ledger):
         return mode, [*commands, *told]  # the draft waits; the text can
 
     def _continue_together(self, verdict: Verdict, outcome: Outcome | None) -> Transition:
-        """TURNS, TOGETHER: confirm the line, go on with a prepared window, or send the draft back; rest where drafting
-        does not pay.
+        """TURNS, TOGETHER: confirm the line, continue with a prepared window, or send the draft back; rest where
+        drafting does not pay.
         """
         if not verdict.tokens:
             return self.mode, []

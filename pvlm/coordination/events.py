@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pvlm_protocols.messages import (
     Began,
@@ -153,14 +154,19 @@ class WindowsPrepared:
     kept: int
 
 
+Found = Literal["", "hit", "late", "miss"]
+
+
 @dataclass(frozen=True)
 class Judged:
     """The tokens of a verdict were committed. A verdict that was dropped has no such record. ``outcome``: the prepared
-    window with which the target goes on after a rejection.
+    window with which the target goes on after a rejection. ``prepared``: whether a rejection, while outcomes are being
+    prepared, found its own at the target (hit), under way (late) or not at all (miss); else empty.
     """
 
     verdict: Verdict
     outcome: Outcome | None = None
+    prepared: Found = ""
 
 
 Record = WindowTaken | WindowsPrepared | Judged

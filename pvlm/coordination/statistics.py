@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pvlm.coordination.events import Found
 from pvlm.results import ratio_or_none
 from pvlm.speculation.gaps import Gap, Gaps
 from pvlm.speculation.windows import WindowPolicy
@@ -39,7 +40,7 @@ class Counts:
     accepted_lengths: list[int] = field(default_factory=list)
     dropped_windows: int = 0
     prepared_windows: int = 0
-    prepared_tokens: int = 0
+    prepared_batches: int = 0
     outcome_hits: int = 0
     outcome_late_hits: int = 0
     outcome_misses: int = 0
@@ -60,6 +61,11 @@ class Counts:
             "draft_efficiency": ratio_or_none(accepted, self.drafted_tokens),
             "mean_accepted_length": ratio_or_none(accepted, rejected),
         }
+
+    def hit_rate(self) -> float | None:
+        """See `AnswerStats`."""
+        hits = self.outcome_hits + self.outcome_late_hits
+        return ratio_or_none(hits, hits + self.outcome_misses)
 
 
 class Measurements:
@@ -88,8 +94,11 @@ class Measurements:
         """A window has arrived, of whatever epoch."""
         self.counts.drafted_tokens += len(window.tokens)
         if window.tokens and window.draft_ms > 0:
-            self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
-            self._policy.observe_draft(window.draft_ms / len(window.tokens))
+            if window.beside:
+                self._policy.observe_branches(window.beside, window.draft_ms / len(window.tokens))
+            else:
+                self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
+                self._policy.observe_draft(window.draft_ms / len(window.tokens))
 
     def continued(self, window: DraftWindow) -> None:
         """A window has arrived that continues the line."""
@@ -136,21 +145,27 @@ class Measurements:
         """Prepared windows have arrived, of whatever epoch."""
         tokens = sum(len(outcome.tokens) for outcome in prepared.outcomes)
         self.counts.prepared_windows += len(prepared.outcomes)
-        self.counts.prepared_tokens += tokens
+        self.counts.prepared_batches += 1
+        self.counts.drafted_tokens += tokens
+        if tokens and prepared.draft_ms > 0 and self.counts.draft_token_ms:  # written one after the other
+            beside_ms = self.counts.draft_token_ms[-1] + prepared.draft_ms / tokens
+            self._policy.observe_branches(1, beside_ms)
 
-    def decided(self, verdict: Verdict, outcome: Outcome | None, prepared: int) -> None:
-        """A verdict was committed. ``outcome``: the prepared window with which the target goes on after a rejection;
-        ``prepared``: how many were at hand for the rejected position.
+    def decided(self, verdict: Verdict, outcome: Outcome | None, prepared: int) -> Found:
+        """A verdict rejected a token. ``outcome``: the prepared window with which the target goes on; ``prepared``: how
+        many were at hand for the rejected position.
         """
-        if not verdict.rejected or not self._choice.outcomes:
-            return
+        if prepared:
+            self._policy.observe_outcome(None if outcome is None else outcome.rank, prepared)
         if outcome is None:
             self.counts.outcome_misses += 1
-        elif verdict.branch:
-            self.counts.outcome_hits += 1
-            self._hit = True
-        else:
+            return "miss"
+        if not verdict.branch:
             self.counts.outcome_late_hits += 1
+            return "late"
+        self.counts.outcome_hits += 1
+        self._hit = True
+        return "hit"
 
     def _observe_gap(self, verdict: Verdict, gap: Gap) -> None:
         """What the time before a pass teaches. While sessions share the actors it measures the others."""
@@ -168,7 +183,7 @@ class Measurements:
         before, self._paced = self._paced, (mode, verdict.ended_s)
         if before is None or before[0] != mode or self.shared:
             return
-        if mode != "alone" or not verdict.window:
+        if mode != "alone" or (verdict.pass_tokens and not verdict.window):
             self._policy.observe_pace(mode, len(verdict.tokens), max(0.0, verdict.ended_s - before[1]) * 1000)
 
     def probed(self, agreed: int, parted: bool) -> None:
@@ -208,6 +223,11 @@ class Measurements:
     def turns(self) -> bool:
         """Do draft and target work together in turns?"""
         return self._choice.turns
+
+    @property
+    def prepares(self) -> bool:
+        """Does the draft prepare outcomes?"""
+        return bool(self._choice.outcomes)
 
     @property
     def baselined(self) -> bool:

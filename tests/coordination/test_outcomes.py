@@ -1,4 +1,4 @@
-"""Prepared outcomes: the target goes on with a prepared window, and the text stays the target's."""
+"""Prepared outcomes: the target continues with a prepared window, and the text stays the target's."""
 
 from __future__ import annotations
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..branches import BranchingSession
 from ..processing import PreparedPrompt
-from ..session import AfterLayer, CachedSession, progress
+from ..session import AfterLayer, progress
 from .cache import KeyValueCache, Part, Rows
 from .decoder import Decoder
 from .draft import CapturedDrafting
@@ -20,7 +21,7 @@ from .graphs import CapturedPasses
 _Result = TypeVar("_Result")
 
 
-class TorchSession(CachedSession):
+class TorchSession(BranchingSession):
     """A cache of its own in a shared decoder.
 
     Args:
@@ -128,8 +129,29 @@ class TorchSession(CachedSession):
         """The rotations of the next ``count`` answer tokens, and where they go."""
         assert self._cache is not None  # the prefill made both
         assert self._rotations is not None
-        rows = Rows(self._cache, self._prompt_rows + self._length)
-        return self._rotations[self._length : self._length + count], Part((rows,), count)
+        rotations = self._rotations[self._length : self._length + count]
+        if self._trunk is None:
+            return rotations, Part((Rows(self._cache, self._prompt_rows + self._length),), count)
+        assert self._trunk._cache is not None  # it is open as long as its branches
+        shared = Rows(self._trunk._cache, self._prompt_rows + self._shared)
+        return rotations, Part((shared, Rows(self._cache, self._length - self._shared)), count)
+
+    def _new_branch(self, capacity: int, room: int) -> Self:
+        branch = type(self)(self._decoder, self._prompt, None, capacity)
+        branch._cache = KeyValueCache(self._decoder.config, room, self._decoder.dtype, self._decoder.layer_devices)
+        branch._rotations = self._rotations
+        branch._capturing = False
+        return branch
+
+    @torch.inference_mode()
+    def _take_rows(self, branch: Self, count: int) -> None:
+        assert self._cache is not None  # the prefill made it
+        assert branch._cache is not None
+        if self._drafting is not None:
+            self._drafting.forget()
+        row = self._prompt_rows + self._length
+        for place, rows in zip(self._cache.places(row, count), branch._cache.places(0, count), strict=True):
+            place.copy_(rows)
 
     @torch.inference_mode()
     def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:
