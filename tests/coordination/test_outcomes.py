@@ -8,9 +8,12 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from pvlm.actors.prepared import HeldWindows, Waiting
+from pvlm.speculation.sampling import normalised, processed
 from pvlm.speculation.windows import FixedWindow
-from pvlm_protocols.messages import Advance, DraftWindow, Prepared, Rollback, Verdict
+from pvlm_protocols.messages import Advance, DraftWindow, Prepared, Rollback, Verdict, Window
 from tests.coordination.harness import Harness, sampling
 from tests.coordination.test_coordinator import any_order, nothing_is_left, seeds
 from tests.support.toy import ForkingToyBackend, ToyBackend
@@ -125,3 +128,51 @@ def test_a_draft_that_is_lost_among_its_branches_changes_nothing(
         harness.make(rng.choice(harness.moves()))
     harness.lose_draft()
     assert harness.play(any_order(rng)) == ToyBackend(seed=seed, end_logit=-100).greedy(48, end_tokens=())
+
+
+def fit_of_two_tokens(answers: int) -> tuple[float, int]:
+    """The p-value of the first two tokens' distribution, and the number of hits."""
+    target, draft = ToyBackend(seed=5, end_logit=-100), ForkingToyBackend(seed=5, noise=1.5, end_logit=-100)
+    options = sampling(temperature=1.0, coupling="speculative", max_tokens=4, end_token_ids=())
+    found: Counter[tuple[int, ...]] = Counter()
+    hits = 0
+    for seed in range(answers):
+        policy = FixedWindow(2, 1, 1e9, PLAN)
+        drawn = sampling(temperature=1.0, coupling="speculative", max_tokens=4, end_token_ids=(), seed=seed)
+        harness = Harness(
+            target=target, draft=draft, policy=policy, window=Window(gamma=2, outcomes=PLAN), sampling=drawn
+        )
+        found[tuple(harness.play(draft_first)[:2])] += 1
+        hits += harness.coordinator.counts.outcome_hits
+
+    def probabilities(prefix: list[int]) -> list[float]:
+        return normalised(processed(target.row(prefix).unsqueeze(0), options, options.vocab_limit)[0]).tolist()
+
+    first = probabilities([])
+    exact = {(a, b): first[a] * second for a in range(len(first)) for b, second in enumerate(probabilities([a]))}
+    common = [pair for pair, probability in exact.items() if probability * answers >= 5]
+    expected = [exact[pair] * answers for pair in common]
+    observed = [found[pair] for pair in common]
+    rest = answers - sum(observed), answers - sum(expected)
+    return float(stats.chisquare([*observed, rest[0]], [*expected, rest[1]]).pvalue), hits
+
+
+def test_the_distribution_is_the_targets_with_prepared_windows() -> None:
+    fit, hits = fit_of_two_tokens(300)
+    assert hits > 30
+    assert fit > 1e-4
+
+
+def test_a_rule_that_accepts_a_prepared_token_by_itself_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a prepared window for the rejected position, whatever token the target has drawn."""
+    rightly = HeldWindows.reject
+
+    def wrongly(held: HeldWindows, rejected: Waiting, token: int) -> int:
+        for place in held._prepared:
+            if (place.window, place.offset) == (rejected.window, rejected.offset):
+                held._committed[-1] = token = place.token
+                break
+        return rightly(held, rejected, token)
+
+    monkeypatch.setattr(HeldWindows, "reject", wrongly)
+    assert fit_of_two_tokens(300)[0] < 1e-6
