@@ -25,6 +25,9 @@ BASELINE_STEPS = 2
 PREFERENCE = 1.02
 """By which factor another way of working together must be predicted to be faster before it is taken."""
 
+OUTCOME_SLACK = 0.02
+"""Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
+
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
 
@@ -269,8 +272,9 @@ class AutoWindow:
             if self._counts:
                 branch_ms = self.estimates.branch_ms()
                 self._branch_ms = branch_ms(self._beside + 1)
+                lag_ms = self._lag_ms + OUTCOME_SLACK * self._pass_time(1)
                 self._outcome_times = OutcomeTimes(
-                    self._gamma_max, self._pass_time, self._draft_ms, branch_ms, self._lag_ms, self._step_ms
+                    self._gamma_max, self._pass_time, self._draft_ms, branch_ms, lag_ms, self._step_ms
                 )
             self._made.clear()
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
