@@ -1,21 +1,36 @@
-"""The committed text of one session, and what the draft wrote after it."""
+"""The committed text of one session, what the draft wrote after it, and the windows that it has prepared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pvlm.speculation.text import agreement
+from pvlm_protocols.limits import MAX_OUTCOMES
+from pvlm_protocols.messages import DraftWindow, Outcome, Verdict
+
+
+class _Extent(NamedTuple):
+    start: int
+    tokens: int
 
 
 class Text:
     """``committed``: the answer's settled tokens. ``line``: the committed prefix at the last rollback and the draft's
-    windows after it. ``epoch``: rises whenever the draft has to leave its line.
+    windows after it. ``epoch``: rises whenever the draft has to leave its line without a prepared window. ``last``: the
+    window at the end of the line, 0 for none.
+
+    `outcomes` are the windows that the target holds for verdicts to come: those whose parent is a window of the line,
+    and whose first token stands at a position that is not committed.
     """
 
     def __init__(self, committed: Sequence[int], epoch: int) -> None:
         self.committed = list(committed)
         self.line = list(committed)
         self.epoch = epoch
+        self.last = 0
+        self.outcomes: dict[int, Outcome] = {}
+        self._windows: dict[int, _Extent] = {}
 
     def parted(self, start: int) -> bool:
         """Do line and committed text differ at position ``start`` or later?"""
@@ -32,4 +47,59 @@ class Text:
         keep = agreement(self.line, self.committed)
         self.line = list(self.committed)
         self.epoch += 1
+        self._forget()
         return keep
+
+    def extend(self, window: DraftWindow) -> None:
+        """Append a window to the line."""
+        self.line.extend(window.tokens)
+        self._windows[window.id] = _Extent(window.start, len(window.tokens))
+        self.last = window.id
+
+    def prepare(self, outcomes: Sequence[Outcome]) -> int:
+        """Note prepared windows. Returns how many of them may still be needed; the others are late."""
+        kept = 0
+        for outcome in outcomes:
+            parent = outcome.parent
+            extent = self._windows.get(parent.window, _Extent(0, 0))
+            fits = parent.offset < extent.tokens and parent.start == extent.start + parent.offset
+            if fits and parent.start >= len(self.committed) and len(self.outcomes) < MAX_OUTCOMES:
+                self.outcomes[outcome.id] = outcome
+                kept += 1
+        return kept
+
+    def prepared_for(self, verdict: Verdict) -> Outcome | None:
+        """The window with which the target goes on after a verdict that rejected a token: the one that the verdict
+        names, or one that was on its way to the target. Call it when the verdict's tokens are committed.
+        """
+        wanted = verdict.judged, verdict.offset, self.committed[-1], len(self.committed)
+        for outcome in self.outcomes.values():
+            parent = outcome.parent
+            if (parent.window, parent.offset, parent.token, outcome.start) == wanted:
+                return outcome if verdict.branch in (0, outcome.id) else None
+        return None
+
+    def prepared_at(self, verdict: Verdict) -> int:
+        """How many windows were prepared for the position that a verdict rejected."""
+        at = len(self.committed)
+        return sum(
+            outcome.start == at and outcome.parent.window == verdict.judged for outcome in self.outcomes.values()
+        )
+
+    def follow(self, outcome: Outcome) -> None:
+        """Let a prepared window be the line."""
+        self._forget()
+        self.line = [*self.committed, *outcome.tokens]
+        self._windows[outcome.id] = _Extent(outcome.start, len(outcome.tokens))
+        self.last = outcome.id
+
+    def settle(self) -> None:
+        """Forget windows and outcomes that no verdict to come can concern."""
+        settled = len(self.committed)
+        self._windows = {name: it for name, it in self._windows.items() if it.start + it.tokens > settled}
+        self.outcomes = {name: it for name, it in self.outcomes.items() if it.start > settled}
+
+    def _forget(self) -> None:
+        self.last = 0
+        self._windows.clear()
+        self.outcomes.clear()

@@ -1,0 +1,178 @@
+"""Prepared outcomes: the target continues with a prepared window, and the text stays the target's."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pvlm.actors.prepared import HeldWindows, Waiting
+from pvlm.speculation.sampling import normalised, processed
+from pvlm.speculation.windows import FixedWindow
+from pvlm_protocols.messages import Advance, DraftWindow, Prepared, Rollback, Verdict, Window
+from tests.coordination.harness import Harness, sampling
+from tests.coordination.test_coordinator import any_order, nothing_is_left, seeds
+from tests.support.toy import ForkingToyBackend, ToyBackend
+
+PLAN = (2, 2, 2, 2)
+ENDLESS = {"max_tokens": 48, "end_token_ids": ()}
+
+
+def outcome_session(draft: type[ToyBackend], seed: int, **options: object) -> Harness:
+    return Harness(
+        target=ToyBackend(seed=seed, end_logit=-100),
+        draft=draft(seed=seed, noise=0.7, end_logit=-100),
+        policy=FixedWindow(3, 2, 1e9, PLAN),
+        sampling=sampling(**{**ENDLESS, "seed": seed, **options}),
+    )
+
+
+def draft_first(moves: list[str]) -> str:
+    """The target is slow: the draft has prepared everything when a verdict comes."""
+    return min(moves, key=lambda move: ("run target" in move, "interrupt" in move, "catch" in move))
+
+
+@pytest.mark.parametrize("draft", [ToyBackend, ForkingToyBackend])
+def test_a_verdict_whose_outcome_is_prepared_starts_the_next_pass_without_a_message(draft: type[ToyBackend]) -> None:
+    found: Counter[str] = Counter()
+    for seed in range(4):
+        harness = outcome_session(draft, seed)
+        heard: list[object] = []
+        while not harness.coordinator.done:
+            before = len(harness.boxes["target"].outgoing)
+            harness.make(draft_first(harness.moves()))
+            heard += list(harness.boxes["draft"].incoming)
+            for message in list(harness.boxes["target"].outgoing)[before:]:
+                if isinstance(message, Verdict) and message.branch:
+                    session = harness.actors["target"]._sessions[1]
+                    assert session.ready()
+                    assert [waiting.window for waiting in session.held.queue][:1] == [message.branch]
+        assert harness.emitted == ToyBackend(seed=seed, end_logit=-100).greedy(48, end_tokens=())
+        counts = harness.coordinator.counts
+        found.update(hits=counts.outcome_hits, rejected=counts.rejected_tokens, rollbacks=counts.rollbacks)
+        named = {message.branch for message in heard if isinstance(message, Advance)} - {0}
+        assert len(named) == counts.outcome_hits + counts.outcome_late_hits
+    assert found["hits"] > found["rejected"] / 4
+    assert found["rollbacks"] <= found["rejected"] - found["hits"]
+
+
+def test_a_batch_prepares_in_the_passes_of_the_line() -> None:
+    harness = outcome_session(ForkingToyBackend, 3)
+    harness.play(draft_first)
+    assert any(call.startswith("shared") for call in harness.actors["draft"].backend.calls)
+    assert harness.coordinator.counts.prepared_windows > 10
+    assert nothing_is_left(harness)
+
+
+def test_a_prepared_window_that_arrives_after_its_verdict_is_a_late_hit() -> None:
+    """The coordinator hears the draft at once, but the target reads nothing during a pass."""
+    late = 0
+    for seed in range(6):
+        harness = outcome_session(ForkingToyBackend, seed)
+        rng = random.Random(seed)
+        harness.play(lambda moves: min(moves, key=lambda m: ("hear target" in m, "run target" in m, rng.random())))  # noqa: B023
+        late += harness.coordinator.counts.outcome_late_hits
+        assert harness.emitted == ToyBackend(seed=seed, end_logit=-100).greedy(48, end_tokens=())
+        assert nothing_is_left(harness)
+    assert late > 0
+
+
+@pytest.mark.parametrize("draft", [ToyBackend, ForkingToyBackend])
+@settings(max_examples=12, deadline=None)
+@given(seed=seeds, order=seeds)
+def test_the_seeded_text_is_that_of_the_target_alone(draft: type[ToyBackend], seed: int, order: int) -> None:
+    options = {"temperature": 1.0, "coupling": "gumbel", "max_tokens": 24, "end_token_ids": ()}
+    alone = Harness(
+        schedule="ar", target=ToyBackend(seed=seed, end_logit=-100), sampling=sampling(**options, seed=seed)
+    ).play()
+    assert outcome_session(draft, seed, **options).play(any_order(random.Random(order))) == alone
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, order=seeds, coupling=st.sampled_from(["greedy", "speculative"]))
+def test_messages_of_any_age_change_nothing(seed: int, order: int, coupling: str) -> None:
+    """Windows, prepared windows, advances and rollbacks come twice, at any later time."""
+    rng = random.Random(order)
+    hot = {"temperature": 1.0, "coupling": coupling} if coupling != "greedy" else {}
+    harness = outcome_session(ForkingToyBackend, seed, max_tokens=24, **hot)
+    said: dict[str, list[object]] = {"target": [], "draft": []}
+    for _ in range(5000):
+        if harness.coordinator.done:
+            break
+        for role, kinds in (("target", DraftWindow | Prepared), ("draft", Rollback)):
+            said[role] += [message for message in harness.boxes[role].incoming if isinstance(message, kinds)]
+            if said[role] and rng.random() < 0.1:
+                harness.boxes[role].incoming.append(rng.choice(said[role]))
+        harness.make(rng.choice(harness.moves()))
+    assert harness.coordinator.done
+    assert len(harness.emitted) == 24
+    if coupling == "greedy":
+        assert harness.emitted == ToyBackend(seed=seed, end_logit=-100).greedy(24, end_tokens=())
+    assert nothing_is_left(harness)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, order=seeds, at=st.integers(0, 80), draft=st.sampled_from([ToyBackend, ForkingToyBackend]))
+def test_a_draft_that_is_lost_among_its_branches_changes_nothing(
+    seed: int, order: int, at: int, draft: type[ToyBackend]
+) -> None:
+    rng = random.Random(order)
+    harness = outcome_session(draft, seed)
+    for _ in range(at):
+        if harness.coordinator.done:
+            break
+        harness.make(rng.choice(harness.moves()))
+    harness.lose_draft()
+    assert harness.play(any_order(rng)) == ToyBackend(seed=seed, end_logit=-100).greedy(48, end_tokens=())
+
+
+def fit_of_two_tokens(answers: int) -> tuple[float, int]:
+    """The p-value of the first two tokens' distribution, and the number of hits."""
+    target, draft = ToyBackend(seed=5, end_logit=-100), ForkingToyBackend(seed=5, noise=1.5, end_logit=-100)
+    options = sampling(temperature=1.0, coupling="speculative", max_tokens=4, end_token_ids=())
+    found: Counter[tuple[int, ...]] = Counter()
+    hits = 0
+    for seed in range(answers):
+        policy = FixedWindow(2, 1, 1e9, PLAN)
+        drawn = sampling(temperature=1.0, coupling="speculative", max_tokens=4, end_token_ids=(), seed=seed)
+        harness = Harness(
+            target=target, draft=draft, policy=policy, window=Window(gamma=2, outcomes=PLAN), sampling=drawn
+        )
+        found[tuple(harness.play(draft_first)[:2])] += 1
+        hits += harness.coordinator.counts.outcome_hits
+
+    def probabilities(prefix: list[int]) -> list[float]:
+        return normalised(processed(target.row(prefix).unsqueeze(0), options, options.vocab_limit)[0]).tolist()
+
+    first = probabilities([])
+    exact = {(a, b): first[a] * second for a in range(len(first)) for b, second in enumerate(probabilities([a]))}
+    common = [pair for pair, probability in exact.items() if probability * answers >= 5]
+    expected = [exact[pair] * answers for pair in common]
+    observed = [found[pair] for pair in common]
+    rest = answers - sum(observed), answers - sum(expected)
+    return float(stats.chisquare([*observed, rest[0]], [*expected, rest[1]]).pvalue), hits
+
+
+def test_the_distribution_is_the_targets_with_prepared_windows() -> None:
+    fit, hits = fit_of_two_tokens(300)
+    assert hits > 30
+    assert fit > 1e-4
+
+
+def test_a_rule_that_accepts_a_prepared_token_by_itself_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a prepared window for the rejected position, whatever token the target has drawn."""
+    rightly = HeldWindows.reject
+
+    def wrongly(held: HeldWindows, rejected: Waiting, token: int) -> int:
+        for place in held._prepared:
+            if (place.window, place.offset) == (rejected.window, rejected.offset):
+                held._committed[-1] = token = place.token
+                break
+        return rightly(held, rejected, token)
+
+    monkeypatch.setattr(HeldWindows, "reject", wrongly)
+    assert fit_of_two_tokens(300)[0] < 1e-6
