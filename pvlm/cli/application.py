@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -75,9 +75,10 @@ def _with_value(error: typer.TyperException) -> str:
     """The message of an error, with what it leaves out: the value that is no number, or what to do about more words."""
     if error.message.startswith("Got unexpected extra argument"):
         return f"{error.message}. Put a question of several words in quotes"
-    wrong = getattr(error.__cause__, "errors", list)()
+    wrong: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
     if wrong and wrong[0]["type"].endswith("_parsing"):
-        return wrong[0]["msg"].partition(",")[0].replace("Input", f"'{wrong[0]['input']}'")
+        message: str = wrong[0]["msg"]
+        return message.partition(",")[0].replace("Input", f"'{wrong[0]['input']}'")
     return error.message
 
 

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from pvlm.bench.sessions import SessionsRow
 
 
+COLUMNS = (
+    "busy: the share of the time without prefill in which the target ran a pass",
+    "first token, between: time to the first token, and between two pieces of an answer (median/99th percentile)",
+)
+"""What columns of the table mean; the picture has no such columns."""
+
+
 def register(group: typer.Typer) -> None:
     command(group, "sessions")(sessions)
 
@@ -89,7 +96,9 @@ def sessions(
             output,
         )
     lines = list(_conclusions(rows))
-    return report(rows, [_table(rows)], json=emulation.json, plot=plot, lines=lines, draw=_draw, caption=lines)
+    return report(
+        rows, [_table(rows)], json=emulation.json, plot=plot, lines=[*lines, *COLUMNS], draw=_draw, caption=lines
+    )
 
 
 def _table(rows: Sequence[SessionsRow]) -> Table:
@@ -126,8 +135,6 @@ def _conclusions(rows: Sequence[SessionsRow]) -> Iterator[str]:
         )
     yield f"{machine()}; answers of {rows[0].tokens // rows[0].sessions} tokens; transport {rows[0].transport}"
     yield "decoding: throughput of the tokens after the first, without the time of the target's own prefill"
-    yield "busy: the share of the time without prefill in which the target ran a pass"
-    yield "first token, between: time to the first token, and between two pieces of an answer (median/99th percentile)"
 
 
 def _draw(rows: Sequence[SessionsRow]) -> Figure:
