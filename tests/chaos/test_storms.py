@@ -34,6 +34,8 @@ FAULTS = Schedule(every_s=9.0)
 """At each of three ends, the engine's and the two workers': a connection fault every three seconds."""
 RARE_FAULTS = Schedule(every_s=45.0)
 """A fault every fifteen seconds: models that load for eight are otherwise never up together."""
+UNKEPT = EMULATED | {"prefix_cache_bytes": 0}
+"""Its answers take longer, so that the faults meet them."""
 CLIPS = Path(str(files("pvlm") / "bundled" / "clips"))
 
 
@@ -181,7 +183,7 @@ async def test_poison(tmp_path: Path) -> None:
     figures = await faulty_storm(
         "ipc poison",
         tmp_path,
-        {**EMULATED, "backend": "poisoned", "transport": "ipc", "target_restarts": 3, "draft_restarts": 3},
+        UNKEPT | {"backend": "poisoned", "transport": "ipc", "target_restarts": 3, "draft_restarts": 3},
         emulated_questions(),
         Schedule(),
         seed=51,
@@ -202,7 +204,7 @@ async def test_models_that_never_load(tmp_path: Path) -> None:
     figures = await faulty_storm(
         "ipc hanging loads",
         tmp_path,
-        {**EMULATED, "transport": "ipc", "hang_timeout_s": 1.5},
+        UNKEPT | {"transport": "ipc", "hang_timeout_s": 1.5},
         emulated_questions(),
         Schedule(),
         seed=61,
