@@ -158,7 +158,7 @@ class TorchSession(BranchingSession):
         *shared, own = self._segments
         cache = KeyValueCache(self._decoder.config, room, self._decoder.dtype, self._decoder.layer_devices)
         branch = type(self)(self._decoder, self._prompt, None, capacity)
-        branch._segments = [*shared, Rows(own.cache, own.count + self._length), Rows(cache, 0)]
+        branch._segments = [*shared, Rows(own.cache, own.count + capacity - room), Rows(cache, 0)]
         branch._rotations = self._rotations
         branch._capturing = False
         return branch
