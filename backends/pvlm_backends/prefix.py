@@ -11,7 +11,7 @@ import torch
 from pvlm_protocols.prefixes import KeptPrefix
 
 from .processing import PreparedPrompt
-from .processing.prompt import Rows
+from .processing.prompt import Pixels, Rows
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,8 @@ def find_prefix(prompt: PreparedPrompt, find: Callable[[bytes], KeptPrefix | Non
         if isinstance(found := find(key), Prefix) and found.tokens == tokens:
             return found
     return None
+
+
+def visuals_after(prompt: PreparedPrompt, prefix: Prefix | None) -> list[Pixels]:
+    """Return the videos and images that a kept prefix does not cover: the vision tower runs over them."""
+    return [visual for visual in prompt.visuals if prefix is None or visual.row >= prefix.tokens]

@@ -156,7 +156,7 @@ def _check_visuals(visuals: Sequence[VideoFrames]) -> None:
     for visual in visuals:
         pixels, times = visual.pixels, visual.timestamps_s
         fits = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] == 3 and min(pixels.shape[1:]) > 0
-        whole = bool(len(pixels)) != bool(visual.left_out) and (not visual.left_out or visual.digest)
+        whole = bool(pixels.size) != bool(visual.left_out) and (not visual.left_out or visual.digest)
         if not (fits and whole) or len(pixels) > MAX_VIDEO_FRAMES or max(pixels.shape[1:3]) > MAX_FRAME_SIDE:
             raise ProtocolError(f"pixels of {pixels.dtype} {pixels.shape} are no frames")
         if len(times) not in (0, visual.frames):

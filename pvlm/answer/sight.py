@@ -10,6 +10,7 @@ from hashlib import blake2b
 
 import anyio
 import anyio.to_thread
+import msgspec
 import numpy as np
 
 from pvlm.config import AnswerOptions
@@ -152,11 +153,4 @@ def with_digest(frames: VideoFrames) -> VideoFrames:
     described = frames.pixels.shape, frames.kind, frames.size, frames.timestamps_s
     digest = blake2b(repr(described).encode(), digest_size=DIGEST_BYTES)
     digest.update(frames.pixels.data)
-    return VideoFrames(
-        pixels=frames.pixels,
-        timestamps_s=frames.timestamps_s,
-        checksum=frames.checksum,
-        kind=frames.kind,
-        size=frames.size,
-        digest=digest.digest(),
-    )
+    return msgspec.structs.replace(frames, digest=digest.digest())

@@ -31,7 +31,7 @@ class Content:
 
 
 def content_of(source: object) -> Content | None:
-    """Return the content of an encoded video, a path or bytes. None: it is none, or a file that cannot be read.
+    """Return the content of an encoded video: a path or bytes. Return None for frames, or if the file cannot be read.
 
     It reads the whole file, so call it in a thread.
     """

@@ -209,13 +209,13 @@ async def test_models_that_never_load(tmp_path: Path) -> None:
         Schedule(),
         seed=61,
         hangs=0.5,
-        answers=60,
+        answers=100,
         strikes=[kill],
-        every_s=3.0,
+        every_s=1.5,
     )
     write(figures)
-    settled(figures, 60)
-    assert figures.outcomes["exact"] + lost_twice(figures) == 60
+    settled(figures, 100)
+    assert figures.outcomes["exact"] + lost_twice(figures) == 100
     assert figures.faults["hang-load"] > 0
 
 

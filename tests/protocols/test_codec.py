@@ -235,6 +235,7 @@ def test_a_field_of_any_other_kind(message: Message, data: st.DataObject, value:
     extra=st.lists(st.binary(max_size=40), max_size=3),
 )
 @example(dtype="uint8", shape=[0], where=True, extra=[b""])
+@example(dtype="int32", shape=[], where=bytes(4), extra=[])
 @example(dtype="uint8", shape=[1, 2, 1, 3], where=b"123456", extra=[])
 @example(dtype="uint8", shape=[1, 1, 1, 3], where=2, extra=[b"", b"123"])
 def test_an_array_of_another_size_than_its_shape_says(

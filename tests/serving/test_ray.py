@@ -135,7 +135,9 @@ async def test_a_caller_that_leaves_frees_its_work(client: httpx.AsyncClient) ->
     request = asking("Why?", max_tokens=4000, ignore_eos=True, stream=True)
     async with client.stream("POST", "/v1/chat/completions", json=request, headers=headers) as response:
         await anext(response.aiter_raw())
-        assert await running() > 0
+        with anyio.fail_after(20):
+            while not await running():  # the other replica may be asked while this one is busy
+                await anyio.sleep(0.05)
     with anyio.fail_after(20):
         while await running():
             await anyio.sleep(0.05)

@@ -86,7 +86,7 @@ class EmulatedBackend:
         on_progress: Callable[[], None],
     ) -> EmulatedSession:
         """See `pvlm_protocols.prefixes.KeptPrefixes`. Raises as `open`."""
-        from ..prefix import find_prefix
+        from ..prefix import find_prefix, visuals_after
         from .session import EmulatedSession, wait_until
 
         started = time.perf_counter()
@@ -95,8 +95,7 @@ class EmulatedBackend:
         prepared = self._prepare(prompt)
         prepared.check_positions(capacity, self.info.max_positions)
         prefix = find_prefix(prepared, find)
-        covered = 0 if prefix is None else prefix.tokens
-        left = [visual for visual in prepared.visuals if visual.row >= covered]
+        left = visuals_after(prepared, prefix)
         for visual in left:
             visual.values  # noqa: B018  raises FramesMissing
         if left:

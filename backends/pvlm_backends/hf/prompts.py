@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from pvlm_protocols.backend import BackendError, ModelInfo, Prompt
 from pvlm_protocols.prefixes import KeptPrefix
 
 from ..families import Family
-from ..prefix import find_prefix
+from ..prefix import find_prefix, visuals_after
 from ..processing import PreparedPrompt, VideoProcessor
+from ..processing.prompt import Pixels
 from .session import FamilySession
 
 
@@ -38,7 +39,7 @@ class FamilyPrompts:
         """
         prepared = self.processor.prepare_for(info, prompt, capacity)
         prefix = find_prefix(prepared, find)
-        visuals = self._visuals(model, prepared, 0 if prefix is None else prefix.tokens)
+        visuals = self._visuals(model, visuals_after(prepared, prefix))
         return FamilySession(model, prepared, visuals, capacity, prefix)
 
     def with_one_video(self, model: Any, info: ModelInfo, prompt: Prompt) -> tuple[PreparedPrompt, dict[str, Tensor]]:
@@ -54,16 +55,13 @@ class FamilyPrompts:
             )
         if [visual.kind for visual in prepared.visuals] not in ([], ["video"]):
             raise BackendError("transformers' generate is compared on prompts with one video, or without")
-        visuals = self._visuals(model, prepared)
+        visuals = self._visuals(model, prepared.visuals)
         return prepared, visuals[0] if visuals else {}
 
-    def _visuals(self, model: Any, prompt: PreparedPrompt, after: int = 0) -> list[dict[str, Tensor]]:
-        """The model's keyword arguments for each of a prompt's videos and images, on its device. ``after``: so many
-        tokens."""
+    def _visuals(self, model: Any, visuals: Sequence[Pixels]) -> list[dict[str, Tensor]]:
+        """The model's keyword arguments for each video and image, on its device."""
         found = []
-        for visual in prompt.visuals:
-            if visual.row < after:
-                continue
+        for visual in visuals:
             pixels = torch.from_numpy(visual.values).to(model.device, model.dtype)
             if visual.kind == "image":
                 found.append(self._family.transformers_image(pixels, visual.size))

@@ -67,14 +67,13 @@ class TorchBackend:
         """See `pvlm_protocols.prefixes.KeptPrefixes`. Raises as `open`."""
         import torch
 
-        from ..prefix import find_prefix
+        from ..prefix import find_prefix, visuals_after
         from .session import TorchSession
 
         if self._decoder is None or self._tower is None:
             raise BackendError("this backend is closed")
         prepared = self._processor.prepare_for(self._info, prompt, capacity)
         prefix = find_prefix(prepared, find)
-        covered = 0 if prefix is None else prefix.tokens
         decoder, video = self._decoder, None
         with torch.inference_mode():
             features = [
@@ -83,8 +82,7 @@ class TorchBackend:
                     on_progress,
                     visual.size if visual.kind == "image" else None,
                 )
-                for visual in prepared.visuals
-                if visual.row >= covered
+                for visual in visuals_after(prepared, prefix)
             ]
             if features:
                 video = torch.cat(features, dim=1)

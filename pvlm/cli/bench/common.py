@@ -66,6 +66,15 @@ def rounds_option(help: str = "figures are medians of N rounds") -> Any:
 
 
 MaxTokens = Annotated[int, option("--max-tokens", metavar="N", help="tokens of each answer", show_default=True)]
+BundledBackend = Annotated[
+    str | None,
+    option(
+        "--backend",
+        metavar="NAME",
+        help="what runs the bundled pair: {backends} (default: the engine's)",
+        kind="backends",
+    ),
+]
 TimeScale = Annotated[float, option("--time-scale", metavar="S", help="factor for the given times", show_default=True)]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pvlm.cli.bench.common import (
+    BundledBackend,
     Emulation,
     TimeScale,
     choice,
@@ -43,15 +44,7 @@ def repeats(
     tokens: Annotated[int, option("--tokens", metavar="N", help="tokens of each answer", show_default=True)] = 64,
     rounds: Annotated[int, rounds_option()] = 3,
     time_scale: TimeScale = 0.1,
-    backend: Annotated[
-        str | None,
-        option(
-            "--backend",
-            metavar="NAME",
-            help="what runs the bundled pair: {backends} (default: the engine's)",
-            kind="backends",
-        ),
-    ] = None,
+    backend: BundledBackend = None,
     emulation: Emulation,
     output: Output,
 ) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pvlm.cli.bench.common import (
+    BundledBackend,
     Emulation,
     TimeScale,
     choice,
@@ -59,15 +60,7 @@ def sessions(
             show_default=True,
         ),
     ] = 0.02,
-    backend: Annotated[
-        str | None,
-        option(
-            "--backend",
-            metavar="NAME",
-            help="what runs the bundled pair: {backends} (default: the engine's)",
-            kind="backends",
-        ),
-    ] = None,
+    backend: BundledBackend = None,
     emulation: Emulation,
     plot: PlotFile = None,
     output: Output,
