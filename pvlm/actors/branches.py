@@ -127,10 +127,11 @@ class Preparation:
     ) -> None:
         place = position - self._first
         count = counts[place] if place < len(counts) else 0
+        held = [branch.parent for branch in self._all()]
         for rank, token in enumerate(others[:count]):
+            parent = Parent(window=window, offset=offset, token=token, start=position)
             room = min(size, self._limit - position - 1)
-            if room > 0 and len(self._branches) + len(self._sent) < MAX_OUTCOMES:
-                parent = Parent(window=window, offset=offset, token=token, start=position)
+            if room > 0 and parent not in held and len(self._branches) + len(self._sent) < MAX_OUTCOMES:
                 self._branches.append(Branch(self.new_id(), parent, rank, room))
 
     def growing(self) -> list[Branch]:
@@ -172,6 +173,11 @@ class Preparation:
         for branch in list(self._all()):
             if branch.point < committed:
                 self._drop(branch)
+
+    def stop(self) -> None:
+        """Drop the branches in work."""
+        for branch in list(self._branches):
+            self._drop(branch)
 
     def clear(self) -> None:
         """Drop all branches."""

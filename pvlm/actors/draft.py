@@ -278,6 +278,7 @@ class DraftSession(ActorSession):
     def _write_together(self, model: Branches) -> Round:
         """The line and all branches, a token of each in a pass."""
         preparation = self._preparation
+        self._send_prepared(preparation.finished())  # a verdict may have dropped those that were not complete
         while growing := preparation.growing():
             parts: list[tuple[Session, list[int]]] = []
             if line := self._line_ready():
@@ -288,7 +289,7 @@ class DraftSession(ActorSession):
                     branch.session = model.fork(branch.point, branch.size)
                 parts.append((branch.session, self._unfed(branch.tokens, branch.session.length - branch.point)))
             if not parts:  # nothing that the branches could start from
-                preparation.clear()
+                preparation.stop()
                 return
             rows = (yield parts).logits
             self._work.beside += len(growing)

@@ -97,8 +97,8 @@ class HeldWindows:
                 self._ended, self._missed = False, None
                 self._enqueue(continuation)
                 return
-            if not self._ended and parent.start >= len(self._committed) and len(self._prepared) < MAX_OUTCOMES:
-                self._prepared[place] = continuation
+            if self._waits_for(place, parent.start) and len(self._prepared) < MAX_OUTCOMES:
+                self._prepared.setdefault(place, continuation)
 
     def accept(self, count: int) -> None:
         """The first ``count`` queued tokens are committed: drop them, and what was prepared for other tokens there."""
@@ -121,6 +121,13 @@ class HeldWindows:
             return 0
         self._enqueue(found)
         return found.id
+
+    def _waits_for(self, place: _Place, position: int) -> bool:
+        """Does a queued token stand at that place? A window that is not of the line has none, and needs no room."""
+        index = position - len(self._committed)
+        if not 0 <= index < len(self.queue):
+            return False
+        return (self.queue[index].window, self.queue[index].offset) == (place.window, place.offset)
 
     @property
     def _reach(self) -> int:

@@ -303,7 +303,7 @@ class TargetSession(ActorSession):
         if drafted:
             self._count(tested, drafted[-1], accepted)
         self._logits = rows[-1]
-        if self.mode == "turns" or (self.mode == "alone" and not drafted):
+        if not self.held.queue and (self.mode == "turns" or (self.mode == "alone" and not drafted)):
             self._logits = None
             self._draw_alone(rows[-1])
 

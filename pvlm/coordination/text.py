@@ -7,12 +7,20 @@ from typing import NamedTuple
 
 from pvlm.speculation.text import agreement
 from pvlm_protocols.limits import MAX_OUTCOMES
-from pvlm_protocols.messages import DraftWindow, Outcome, Verdict
+from pvlm_protocols.messages import DraftWindow, Outcome, Parent, Verdict
 
 
 class _Extent(NamedTuple):
     start: int
     tokens: int
+
+
+class _Place(NamedTuple):
+    """The first ``offset`` tokens of a window, and then ``token``."""
+
+    window: int
+    offset: int
+    token: int
 
 
 class Text:
@@ -29,7 +37,7 @@ class Text:
         self.line = list(committed)
         self.epoch = epoch
         self.last = 0
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[_Place, Outcome] = {}
         self._windows: dict[int, _Extent] = {}
 
     def parted(self, start: int) -> bool:
@@ -57,27 +65,36 @@ class Text:
         self.last = window.id
 
     def prepare(self, outcomes: Sequence[Outcome]) -> int:
-        """Note prepared windows. Returns how many of them may still be needed; the others are late."""
-        kept = 0
+        """Note the prepared windows of a message. Returns how many of them may still be needed; the others are late.
+
+        The target gets the whole message or nothing of it, and each end keeps the first window of a place. So the target
+        holds those that are noted here, as far as it has not settled them, and no others.
+        """
+        known, found = len(self.outcomes), dict(self.outcomes)
         for outcome in outcomes:
-            parent = outcome.parent
-            extent = self._windows.get(parent.window, _Extent(0, 0))
-            fits = parent.offset < extent.tokens and parent.start == extent.start + parent.offset
-            if fits and parent.start >= len(self.committed) and len(self.outcomes) < MAX_OUTCOMES:
-                self.outcomes[outcome.id] = outcome
-                kept += 1
-        return kept
+            if self._may_follow(parent := outcome.parent):
+                found.setdefault(_Place(parent.window, parent.offset, parent.token), outcome)
+        if len(found) > MAX_OUTCOMES:
+            return 0
+        self.outcomes = found
+        return len(found) - known
+
+    def _may_follow(self, parent: Parent) -> bool:
+        """Is it the line up to a token that waits for its verdict?"""
+        extent = self._windows.get(parent.window, _Extent(0, 0))
+        fits = parent.offset < extent.tokens and parent.start == extent.start + parent.offset
+        return fits and parent.start >= len(self.committed)
 
     def prepared_for(self, verdict: Verdict) -> Outcome | None:
         """The window with which the target goes on after a verdict that rejected a token: the one that the verdict
         names, or one that was on its way to the target. Call it when the verdict's tokens are committed.
         """
-        wanted = verdict.judged, verdict.offset, self.committed[-1], len(self.committed)
-        for outcome in self.outcomes.values():
-            parent = outcome.parent
-            if (parent.window, parent.offset, parent.token, outcome.start) == wanted:
-                return outcome if verdict.branch in (0, outcome.id) else None
-        return None
+        if verdict.epoch != self.epoch:
+            return None
+        outcome = self.outcomes.get(_Place(verdict.judged, verdict.offset, self.committed[-1]))
+        if outcome is None or outcome.start != len(self.committed) or verdict.branch not in (0, outcome.id):
+            return None
+        return outcome
 
     def prepared_at(self, verdict: Verdict) -> int:
         """How many windows were prepared for the position that a verdict rejected."""
