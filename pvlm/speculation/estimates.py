@@ -253,7 +253,9 @@ class Estimates:
         self.branches.observe(round(beside) + 1, _checked_ms(ms))
 
     def branch_ms(self) -> Callable[[int], float]:
-        """q_B: the time of a step by its number of continuations, the line included."""
+        """q_B: the time of a step by its number of continuations, the line included. Raises IndexError before the first
+        measurement of the draft.
+        """
         alone = self.draft.value
         if not self.branches.measured:
             return lambda continuations: alone * (1 + NEW_BRANCH_COST * (continuations - 1))

@@ -249,7 +249,8 @@ class AutoWindow:
     def observe_branches(self, beside: float, ms: float) -> None:
         known, self._beside = self.estimates.branches.measured, round(beside)
         self.estimates.observe_branches(beside, ms)
-        self._moved |= not known or _differ(self.estimates.branch_ms()(self._beside + 1), self._branch_ms)
+        if self.estimates.timed:  # else the first choice takes it in
+            self._moved |= not known or _differ(self.estimates.branch_ms()(self._beside + 1), self._branch_ms)
 
     def observe_outcome(self, rank: int | None, prepared: int) -> None:
         self.estimates.hits.observe(rank, prepared)

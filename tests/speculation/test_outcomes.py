@@ -149,3 +149,13 @@ def test_an_answer_has_the_outcomes_that_it_asks_for() -> None:
     assert policies.policy(together, Pruning(), "auto", "auto", "gumbel") is learned
     assert policies.policy(together, Pruning(), "auto", "auto", "greedy") is not learned
     assert fixed_outcomes(4, 0) == ()
+
+
+def test_a_policy_that_learns_of_branches_first_waits_for_the_drafts_own_time() -> None:
+    policy = AutoWindow(outcomes=None)
+    for _ in range(2):
+        policy.observe_branches(2, 5.0)
+    assert policy.choice().outcomes == ()
+    policy.observe_draft(4.0)
+    policy.observe_pass(1, 40.0)
+    assert policy.choice().speedup is not None
