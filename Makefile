@@ -5,6 +5,8 @@
 # make setup      set up alone: .venv/bin/pvlm is the command
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
 # make pruning    the table and picture of docs/evidence/pruning.md (about 14 minutes on two idle cores)
+# make speed      the figures of docs/evidence about speed (about half an hour on idle cores); writes build/evidence
+# make evidence   all measurements of docs/evidence: accuracy, pruning, speed, chaos, soak (about two hours)
 # make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/evidence/robustness.md)
 # make chaos      faults, damaged videos and fuzzing (about 10 minutes; see docs/evidence/robustness.md)
 # make generic    other model families by transformers' video processors, in an environment of its own in build/generic
@@ -29,7 +31,7 @@ LMMS := build/lmms-eval
 LMMS_INSTALL := $(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test ray generic lmms-eval setup accuracy pruning soak chaos lint docs clean
+.PHONY: demo test ray generic lmms-eval setup accuracy pruning speed evidence soak chaos lint docs clean
 
 demo: setup
 	@$(BIN)/pvlm demo
@@ -78,6 +80,26 @@ pruning: setup
 	done
 	$(BIN)/pvlm bench pruning build/clips/*.mp4 --threads 1 --draft-threads 1 \
 	    --json build/pruning.json --plot build/pruning.png
+
+# Each table of docs/evidence that shows speed. The lossy methods are in the first.
+speed: setup
+	@mkdir -p build/evidence
+	$(BIN)/pvlm bench --prune novelty --json build/evidence/methods.json --plot build/evidence/methods.png
+	$(BIN)/pvlm bench scaling --prune none --rounds 2 --max-tokens 128 --json build/evidence/scaling.json \
+	    --plot build/evidence/scaling.png
+	$(BIN)/pvlm bench passes --json build/evidence/passes.json
+	$(BIN)/pvlm bench emulated --time-scale 1 --tokens 512 --json build/evidence/emulated.json
+	$(BIN)/pvlm bench adaptive --time-scale 0.5 --json build/evidence/adaptive.json
+	$(BIN)/pvlm bench sessions --json build/evidence/sessions.json --plot build/evidence/sessions.png
+	$(BIN)/pvlm bench sessions --pairs bundled --json build/evidence/sessions-bundled.json
+	$(BIN)/pvlm bench repeats --json build/evidence/repeats.json
+	$(BIN)/python -m benchmarks never-slower --prune none --json build/evidence/never-slower.json
+	$(BIN)/python -m benchmarks never-slower --prune none --draft pvlm/bundled/target \
+	    --json build/evidence/never-slower-equal.json
+	$(BIN)/python -m benchmarks never-slower --prune none --target tests/pair/target --draft tests/pair/draft \
+	    --json build/evidence/never-slower-small.json
+
+evidence: accuracy pruning speed chaos soak
 
 soak: setup
 	OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=131072 $(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out build/soak

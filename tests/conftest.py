@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,16 @@ def _logs_as_they_were() -> Iterator[None]:
     """A command that was tested has pointed the log at a standard error that is closed when its test is over."""
     yield
     structlog.reset_defaults()
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Tests that collect garbage need not look through all that was imported for them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

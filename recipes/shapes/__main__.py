@@ -6,6 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from pvlm.config import bundled
+
 from . import commands
 from .world import MAX_SCENES
 
@@ -28,6 +30,13 @@ def main() -> None:
     grow.add_argument("--seed", type=int, default=0)
     grow.add_argument("--out", type=Path, required=True, help="folder for the deeper checkpoint")
     grow.set_defaults(run=commands.grow)
+
+    spread = names.add_parser("spread", help="give layers that were added a share of the first model's work")
+    spread.add_argument("--model", type=Path, required=True, help="a grown checkpoint")
+    spread.add_argument("--depths", type=int, nargs="+", required=True, help="its numbers of layers before each growth")
+    spread.add_argument("--share", type=float, default=0.17, help="what each writes of what its source wrote")
+    spread.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
+    spread.set_defaults(run=commands.spread)
 
     go_on = names.add_parser("continue", help="train a checkpoint on; SIGTERM saves the state and stops")
     go_on.add_argument("--model", type=Path, help="the checkpoint to start from; not needed to resume")
@@ -53,7 +62,9 @@ def main() -> None:
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
     evaluate.set_defaults(run=commands.evaluate)
 
-    pruning = names.add_parser("pruning", help="which video tokens help the draft of the bundled pair most")
+    pruning = names.add_parser("pruning", help="which video tokens help a draft most")
+    pruning.add_argument("--target", default=bundled("target"), help="a checkpoint; the default is the bundled one")
+    pruning.add_argument("--draft", default=bundled("draft"), help="a checkpoint; the default is the bundled one")
     pruning.add_argument("--clips", type=int, default=40)
     pruning.add_argument("--seed", type=int, default=5000, help="of the first clip")
     pruning.add_argument("--choices", nargs="+", metavar="NAME", help="some of the table's rows; default: all")

@@ -40,6 +40,16 @@ def grow(arguments: argparse.Namespace) -> None:
     state.copy_heads(arguments.model, arguments.out)  # the layers that they read give the same as before
 
 
+def spread(arguments: argparse.Namespace) -> None:
+    from . import growing, state
+    from .pair import load_checkpoint, save_checkpoint
+
+    model, tokenizer = load_checkpoint(arguments.model)
+    growing.spread(model, arguments.depths, arguments.share)
+    save_checkpoint(model, tokenizer, arguments.out)
+    state.copy_heads(arguments.model, arguments.out)
+
+
 def _train_on(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -117,12 +127,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def pruning(arguments: argparse.Namespace) -> None:
-    from .pruning import CHOICES, compare, report
+    from .pruning import CHOICES, compare, load, report
 
     for name in arguments.choices or ():
         if name not in CHOICES:
             raise SystemExit(f"there is no choice {name!r}: use some of {', '.join(map(repr, CHOICES))}")
-    report(compare(arguments.clips, arguments.seed, arguments.choices))
+    target, draft = load(arguments.target), load(arguments.draft)
+    report(compare(target, draft, arguments.clips, arguments.seed, arguments.choices))
 
 
 def clip(arguments: argparse.Namespace) -> None:

@@ -1,11 +1,13 @@
 """Grows a trained model in depth.
 
-Added layers start as the identity, so the grown model starts with the answers of the old one.
+Added layers start as the identity, so the grown model starts with the answers of the old one. A trained model has
+little to learn, so they may stay next to nothing; `spread` gives them a share of the work.
 """
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration
@@ -53,6 +55,35 @@ def grown(
     result.load_state_dict(weights)
     result.generation_config = copy.deepcopy(model.generation_config)
     return result
+
+
+@torch.no_grad()
+def spread(model: LlavaOnevisionForConditionalGeneration, depths: list[int], share: float) -> None:
+    """Let layers that were added take over from the first model's layers, in place.
+
+    ``depths``: the numbers of layers before each growth, the first model's first. Layers that training has left with
+    next to nothing to say are those of the last growth: each becomes a copy of the layer of the first model before it,
+    and writes ``share`` of what that one wrote, which writes so much less. The scores change a little.
+    """
+    layers = model.model.language_model.layers
+    last = first = _firsts(depths[-1], len(layers))
+    for before, after in reversed(list(pairwise(depths))):
+        first = [first[place] for place in _firsts(before, after)]
+    for place, following in zip(first, [*first[1:], len(layers)], strict=True):
+        added = [other for other in range(place, following) if other not in last]
+        if share * len(added) >= 1:
+            raise ValueError(f"a share of {share} for each of {len(added)} layers leaves nothing: use a smaller share")
+        weights = {name: weight.clone() for name, weight in layers[place].state_dict().items()}
+        for other, factor in [*((other, share) for other in added), (place, 1 - share * len(added))]:
+            layers[other].load_state_dict(
+                {name: factor * weight if name in _WRITERS else weight for name, weight in weights.items()}
+            )
+
+
+def _firsts(before: int, after: int) -> list[int]:
+    """Where the layers of a model lie after it has grown."""
+    origin = sources(before, after)
+    return [origin.index(source) for source in range(before)]
 
 
 def _started(part: str, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -206,9 +206,9 @@ CHOICES: dict[str, Choice] = {
 # ---- measuring --------------------------------------------------------------------------------------------------
 
 
-def load(role: str) -> Backend:
-    """One of the bundled pair."""
-    return TorchBackend.load(LoadOptions(bundled("target" if role == "target" else "draft"), threads=1))
+def load(model: str) -> Backend:
+    """A checkpoint, on one thread."""
+    return TorchBackend.load(LoadOptions(model, threads=1))
 
 
 def prompts(target: Backend, clips: int, seed: int, kind: str) -> Iterator[Seen]:
@@ -279,9 +279,8 @@ class Comparison:
     alignments: dict[bool, list[float]]
 
 
-def compare(clips: int, seed: int, names: list[str] | None = None) -> Comparison:
+def compare(target: Backend, draft: Backend, clips: int, seed: int, names: list[str] | None = None) -> Comparison:
     """Over two prompts a clip: its description, and a question about one scene."""
-    target, draft = load("target"), load("draft")
     chosen = {name: choice for name, choice in CHOICES.items() if names is None or name in names}
     result = Comparison({name: {} for name in chosen}, {}, {})
     for kind in ("describe", "scene"):
@@ -320,5 +319,5 @@ def report(result: Comparison) -> None:
     print()
     for something, means in result.alignments.items():
         what = "with something in it" if something else "plain"
-        print(f"alignment of tokens, {what}, at the input and behind layers 1 to {LAYERS[-1]}: "
+        print(f"alignment of tokens, {what}, at the input and after layers 1 to {LAYERS[-1]}: "
               + ", ".join(f"{mean:.3f}" for mean in means))  # fmt: skip

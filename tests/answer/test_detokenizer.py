@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pvlm.answer.detokenizer import REPLACEMENT, TextStream
-from pvlm.config import bundled
+from tests.support.pair import PAIR
 
-TOKENIZER = Tokenizer.from_file(f"{bundled('target')}/tokenizer.json")
+TOKENIZER = Tokenizer.from_file(f"{PAIR['target']}/tokenizer.json")
 
 
 class Bytes:
@@ -80,7 +80,7 @@ def test_bytes_that_are_no_text_are_shown_as_a_whole_decoder_would(pieces: list[
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=20))
-def test_any_text_through_the_bundled_tokenizer(text: str) -> None:
+def test_any_text_through_a_real_tokenizer(text: str) -> None:
     tokens = TOKENIZER.encode(text, add_special_tokens=False).ids
     stream = TextStream(lambda ids: TOKENIZER.decode(list(ids)))
     assert "".join(map(stream.push, tokens)) + stream.flush() == TOKENIZER.decode(tokens)
@@ -88,7 +88,7 @@ def test_any_text_through_the_bundled_tokenizer(text: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(tokens=st.lists(st.integers(0, TOKENIZER.get_vocab_size() - 1), max_size=20))
-def test_any_tokens_of_the_bundled_tokenizer(tokens: list[int]) -> None:
+def test_any_tokens_of_a_real_tokenizer(tokens: list[int]) -> None:
     """Special tokens, which have no text, and parts of characters in any order among them."""
     stream = TextStream(lambda ids: TOKENIZER.decode(list(ids)))
     assert "".join(map(stream.push, tokens)) + stream.flush() == TOKENIZER.decode(tokens)

@@ -14,8 +14,8 @@ from pvlm_backends.native import NativeBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions
 from tests.backends.families.llava_onevision.checkpoint import RANDOM_CHECKPOINTS, llava_checkpoint
-from tests.support.checkpoints import BUNDLED
 from tests.support.native import NATIVE
+from tests.support.pair import SMALL
 
 BACKENDS: dict[str, type[Backend]] = {
     "torch": TorchBackend,
@@ -48,14 +48,14 @@ def backend(backend_name: str) -> type[Backend]:
 def bundled_copy(tmp_path: Path) -> Path:
     """A copy of the bundled target's settings, to change."""
     copied = tmp_path / "checkpoint"
-    shutil.copytree(BUNDLED / "target", copied, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(SMALL / "target", copied, ignore=shutil.ignore_patterns("*.safetensors"))
     return copied
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A checkpoint's folder by name: ``target``, ``draft`` or one of RANDOM_CHECKPOINTS. Not to be changed."""
-    made: dict[str, Path] = {"target": BUNDLED / "target", "draft": BUNDLED / "draft"}
+    made: dict[str, Path] = {"target": SMALL / "target", "draft": SMALL / "draft"}
 
     def find(name: str) -> Path:
         if name not in made:

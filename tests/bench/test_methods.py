@@ -8,6 +8,7 @@ import pytest
 from pvlm import ConfigError, EngineConfig, OptionError
 from pvlm.bench.methods import CONTENDERS, METHODS, OpenContenders, contenders, read_clip
 from tests.bench.conftest import CLIPS
+from tests.support.pair import PAIR
 
 
 def test_contenders_come_in_their_order_with_plain_decoding() -> None:
@@ -36,8 +37,8 @@ async def test_a_missing_draft_is_reported_before_anything_is_loaded() -> None:
 
 @pytest.mark.anyio
 async def test_repeated_frames_are_in_order() -> None:
-    six = await read_clip(EngineConfig(), CLIPS / "one-scene.mp4", "?")
-    twelve = await read_clip(EngineConfig(), CLIPS / "one-scene.mp4", "?", 12, repeat=True)
+    six = await read_clip(EngineConfig(**PAIR), CLIPS / "one-scene.mp4", "?")
+    twelve = await read_clip(EngineConfig(**PAIR), CLIPS / "one-scene.mp4", "?", 12, repeat=True)
     assert len(six.frames) == 6
     assert np.array_equal(twelve.frames, np.repeat(six.frames, 2, axis=0))
     assert twelve.timestamps_s == tuple(np.repeat(six.timestamps_s, 2))

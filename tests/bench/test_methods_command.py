@@ -17,6 +17,7 @@ from pvlm.cli import main
 from pvlm.cli.bench.methods import conclusions
 from tests.bench.conftest import CLIPS
 from tests.bench.test_comparison import FIGURES
+from tests.support.pair import FLAGS
 
 
 def test_a_tiny_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +35,7 @@ def test_a_tiny_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "--note",
         "on two cores",
     ]
-    assert main([*command, "--json", str(rows_file), "--plot", str(picture)]) == 0
+    assert main([*command, *FLAGS, "--json", str(rows_file), "--plot", str(picture)]) == 0
     rows = json.loads(rows_file.read_text())
     names = ["ar", "ar-all-cores", "specvlm", "parallel-no-pp", "parallel-no-pd", "assisted"]
     names += ["pruned-none", "pruned-uv-10", "pruned-uv-50"]

@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 
 from pvlm.cli import main
-
-BUNDLED = Path(__file__).parents[2] / "pvlm" / "bundled"
+from tests.support.pair import FLAGS, SMALL
 
 
 def measured(tmp_path: Path, arguments: str) -> dict[str, Any]:
@@ -26,14 +25,14 @@ def measured(tmp_path: Path, arguments: str) -> dict[str, Any]:
 
 def decoder_weights(role: str) -> int:
     """Numbers in the matrices that every pass reads: those of the layers, and the embedding as the head."""
-    with safe_open(str(BUNDLED / role / "model.safetensors"), framework="pt") as file:
+    with safe_open(str(SMALL / role / "model.safetensors"), framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
     matrices = [shape for name, shape in shapes.items() if "language_model" in name and len(shape) == 2]
     return sum(shape[0] * shape[1] for shape in matrices)
 
 
-def test_the_bundled_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = measured(tmp_path, "--tokens 1 3")
+def test_the_small_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = measured(tmp_path, f"--tokens 1 3 {' '.join(FLAGS)}")
     assert [(row["role"], row["layers"], row["tokens"]) for row in written["passes"]] == [
         ("target", 6, 1),
         ("target", 6, 3),
@@ -58,7 +57,7 @@ def test_the_bundled_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_backend_that_does_not_report_its_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = measured(tmp_path, f"--target {BUNDLED / 'draft'} --draft none --backend hf --tokens 1")
+    written = measured(tmp_path, f"--target {SMALL / 'draft'} --draft none --backend hf --tokens 1")
     (row,) = written["passes"]
     assert row["ms"] > 0
     assert row["limit_ms"] is None

@@ -12,17 +12,17 @@ import pytest
 from pvlm import EngineConfig, ModelError
 from pvlm.bench.methods import read_clip
 from pvlm.bench.peers import PeerModels, PeerProcess
-from pvlm.config import bundled
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_protocols.backend import LoadOptions, Prompt
 from tests.bench.conftest import CLIPS
+from tests.support.pair import PAIR
 
 
 @pytest.mark.anyio
 async def test_the_assistant_sees_the_video() -> None:
     """It accepts what the same draft accepts in pvlm; blind, as transformers leaves it, it would have 0.5."""
-    clip = await read_clip(EngineConfig(), CLIPS / "two-scenes.mp4", "Describe the video.")
-    target, draft = (HuggingFaceBackend.load(LoadOptions(bundled(role))) for role in ("target", "draft"))
+    clip = await read_clip(EngineConfig(**PAIR), CLIPS / "two-scenes.mp4", "Describe the video.")
+    target, draft = (HuggingFaceBackend.load(LoadOptions(PAIR[role])) for role in ("target", "draft"))
     prompt = Prompt(clip.question, clip.frames)
     alone = target.generate(prompt, 120)
     assisted = target.generate(prompt, 120, assistant=draft)
@@ -46,7 +46,7 @@ async def test_a_peer_that_cannot_load_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_peer_that_dies_is_an_error() -> None:
-    async with PeerProcess(PeerModels(bundled("draft"), None), sorted(os.sched_getaffinity(0))[:1]) as peer:
+    async with PeerProcess(PeerModels(PAIR["draft"], None), sorted(os.sched_getaffinity(0))[:1]) as peer:
         assert len(os.sched_getaffinity(peer.process)) == 1
         os.kill(peer.process, signal.SIGKILL)
         with pytest.raises(ModelError, match="has ended"), anyio.fail_after(30):

@@ -13,6 +13,7 @@ from PIL import Image
 from pvlm.bench.planning import PairFigures, plan
 from pvlm.cli import main
 from pvlm.speculation.theory import MeasuredCurve, best_vanilla_window, best_window, parallel_speedup
+from tests.support.pair import FLAGS
 
 # LLaVA-OneVision 7B & 72B in the paper: T_p, T_q at prune ratios 0, 0.5 and 0.9, M.
 PAPER = "--target-ms 420 --draft-ms 0=78.3 0.5=57.5 0.9=46.6 --accepted-length 6.8"
@@ -148,9 +149,9 @@ def test_bad_figures_are_reported_in_one_line(arguments: str, message: str, caps
     assert error.count("\n") == 1
 
 
-def test_measured_on_the_bundled_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_on_the_small_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = "--transport inproc --threads 1 --draft-threads 1 --frames 4 --max-tokens 12 --ratios 0 0.9"
-    written = planned(tmp_path, f"--measure {here}")
+    written = planned(tmp_path, f"--measure {here} {' '.join(FLAGS)}")
     assert written["source"] == "measured"
     assert list(written["target_ms"]) == ["1", "2", "3", "5", "8", "12"]
     assert [row["ratio"] for row in written["ratios"]] == [0, 0.9]

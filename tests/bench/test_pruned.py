@@ -10,9 +10,9 @@ import torch
 
 from pvlm import ConfigError, Engine, ModelError
 from pvlm.bench.pruned import PrunedView, answer_pruned
-from pvlm.config import bundled
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Prompt, Session
+from tests.support.pair import PAIR
 
 FRAMES = np.random.default_rng(5).integers(0, 256, (4, 112, 112, 3), dtype=np.uint8)
 PROMPT = Prompt("Describe the video.", FRAMES)
@@ -43,7 +43,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def target() -> Backend:
-    return TorchBackend.load(LoadOptions(bundled("draft"), threads=1))
+    return TorchBackend.load(LoadOptions(PAIR["draft"], threads=1))
 
 
 @pytest.mark.parametrize("prune", ["uniform", "attention", "uv"])

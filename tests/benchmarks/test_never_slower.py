@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.never_slower import METHODS, drawn_clips
-from pvlm.config import bundled
+from tests.support.pair import PAIR
 
 
 def test_clips_are_drawn_alike_each_time() -> None:
@@ -22,7 +22,7 @@ def test_clips_are_drawn_alike_each_time() -> None:
 def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The draft as its own target: each method gives the same tokens, and the rows compare each with each."""
     rows = tmp_path / "rows.json"
-    pair = ["--target", bundled("draft"), "--draft", bundled("draft"), "--prune", "none"]
+    pair = ["--target", PAIR["draft"], "--draft", PAIR["draft"], "--prune", "none"]
     command = ["never-slower", *pair, "--clips", "2", "--rounds", "1", "--max-tokens", "6", "--json", str(rows)]
     assert main(command) == 0
     written = json.loads(rows.read_text())

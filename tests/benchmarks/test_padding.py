@@ -18,7 +18,8 @@ from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.raw import TorchBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Prompt
 from tests.backends.families.llava_onevision.checkpoint import llava_checkpoint
-from tests.support.checkpoints import BUNDLED
+from tests.bench.conftest import CLIPS
+from tests.support.pair import FLAGS, PAIR, SMALL
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
 ANSWER = [17, 300, 5, 42]
@@ -26,8 +27,8 @@ ANSWER = [17, 300, 5, 42]
 
 @pytest.fixture(scope="module")
 def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled target with more appended layers than it has of its own."""
-    return pad_layers(BUNDLED / "target", tmp_path_factory.mktemp("padded") / "target", 7)
+    """The small target with more appended layers than it has of its own."""
+    return pad_layers(SMALL / "target", tmp_path_factory.mktemp("padded") / "target", 7)
 
 
 def depth(folder: Path) -> tuple[int, int]:
@@ -49,14 +50,14 @@ def logits(backend: type[Backend], folder: Path, frames: np.ndarray | None = FRA
 @pytest.mark.parametrize("backend", [TorchBackend, HuggingFaceBackend])
 def test_a_padded_target_says_what_the_original_says(backend: type[Backend], deeper: Path) -> None:
     """To the last bit: what the appended layers add is zero."""
-    assert torch.equal(logits(backend, deeper), logits(backend, BUNDLED / "target"))
+    assert torch.equal(logits(backend, deeper), logits(backend, SMALL / "target"))
 
 
 def test_a_padded_target_is_deeper(deeper: Path) -> None:
     """Every appended layer is computed: it has weights, and they are not zero but in the two output projections."""
     model = TorchBackend.load(LoadOptions(str(deeper)))
     assert model.info.layers == 13
-    original = TorchBackend.load(LoadOptions(str(BUNDLED / "target"))).info
+    original = TorchBackend.load(LoadOptions(str(SMALL / "target"))).info
     assert original.layers == 6
     vision_and_embeddings = original.parameters - 6 * (model.info.parameters - original.parameters) // 7
     assert 0 < vision_and_embeddings < original.parameters / 4
@@ -70,7 +71,7 @@ def test_padding_that_is_not_zero_would_be_noticed(deeper: Path, tmp_path: Path)
     name = next(name for name in weights if name.endswith("layers.9.mlp.down_proj.weight"))
     weights[name][:] = 0.05
     save_file(weights, broken / "padding.safetensors", {"format": "pt"})
-    assert not torch.equal(logits(TorchBackend, broken), logits(TorchBackend, BUNDLED / "target"))
+    assert not torch.equal(logits(TorchBackend, broken), logits(TorchBackend, SMALL / "target"))
 
 
 def test_sharded_and_untied_checkpoints(tmp_path: Path) -> None:
@@ -84,8 +85,8 @@ def test_sharded_and_untied_checkpoints(tmp_path: Path) -> None:
 
 def test_arguments_for_a_padded_target() -> None:
     """The target is another, the draft is the same, and pruning looks where it looks in the unpadded target."""
-    bundled = str(BUNDLED / "target")
-    with padded_arguments(bundled, "draft", 20) as arguments:
+    small = PAIR["target"]
+    with padded_arguments(small, "draft", 20) as arguments:
         given = dict(zip(arguments[::2], arguments[1::2], strict=True))
         folder = Path(given.pop("--target"))
         assert depth(folder) == (26, 6)
@@ -98,17 +99,17 @@ def test_arguments_for_a_padded_target() -> None:
             assert again[5] == "2"
             assert again[7].startswith("21 layers of zero output")
     assert not folder.exists()
-    with padded_arguments(bundled, "draft", 1, early_layer=4) as arguments:
+    with padded_arguments(small, "draft", 1, early_layer=4) as arguments:
         assert arguments[5] == "4"
 
 
 def test_what_cannot_be_padded(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="-1 layers"):
-        pad_layers(BUNDLED / "target", tmp_path / "out", -1)
+        pad_layers(SMALL / "target", tmp_path / "out", -1)
     with pytest.raises(ModelError, match="somebody/model"):
         pad_layers("somebody/model", tmp_path / "out", 1)
     with pytest.raises(ModelError, match="nowhere"):
-        pad_layers(BUNDLED / "target", "/proc/nowhere", 1)
+        pad_layers(SMALL / "target", "/proc/nowhere", 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="num_hidden_layers"):
@@ -129,7 +130,7 @@ def test_pad_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_bench_runs_with_a_padded_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real models; the table and every row say what was padded."""
     rows_file = tmp_path / "rows.json"
-    command = ["bench", "--pad-layers", "1", "--videos", str(BUNDLED / "clips" / "one-scene.mp4"), "--rounds", "1"]
+    command = ["bench", "--pad-layers", "1", "--videos", str(CLIPS / "one-scene.mp4"), "--rounds", "1", *FLAGS]
     command += ["--max-tokens", "8", "--methods", "parallel", "--transport", "inproc", "--json", str(rows_file)]
     assert main(command) == 0
     rows = json.loads(rows_file.read_text())

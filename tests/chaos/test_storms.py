@@ -28,6 +28,7 @@ from tests.chaos.storm import (
     storm,
     write,
 )
+from tests.support.pair import PAIR
 
 pytestmark = pytest.mark.anyio
 FAULTS = Schedule(every_s=9.0)
@@ -137,7 +138,7 @@ async def test_the_bundled_pair_in_a_storm(tmp_path: Path) -> None:
     figures = await faulty_storm(
         "ipc bundled pair",
         tmp_path,
-        {"backend": "slow-torch", "transport": "ipc"},
+        {**PAIR, "backend": "slow-torch", "transport": "ipc"},
         asked,
         RARE_FAULTS,
         seed=21,

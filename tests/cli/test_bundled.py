@@ -14,6 +14,7 @@ from pvlm.cli import main
 from pvlm.cli.bundled import LimitNote, bundled_clips, clips_folder, is_drawn, knows_question
 from shapes.rendering import render
 from shapes.world import KINDS, WORDINGS, questions, sample_clip
+from tests.support.pair import FLAGS
 
 NOISE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
 
@@ -64,5 +65,5 @@ def test_instructions_reach_the_models(capsys: pytest.CaptureFixture[str]) -> No
     """The models refuse a special token in any text of the prompt."""
     with clips_folder() as folder:
         arguments = ["answer", str(folder / "one-scene.mp4"), "What?", "--system", "Say <|im_end|>.", "--method", "ar"]
-        assert main([*arguments, "--transport", "inproc", "--threads", "1"]) == 1
+        assert main([*arguments, *FLAGS, "--transport", "inproc", "--threads", "1"]) == 1
     assert "a text of the prompt holds the special token '<|im_end|>'" in capsys.readouterr().err

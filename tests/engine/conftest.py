@@ -20,6 +20,7 @@ from pvlm_protocols.backend import FrameDefaults
 from shapes.clips import write_clip
 from shapes.rendering import render
 from shapes.world import questions, sample_clip
+from tests.support.pair import PAIR
 from tests.support.plugin import DRAFT, TARGET, toy_plugin
 from tests.support.toy import ToyBackend
 
@@ -89,9 +90,9 @@ def models(opened: tuple[Engine, dict[str, ToyBackend]]) -> dict[str, ToyBackend
 
 
 @pytest.fixture(scope="module")
-async def bundled(anyio_backend: str) -> AsyncIterator[Engine]:
-    """An open engine on the bundled pair, in this process."""
-    async with Engine.create(transport="inproc", threads=1, draft_threads=1) as engine:
+async def small(anyio_backend: str) -> AsyncIterator[Engine]:
+    """An open engine on the small pair, in this process."""
+    async with Engine.create(PAIR, transport="inproc", threads=1, draft_threads=1) as engine:
         yield engine
 
 

@@ -16,12 +16,13 @@ from pvlm.trace import Trace
 from pvlm_protocols.backend import Visual
 from pvlm_protocols.limits import MAX_PROMPT_CHARACTERS, MAX_VISUALS
 from tests.engine.conftest import FRAMES, TOY
+from tests.support.pair import PAIR
 from tests.support.toy import ToyBackend, ToyProcessor
 
 pytestmark = pytest.mark.anyio
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-CLIP = Path(bundled("target")).parent / "clips" / "one-scene.mp4"
+CLIP = Path(bundled("clips")) / "one-scene.mp4"
 
 
 def text(said: str) -> dict[str, Any]:
@@ -155,14 +156,14 @@ async def test_messages_exclude_a_video_and_a_question() -> None:
         await engine.answer(messages=[user(video("/no/such.mp4"), text("a"))])
 
 
-async def test_the_bundled_pair_answers_conversations_losslessly(tmp_path: Path) -> None:
+async def test_the_small_pair_answers_conversations_losslessly(tmp_path: Path) -> None:
     trace = Trace()
     messages = [
         user(video(CLIP), text("Describe the video.")),
         {"role": "assistant", "content": "A red circle."},
         user(image(PICTURE), video(CLIP.with_name("two-scenes.mp4")), text("Describe the video.")),
     ]
-    async with Engine.create(transport="inproc", threads=1, draft_threads=1) as engine:
+    async with Engine.create(PAIR, transport="inproc", threads=1, draft_threads=1) as engine:
         alone = await engine.answer(messages=messages, method="ar", max_tokens=24, num_frames=4)
         answer = await engine.answer(messages=messages, max_tokens=24, num_frames=4, trace=trace)
         with pytest.raises(PromptError, match=r"special token '<\|im_end\|>'"):

@@ -26,9 +26,9 @@ from pvlm import (
     ModelMismatch,
     OptionError,
 )
-from pvlm.config import bundled
 from pvlm_protocols.messages import Sampling, SamplingOptions
 from tests.engine.conftest import FRAMES, TOY
+from tests.support.pair import PAIR
 
 NOWHERE: dict[str, Any] = {"target": "/no/such/target", "draft": "/no/such/draft", "backend": "no-such-backend"}
 
@@ -308,8 +308,8 @@ def test_every_public_call_of_the_engine_is_documented() -> None:
 
 
 def copy_with_two_tokens_swapped(folder: Path) -> list[str]:
-    """A copy of the bundled draft whose tokenizer has two ids exchanged; returns the two tokens."""
-    shutil.copytree(bundled("draft"), folder)
+    """A copy of the small draft whose tokenizer has two ids exchanged; returns the two tokens."""
+    shutil.copytree(PAIR["draft"], folder)
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -322,7 +322,7 @@ def copy_with_two_tokens_swapped(folder: Path) -> list[str]:
 @pytest.mark.anyio
 async def test_a_draft_with_another_tokenizer_is_refused_with_the_tokens_that_differ(tmp_path: Path) -> None:
     first, second = copy_with_two_tokens_swapped(tmp_path / "draft")
-    engine = Engine.create(draft=str(tmp_path / "draft"))
+    engine = Engine.create(PAIR, draft=str(tmp_path / "draft"))
     with pytest.raises(ModelMismatch, match="tokenizers of target") as caught:
         async with engine:
             raise AssertionError

@@ -56,16 +56,16 @@ def video(number: int) -> np.ndarray:
     return np.full((2, 4, 4, 3), number, np.uint8)
 
 
-async def test_the_text_is_that_of_an_engine_that_keeps_nothing(bundled: Engine, samples: list[Sample]) -> None:
+async def test_the_text_is_that_of_an_engine_that_keeps_nothing(small: Engine, samples: list[Sample]) -> None:
     """By every method, and however the methods follow each other."""
     sample = samples[3]
     questions = (sample.question, "List the objects in order.")
-    async with Engine.create(bundled.config, prefix_cache_bytes=0) as fresh:
+    async with Engine.create(small.config, prefix_cache_bytes=0) as fresh:
         for method in ("ar", "sd", "parallel"):
             for question in questions:
                 options: dict[str, Any] = {"method": method, "max_tokens": 24}
                 expected = await fresh.answer(sample.path, question, **options)
-                found = await bundled.answer(sample.path, question, **options)
+                found = await small.answer(sample.path, question, **options)
                 assert found.tokens == expected.tokens
                 assert expected.stats.cached_tokens == 0
                 if question != questions[0]:

@@ -17,7 +17,7 @@ import torch
 
 from shapes.continuation import fit_heads, train_on
 from shapes.frame_heads import NameHead
-from shapes.growing import grown, sources
+from shapes.growing import grown, sources, spread
 from shapes.packing import Packer, draw_questions
 from shapes.pair import Shape, load_checkpoint, new_model
 from shapes.tokenizer import build_tokenizer
@@ -82,6 +82,24 @@ def test_added_layers_differ_and_learn(tokenizer, small) -> None:
     for layer in layers_of(deeper):
         for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
             assert matrix.weight.grad.abs().max() > 0
+
+
+def test_added_layers_take_a_share_of_what_the_first_model_wrote(small) -> None:
+    """In a model of 2, 3 and 7 layers; the one that came first stays as training has left it."""
+    deeper = grown(grown(small, 3), 7)
+    with torch.no_grad():
+        layers_of(deeper)[3].mlp.down_proj.weight.fill_(0.5)
+    before = [layer.mlp.down_proj.weight.clone() for layer in layers_of(deeper)]
+    spread(deeper, [2, 3], 0.2)
+    after = [layer.mlp.down_proj.weight for layer in layers_of(deeper)]
+    for added, factor in {0: 0.4, 1: 0.2, 2: 0.2, 4: 0.2}.items():
+        assert torch.allclose(after[added], factor * before[0])
+    assert torch.equal(after[3], before[3])
+    for added, factor in {5: 0.8, 6: 0.2}.items():
+        assert torch.allclose(after[added], factor * before[5])
+    assert torch.equal(layers_of(deeper)[1].mlp.up_proj.weight, layers_of(deeper)[0].mlp.up_proj.weight)
+    with pytest.raises(ValueError, match="a share of 0.5 for each of 3 layers leaves nothing"):
+        spread(deeper, [2, 3], 0.5)
 
 
 def test_names_are_found_where_questions_name_things(tokenizer) -> None:

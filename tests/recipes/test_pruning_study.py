@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 from pvlm.speculation.masks import kept_count
 from shapes.__main__ import main
 from shapes.pruning import CHOICES, RATIOS, Seen, hits, load, prompts
+from tests.support.pair import FLAGS, PAIR
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def seen() -> Seen:
-    return next(prompts(load("target"), 1, 5000, "scene"))
+    return next(prompts(load(PAIR["target"]), 1, 5000, "scene"))
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -41,11 +42,11 @@ def test_every_choice_keeps_what_it_is_told(seen: Seen, name: str) -> None:
 
 def test_a_target_agrees_with_itself_where_it_sees_everything(seen: Seen) -> None:
     everything = torch.ones(seen.m, dtype=torch.bool)
-    assert hits(load("target"), seen, everything).all()
-    found = hits(load("draft"), seen, everything)
+    assert hits(load(PAIR["target"]), seen, everything).all()
+    found = hits(load(PAIR["draft"]), seen, everything)
     assert found.shape == (len(seen.answer),)
     assert found.any()
-    assert not hits(load("draft"), seen, ~everything).all()
+    assert not hits(load(PAIR["draft"]), seen, ~everything).all()
 
 
 def test_things_are_where_the_clip_draws_them(seen: Seen) -> None:
@@ -59,7 +60,7 @@ def test_things_are_where_the_clip_draws_them(seen: Seen) -> None:
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["shapes", "pruning", "--clips", "1", "--choices", "uniform", "least gain"])
+    monkeypatch.setattr("sys.argv", ["shapes", "pruning", *FLAGS, "--clips", "1", "--choices", "uniform", "least gain"])
     main()
     table, _, alignments = capsys.readouterr().out.partition("\n\n")
     rows = table.splitlines()[2:]

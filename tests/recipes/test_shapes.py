@@ -6,6 +6,7 @@ import math
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,12 +235,12 @@ def test_a_short_training_run(tokenizer, tmp_path: Path) -> None:
         steps=70,
         tokens_per_step=450,
         questions_per_clip=6,
-        frames_per_step=24,
+        frames_per_step=8,
         curriculum=((0.0, {1: 1.0}),),
     )
     for losses, least in (
-        (train_vision(models, seconds=0, steps=30, batch=16), 0.85),
-        (train_frames(models, heads, tokenizer, settings, seconds=0), 0.85),
+        (train_vision(models, seconds=0, steps=20, batch=16), 0.85),
+        (train_frames(models, heads, tokenizer, replace(settings, steps=30), seconds=0), 0.85),
         (train_answers(models, heads, tokenizer, settings), 0.85),
     ):
         for name in models:

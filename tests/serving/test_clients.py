@@ -1,4 +1,4 @@
-"""Clients that people use, at `pvlm serve` with the bundled pair: each gets the engine's own answers."""
+"""Clients that people use, at `pvlm serve` with the small pair: each gets the engine's own answers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from pvlm import Answer, Engine
 from tests.serving.conftest import ServerProcess, asking, video
+from tests.support.pair import FLAGS, PAIR
 
 pytestmark = pytest.mark.anyio
 QUESTION = "Describe the video."
@@ -29,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[str
     """The server's address. In the end it is asked to end, and does."""
     log = tmp_path_factory.mktemp("server") / "log"
     arguments = ["--api-key", KEY, "--allowed-local-media-path", str(clip.parent), "--log-json", "--threads", "1"]
-    server = ServerProcess(log, *arguments, "--draft-threads", "1")
+    server = ServerProcess(log, *arguments, *FLAGS, "--served-model-name", "small", "--draft-threads", "1")
     try:
         yield server.url()
         assert server.end() == 0
@@ -56,7 +57,7 @@ def answers(clip: Path) -> tuple[Answer, Answer]:
         {"role": "assistant", "content": "The video has one scene."},
         {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "image", "image": picture()}]},
     ]
-    with Engine.create(method="ar", threads=1, transport="inproc") as engine:
+    with Engine.create(PAIR, method="ar", threads=1, transport="inproc") as engine:
         return engine.answer_sync(clip, QUESTION), engine.answer_sync(messages=turns, max_tokens=20)
 
 
@@ -73,8 +74,8 @@ def messages(data_url: str) -> list[openai.types.chat.ChatCompletionMessageParam
 
 def test_openai_s_client(server: str, reference: Answer, messages: list) -> None:
     with openai.OpenAI(base_url=f"{server}/v1", api_key=KEY) as client:
-        assert [model.id for model in client.models.list()] == ["bundled"]
-        found = client.chat.completions.create(model="bundled", messages=messages)
+        assert [model.id for model in client.models.list()] == ["small"]
+        found = client.chat.completions.create(model="small", messages=messages)
         assert found.choices[0].message.content == reference.text
         assert found.choices[0].finish_reason == "stop"
         assert found.usage is not None
@@ -82,7 +83,7 @@ def test_openai_s_client(server: str, reference: Answer, messages: list) -> None
         assert found.usage.prompt_tokens_details is not None
         assert found.usage.prompt_tokens_details.cached_tokens == 0
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        chunks = list(client.chat.completions.create(model="bundled", messages=messages, **options))
+        chunks = list(client.chat.completions.create(model="small", messages=messages, **options))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == reference.text
         again = chunks[-1].usage
         assert again is not None
@@ -98,11 +99,11 @@ async def test_openai_s_asynchronous_client(server: str, reference: Answer, mess
         found = []
 
         async def ask() -> None:
-            reply = await client.chat.completions.create(model="bundled", messages=messages)
+            reply = await client.chat.completions.create(model="small", messages=messages)
             found.append(reply.choices[0].message.content)
 
         async def listen() -> None:
-            chunks = await client.chat.completions.create(model="bundled", messages=messages, stream=True)
+            chunks = await client.chat.completions.create(model="small", messages=messages, stream=True)
             found.append("".join([chunk.choices[0].delta.content or "" async for chunk in chunks]))
 
         async with anyio.create_task_group() as tasks:
@@ -122,7 +123,7 @@ def test_a_conversation_about_a_video_and_a_picture(
         *asking("And this?", image)["messages"],
     ]
     with openai.OpenAI(base_url=f"{server}/v1", api_key=KEY) as client:
-        found = client.chat.completions.create(model="bundled", messages=turns, max_completion_tokens=20)
+        found = client.chat.completions.create(model="small", messages=turns, max_completion_tokens=20)
     assert found.choices[0].message.content == answers[1].text
 
 
@@ -132,7 +133,7 @@ def test_openai_s_errors(server: str, messages: list) -> None:
             client.models.retrieve("gpt")
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as invalid:
-            client.chat.completions.create(model="bundled", messages=messages, n=2)
+            client.chat.completions.create(model="small", messages=messages, n=2)
         assert invalid.value.param == "n"
     with openai.OpenAI(base_url=f"{server}/v1", api_key="other") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
@@ -151,7 +152,7 @@ def test_curl_and_a_local_file(server: str, reference: Answer, clip: Path) -> No
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_langchain_s_client(server: str, reference: Answer, messages: list) -> None:
     langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
-    model = langchain.ChatOpenAI(base_url=f"{server}/v1", api_key=KEY, model="bundled", stream_usage=True)
+    model = langchain.ChatOpenAI(base_url=f"{server}/v1", api_key=KEY, model="small", stream_usage=True)
     found = model.invoke(messages)
     assert found.text == reference.text
     assert found.usage_metadata["output_tokens"] == len(reference.tokens)

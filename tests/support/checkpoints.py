@@ -11,10 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from pvlm.config import bundled
-
-BUNDLED = Path(bundled("target")).parent
-
 
 def edit_settings(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file; None removes one."""

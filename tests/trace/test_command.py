@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pvlm.cli import main
+from tests.support.pair import FLAGS
 
 CLIP = str(files("pvlm") / "bundled" / "clips" / "one-scene.mp4")
 
@@ -19,6 +20,7 @@ def test_the_command_writes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixtur
         "answer",
         CLIP,
         "Describe the video.",
+        *FLAGS,
         "--transport",
         "inproc",
         "--threads",
@@ -49,7 +51,7 @@ def test_a_directory_that_cannot_be_written_is_told_before_a_model_is_looked_for
 def test_where_the_answer_fails_the_trace_is_written_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["answer", CLIP, "What?", "--transport", "inproc", "--threads", "1", "--max-tokens", "50000"]
+    arguments = ["answer", CLIP, "What?", *FLAGS, "--transport", "inproc", "--threads", "1", "--max-tokens", "50000"]
     assert main([*arguments, "--trace", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert f"trace: {tmp_path}/timeline.html" in told

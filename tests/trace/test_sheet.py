@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from pvlm import Engine
-from pvlm.config import bundled
 from pvlm.trace import Trace
 from pvlm.trace.sheet import FRAME_WIDTH, GAP, HEADER, MARGIN
 from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
+from tests.support.pair import PAIR
 from tests.support.toy import ToyProcessor
 from tests.trace.conftest import FRAMES, TOY, traced
 
@@ -98,10 +98,10 @@ async def test_without_pruning_or_a_grid_that_fits_the_frames_stay_as_they_are(
 
 @pytest.mark.parametrize("count", [1, 2, 7, 33])
 async def test_every_frame_has_its_place(count: int, tmp_path: Path) -> None:
-    """Of the bundled pair, whose grid is that of a real model."""
+    """Of the small pair, whose grid is that of a real model."""
     frames = np.random.default_rng(0).integers(0, 256, (count, 90, 160, 3), np.uint8)
     trace = Trace()
-    async with Engine.create(target=bundled("target"), draft=None, transport="inproc", threads=1) as engine:
+    async with Engine.create(target=PAIR["target"], draft=None, transport="inproc", threads=1) as engine:
         await engine.answer(frames, "What?", max_tokens=1, trace=trace)
     trace.write(tmp_path)
     picture = np.asarray(Image.open(tmp_path / "frames.png").convert("RGB")).astype(int)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlm.answer.detokenizer import REPLACEMENT
-from pvlm.config import bundled
 from pvlm.trace.tokens import label, pieces
 from pvlm_backends.families import load_processor
+from tests.support.pair import PAIR
 
-BUNDLED = load_processor(bundled("target"))
+SMALL = load_processor(PAIR["target"])
 
 
 class Bytes:
@@ -49,25 +49,25 @@ def test_pieces_are_the_text_in_whole_characters(cut: tuple[str, list[bytes]]) -
 
 
 @settings(max_examples=200, deadline=None)
-@given(tokens=st.lists(st.integers(0, len(BUNDLED.tokens_as_text()) - 1), max_size=20))
-def test_any_tokens_of_the_bundled_tokenizer(tokens: list[int]) -> None:
+@given(tokens=st.lists(st.integers(0, len(SMALL.tokens_as_text()) - 1), max_size=20))
+def test_any_tokens_of_a_real_tokenizer(tokens: list[int]) -> None:
     """Special tokens, which have no text, and parts of characters in any order among them."""
-    found = pieces(BUNDLED, tokens)
-    assert "".join(piece.text for piece in found) == BUNDLED.decode(tokens)
+    found = pieces(SMALL, tokens)
+    assert "".join(piece.text for piece in found) == SMALL.decode(tokens)
     assert [place for piece in found for place in range(piece.start, piece.stop)] == list(range(len(tokens)))
 
 
 def test_a_character_of_three_tokens_is_one_piece_and_an_end_token_one_of_its_own() -> None:
-    emoji = [BUNDLED.tokens_as_text().index(spelled) for spelled in "ðŁİ¬"]  # the four bytes of a clapper board
-    hello = BUNDLED.tokens_as_text().index("Ġthe")
-    end = BUNDLED.end_token_ids[0]
-    found = pieces(BUNDLED, [hello, *emoji, hello, end])
+    emoji = [SMALL.tokens_as_text().index(spelled) for spelled in "ðŁİ¬"]  # the four bytes of a clapper board
+    hello = SMALL.tokens_as_text().index("Ġthe")
+    end = SMALL.end_token_ids[0]
+    found = pieces(SMALL, [hello, *emoji, hello, end])
     assert [(piece.text, piece.stop - piece.start) for piece in found] == [(" the", 1), ("🎬", 4), (" the", 1), ("", 1)]
 
 
 def test_a_token_by_itself_is_shown_as_it_can_be() -> None:
-    vocabulary = BUNDLED.tokens_as_text()
-    assert label(BUNDLED, vocabulary, vocabulary.index("Ġthe")) == " the"
-    assert label(BUNDLED, vocabulary, vocabulary.index("ð")) == "ð"  # the spelling of a byte
-    assert label(BUNDLED, vocabulary, BUNDLED.end_token_ids[0]) == "<|im_end|>"
-    assert label(BUNDLED, vocabulary, len(vocabulary) + 3) == f"<{len(vocabulary) + 3}>"
+    vocabulary = SMALL.tokens_as_text()
+    assert label(SMALL, vocabulary, vocabulary.index("Ġthe")) == " the"
+    assert label(SMALL, vocabulary, vocabulary.index("ð")) == "ð"  # the spelling of a byte
+    assert label(SMALL, vocabulary, SMALL.end_token_ids[0]) == "<|im_end|>"
+    assert label(SMALL, vocabulary, len(vocabulary) + 3) == f"<{len(vocabulary) + 3}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ from structlog.testing import capture_logs
 
 from pvlm import Engine
 from pvlm.cli.doctor import automatic_backend
-from pvlm.config import bundled
 from pvlm.workers.backends import choose_backend
 from pvlm_backends.native import library
 from pvlm_protocols.backend import LoadOptions
 from tests.backends.families.qwen3_vl.checkpoint import qwen3_checkpoint
 from tests.support.native import NATIVE, NOT_NATIVE
+from tests.support.pair import PAIR
 
-DRAFT = bundled("draft")
+DRAFT = PAIR["draft"]
 
 
 @pytest.fixture
@@ -60,8 +61,9 @@ def test_a_name_is_taken_as_it_is() -> None:
 async def test_each_worker_says_what_it_chose() -> None:
     """In its log line, in the statistics, and in the facts of its model."""
     frames = np.zeros((2, 64, 64, 3), np.uint8)
+    one_thread: dict[str, Any] = {"transport": "inproc", "threads": 1, "draft_threads": 1}
     with capture_logs() as logs:
-        async with Engine.create(transport="inproc", threads=1, draft_threads=1, draft_backend="torch") as engine:
+        async with Engine.create(PAIR, **one_thread, draft_backend="torch") as engine:
             answer = await engine.answer(frames, "What happens?", max_tokens=4)
             alone = await engine.answer(frames, "What happens?", max_tokens=4, method="ar")
             models = engine.models

@@ -18,8 +18,8 @@ import pytest
 from anyio.to_thread import run_sync
 
 from pvlm import Engine, RemoteTraceback, TargetLost
-from pvlm.config import bundled
 from shapes.clips import write_clip
+from tests.support.pair import FLAGS, PAIR
 from tests.support.processes import children
 from tests.support.toy import ToyBackend
 from tests.workers.conftest import FRAMES, LONG, PATIENCE_S, TOY, until, workers
@@ -29,7 +29,7 @@ QUESTION = "What happens?"
 
 
 async def test_a_killed_draft_changes_no_token_and_is_started_again(transport: str) -> None:
-    async with Engine.create(transport=transport) as engine:
+    async with Engine.create(PAIR, transport=transport) as engine:
         expected = await engine.answer(FRAMES, QUESTION, method="ar", **LONG)
         first = workers()["draft"]
         async with engine.stream(FRAMES, QUESTION, **LONG) as chunks:
@@ -53,7 +53,7 @@ async def test_a_killed_draft_changes_no_token_and_is_started_again(transport: s
 
 
 async def test_a_draft_that_may_not_be_started_again_is_done_without() -> None:
-    async with Engine.create(draft_restarts=0) as engine:
+    async with Engine.create(PAIR, draft_restarts=0) as engine:
         expected = await engine.answer(FRAMES, QUESTION, max_tokens=30, ignore_eos=True)
         workers()["draft"].kill()
         await until(lambda: "draft" not in engine.models)
@@ -138,7 +138,7 @@ async def test_a_busy_worker_is_not_taken_to_hang() -> None:
 
 async def test_without_restarts_a_killed_target_ends_its_answers() -> None:
     """Those under way and those to come; the engine still closes."""
-    async with Engine.create(TOY, target_restarts=0) as engine:
+    async with Engine.create(TOY, draft=None, target_restarts=0) as engine:
 
         async def kill_and_read_on() -> None:
             async with engine.stream(FRAMES, QUESTION, **LONG) as chunks:
@@ -159,7 +159,7 @@ async def test_a_target_that_cannot_be_started_again_is_lost_with_its_own_traceb
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "target"
-    shutil.copytree(bundled("draft"), folder)
+    shutil.copytree(PAIR["draft"], folder)
     async with Engine.create(target=str(folder), target_restarts=1) as engine:
         async with engine.stream(FRAMES, QUESTION, **LONG) as chunks:
             await chunks.__anext__()
@@ -179,7 +179,7 @@ SCRIPT = """
     from pvlm import Engine
 
     async def main():
-        async with Engine.create(transport=sys.argv[1]) as engine:
+        async with Engine.create({settings!r}, transport=sys.argv[1]) as engine:
             frames = np.zeros((2, 16, 16, 3), np.uint8)
             async with engine.stream(frames, "What happens?", max_tokens=5000, ignore_eos=True) as chunks:
                 await chunks.__anext__()
@@ -196,7 +196,7 @@ SCRIPT = """
 @pytest.mark.parametrize(("transport", "doing"), [("ipc", "wait"), ("tcp", "read")])
 async def test_workers_go_when_their_engine_is_killed(transport: str, doing: str, tmp_path: Path) -> None:
     script = tmp_path / "engine.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(textwrap.dedent(SCRIPT).format(settings=PAIR))
     command = [sys.executable, str(script), transport, doing]
     engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     try:
@@ -228,7 +228,7 @@ async def test_ctrl_c_ends_the_command_without_a_traceback(when: str, tmp_path: 
     write_clip(tmp_path / "clip.mp4", FRAMES)
     command = [sys.executable, "-m", "pvlm", "answer", str(tmp_path / "clip.mp4"), QUESTION, "--max-tokens", "15000"]
     process = subprocess.Popen(  # noqa: ASYNC220
-        [*command, "--temperature", "3", "--seed", "1"],
+        [*command, *FLAGS, "--temperature", "3", "--seed", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,

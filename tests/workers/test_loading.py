@@ -11,6 +11,7 @@ from pvlm import Engine, ModelError, RemoteTraceback, VideoError
 from pvlm.config import bundled
 from pvlm.video import read_video
 from pvlm_protocols.backend import FrameDefaults
+from tests.support.pair import PAIR
 from tests.support.processes import children, descriptors_left
 from tests.workers.conftest import pending_tasks
 from tests.workers.remote_workers import free_port
@@ -31,7 +32,7 @@ async def failed(**settings: object) -> ModelError:
 
 @pytest.mark.parametrize("role", ["target", "draft"])
 async def test_a_path_that_is_not_there(role: str) -> None:
-    error = await failed(**{"target": bundled("target"), "draft": bundled("draft"), role: "/no/such/model"})
+    error = await failed(**{**PAIR, role: "/no/such/model"})
     assert f"cannot load the {role} '/no/such/model'" in str(error)
 
 
@@ -39,7 +40,7 @@ async def test_a_path_that_is_not_there(role: str) -> None:
 def damaged(tmp_path: Path) -> Path:
     """A checkpoint whose text half is whole, so that only the worker can find the damage."""
     folder = tmp_path / "damaged"
-    shutil.copytree(bundled("draft"), folder)
+    shutil.copytree(PAIR["draft"], folder)
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
@@ -57,21 +58,21 @@ async def test_damaged_weights_have_the_remote_traceback_as_their_cause(damaged:
 
 
 async def test_a_damaged_draft_does_not_leave_the_target_running(damaged: Path) -> None:
-    error = await failed(target=bundled("target"), draft=str(damaged))
+    error = await failed(target=PAIR["target"], draft=str(damaged))
     assert f"cannot load the draft '{damaged}'" in str(error)
     assert isinstance(error.__cause__, RemoteTraceback)
 
 
 async def test_weights_that_are_missing(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
-    shutil.copytree(bundled("draft"), folder)
+    shutil.copytree(PAIR["draft"], folder)
     (folder / "model.safetensors").unlink()
     error = await failed(target=str(folder), transport="inproc")
     assert str(folder) in str(error)
 
 
 async def test_a_device_that_is_not_there() -> None:
-    error = await failed(target=bundled("draft"), device="cuda:77", transport="inproc")
+    error = await failed(target=PAIR["draft"], device="cuda:77", transport="inproc")
     assert "cuda" in str(error)
 
 
@@ -89,7 +90,7 @@ async def test_a_limit_of_the_system_is_named(settings: dict[str, str], left: in
 
 
 async def test_a_video_for_which_no_descriptor_is_left() -> None:
-    clip = Path(bundled("draft")).parent / "clips" / "one-scene.mp4"
+    clip = Path(bundled("clips")) / "one-scene.mp4"
     with descriptors_left(2) as limit, pytest.raises(VideoError, match=rf"ulimit -n.* it is {limit}"):
         await read_video(str(clip), num_frames=1, fps=None, start=None, end=None, defaults=FrameDefaults())
 
@@ -111,7 +112,8 @@ async def test_a_video_for_which_no_descriptor_is_left() -> None:
 async def test_a_worker_that_cannot_start_fails_the_opening(
     role: str, model: str, said: str, traceback: str | None
 ) -> None:
-    error = await failed(**{"backend": "broken", "target": "0", "draft": "0", role: model})
+    pair = {"target": "0", "draft": model} if role == "draft" else {"target": model, "draft": None}
+    error = await failed(backend="broken", **pair)
     assert said in str(error)
     assert f"{role}" in str(error)
     if traceback is not None:

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from pvlm import Engine, ModelError, PvlmError
-from pvlm.config import bundled
+from tests.support.pair import PAIR
 from tests.support.processes import children
 from tests.workers.conftest import FRAMES, LONG, pending_tasks, until, workers
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("_nothing_left")]
 async def test_workers_show_what_they_are_and_leave_nothing(transport: str) -> None:
     """Two processes that a person can tell apart in ``ps``, and no file."""
     tasks = pending_tasks()
-    engine = Engine.create(transport=transport)
+    engine = Engine.create(PAIR, transport=transport)
     async with engine:
         found = workers()
         assert set(found) == {"target", "draft"}
@@ -42,7 +42,7 @@ async def test_nothing_is_left_after_an_error_in_the_body() -> None:
     tasks = pending_tasks()
 
     async def fail() -> None:
-        async with Engine.create(method="ar") as engine, engine.stream(FRAMES, "?", **LONG) as chunks:
+        async with Engine.create(PAIR, method="ar") as engine, engine.stream(FRAMES, "?", **LONG) as chunks:
             await chunks.__anext__()
             _ = 1 / 0
 
@@ -56,7 +56,7 @@ async def test_no_descriptor_is_left() -> None:
     """The first engine opens a few for good (those of ZeroMQ itself); the next one none."""
     left = []
     for _ in range(2):
-        async with Engine.create(target=bundled("draft")):
+        async with Engine.create(target=PAIR["draft"]):
             pass
         gc.collect()
         await until(lambda: not children())
@@ -77,7 +77,7 @@ async def test_nothing_is_left_after_cancellation_during_loading(seconds: float)
     """At once, while the workers start, and while they import."""
     tasks = pending_tasks()
     with anyio.move_on_after(seconds) as scope:
-        async with Engine.create():
+        async with Engine.create(PAIR):
             await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert children() == []
@@ -87,7 +87,7 @@ async def test_nothing_is_left_after_cancellation_during_loading(seconds: float)
 async def test_nothing_is_left_after_a_cancelled_bare_answer() -> None:
     tasks = pending_tasks()
     with anyio.CancelScope() as scope:
-        async with Engine.create(method="ar").stream(FRAMES, "?", **LONG) as chunks:
+        async with Engine.create(PAIR, method="ar").stream(FRAMES, "?", **LONG) as chunks:
             await chunks.__anext__()
             scope.cancel()
             await anyio.sleep_forever()
@@ -98,7 +98,7 @@ async def test_nothing_is_left_after_a_cancelled_bare_answer() -> None:
 
 async def test_loading_that_takes_too_long_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"was not loaded within 0\.05 s \(start_timeout_s\)"):
-        async with Engine.create(start_timeout_s=0.05):
+        async with Engine.create(PAIR, start_timeout_s=0.05):
             raise AssertionError
     assert children() == []
 
@@ -111,6 +111,6 @@ async def test_a_worker_that_dies_while_it_loads_is_an_error_that_says_how() -> 
 
         tasks.start_soon(kill)
         with pytest.raises(PvlmError, match="target worker for .* was lost while it loaded: killed by signal 9"):
-            async with Engine.create(method="ar"):
+            async with Engine.create(PAIR, method="ar"):
                 raise AssertionError
     assert children() == []

@@ -15,10 +15,10 @@ from anyio.to_thread import run_sync
 
 from pvlm import ConfigError, Engine, EngineConfig, ModelError, ModelMismatch, TargetLost
 from pvlm.cli import main
-from pvlm.config import bundled
 from pvlm.trace import Trace
 from pvlm.trace.timeline import timeline
 from pvlm.transports.curve import AUTHORIZED
+from tests.support.pair import PAIR
 from tests.support.toy import ToyBackend
 from tests.workers import conftest
 from tests.workers.conftest import FRAMES, PATIENCE_S, until
@@ -35,7 +35,7 @@ TWO_DRAFTS = ("draft", "second draft")
 
 
 class Standing(NamedTuple):
-    """Workers that are there for all tests: two drafts and a target, toys without keys, and the bundled draft with."""
+    """Workers that are there for all tests: two drafts and a target, toys without keys, and the small draft with."""
 
     workers: dict[str, RemoteWorker]
     endpoints: dict[str, str]
@@ -47,18 +47,18 @@ class Standing(NamedTuple):
 def standing(tmp_path_factory: pytest.TempPathFactory, _toys: None) -> Iterator[Standing]:
     folder = tmp_path_factory.mktemp("remote")
     engine_keys, worker_keys = key_pairs(folder)
-    endpoints = {name: f"tcp://127.0.0.1:{free_port()}" for name in ("draft", "target", "bundled")}
+    endpoints = {name: f"tcp://127.0.0.1:{free_port()}" for name in ("draft", "target", "small")}
     found = {}
     with ExitStack() as running:
         for name, role in (("draft", "draft"), ("second draft", "draft"), ("target", "target")):
             started = remote_worker(role, TOY[role], endpoints[role], folder / name)
             found[name] = running.enter_context(started)
-        found["bundled"] = running.enter_context(
+        found["small"] = running.enter_context(
             remote_worker(
                 "draft",
-                "bundled",
-                endpoints["bundled"],
-                folder / "bundled",
+                PAIR["draft"],
+                endpoints["small"],
+                folder / "small",
                 "--keys",
                 str(worker_keys),
                 backend="torch",
@@ -100,18 +100,19 @@ async def test_both_may_be_elsewhere(standing: Standing) -> None:
 
 async def test_an_unknown_key_is_refused_until_it_is_authorized(standing: Standing, tmp_path: Path) -> None:
     """And then the engine answers without the weights of the model: tokenizer and processor are enough."""
-    settings = {"draft_listen": standing.endpoints["bundled"], "keys": str(standing.engine_keys), "transport": "inproc"}
-    worker = standing.workers["bundled"]
+    listening = {"draft_listen": standing.endpoints["small"], "keys": str(standing.engine_keys)}
+    settings: dict[str, Any] = {**PAIR, **listening, "transport": "inproc"}
+    worker = standing.workers["small"]
     known = standing.engine_keys / AUTHORIZED / "elsewhere.key"
     known.unlink()
     with pytest.raises(ModelError, match=r"no draft worker has come .* refused, the last since its key .* --keys DIR`"):
-        async with Engine.create(**settings, start_timeout_s=7.0):
+        async with Engine.create(settings, start_timeout_s=7.0):
             raise AssertionError
     await until(lambda: "the engine does not know this worker's key" in worker.log)
     shutil.copy(standing.worker_keys / "elsewhere.key", known)
     folder = tmp_path / "draft"
-    shutil.copytree(bundled("draft"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    async with Engine.create(**settings, draft=str(folder)) as engine:
+    shutil.copytree(PAIR["draft"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    async with Engine.create(settings, draft=str(folder)) as engine:
         options = {"max_tokens": 30, "ignore_eos": True}
         expected = await engine.answer(FRAMES, "What happens?", method="ar", **options)
         answer = await engine.answer(FRAMES, "What happens?", window=4, **options)  # fixed: it is waited for
@@ -122,7 +123,7 @@ async def test_an_unknown_key_is_refused_until_it_is_authorized(standing: Standi
 
 async def test_a_worker_is_told_why_it_is_not_taken(standing: Standing) -> None:
     """One with another tokenizer, and one of another role."""
-    worker, endpoint = standing.workers["bundled"], standing.endpoints["bundled"]
+    worker, endpoint = standing.workers["small"], standing.endpoints["small"]
     with pytest.raises(ModelMismatch, match=r"whose tokenizer is not that of '0\.5@1' here"):
         async with Engine.create(TOY, draft_listen=endpoint, keys=str(standing.engine_keys)):
             raise AssertionError

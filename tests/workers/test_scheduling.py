@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
 import pytest
 
 from pvlm import Engine
+from pvlm.workers.process import import_for_good
 from pvlm.workers.scheduling import SLICE_S, slice_of, take_long_slices
+from tests.support.pair import PAIR
 from tests.workers.conftest import workers
 
 changeable = pytest.mark.skipif(not slice_of(0), reason="this kernel has no time slices that can be chosen")
@@ -19,7 +22,7 @@ changeable = pytest.mark.skipif(not slice_of(0), reason="this kernel has no time
 @pytest.mark.usefixtures("_nothing_left")
 async def test_models_take_longer_slices_than_their_engine() -> None:
     before = slice_of(0)
-    async with Engine.create():
+    async with Engine.create(PAIR):
         assert [slice_of(process.pid) for process in workers().values()] == [SLICE_S, SLICE_S]
         assert slice_of(0) == before, "this process is not pvlm's to change"
 
@@ -44,3 +47,10 @@ def test_where_there_is_no_such_call_nothing_happens(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert slice_of(0) is None
     assert not take_long_slices()
+
+
+def test_what_a_worker_imports_is_left_out_of_garbage_collections() -> None:
+    before = gc.get_freeze_count()
+    import_for_good()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before

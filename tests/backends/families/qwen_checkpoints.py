@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tests.support.checkpoints import BUNDLED
+from tests.support.pair import SMALL
 
 VOCAB_SIZE = 640
 # Beside the tokens of the bundled pair's tokenizer, whose <image> and <video> they replace.
@@ -53,7 +53,7 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def _tokenizer() -> dict[str, Any]:
     """The tokenizer of the bundled pair, with the special tokens of the Qwen families."""
-    settings: dict[str, Any] = json.loads((BUNDLED / "target" / "tokenizer.json").read_text())
+    settings: dict[str, Any] = json.loads((SMALL / "target" / "tokenizer.json").read_text())
     template = settings["added_tokens"][0]
     replaced = [token for token in settings["added_tokens"] if token["id"] not in SPECIAL_TOKENS]
     added = [{**template, "id": index, "content": text} for index, text in SPECIAL_TOKENS.items()]

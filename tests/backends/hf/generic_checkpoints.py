@@ -13,7 +13,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 from tests.backends.families.qwen_checkpoints import text_settings, write_settings
-from tests.support.checkpoints import BUNDLED
+from tests.support.pair import SMALL
 
 VOCAB_SIZE = 640
 IMAGE, VIDEO = 3, 4
@@ -237,7 +237,7 @@ def generic_checkpoint(folder: Path, name: str, *, layers: int = 3, seed: int = 
             weight.data += 0.1 * torch.randn_like(weight)
     model.save_pretrained(folder)
     write_settings(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
-    template = (BUNDLED / "target" / "chat_template.jinja").read_text()
+    template = (SMALL / "target" / "chat_template.jinja").read_text()
     template = template.replace("<image>", family.image).replace("<video>", family.video)
     (folder / "chat_template.jinja").write_text(template)
     write_settings(folder / "tokenizer.json", _tokenizer([token for _, token in family.added]))
@@ -254,7 +254,7 @@ def generic_checkpoint(folder: Path, name: str, *, layers: int = 3, seed: int = 
 
 
 def _tokenizer(added: list[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((BUNDLED / "target" / "tokenizer.json").read_text())
+    settings: dict[str, Any] = json.loads((SMALL / "target" / "tokenizer.json").read_text())
     template = settings["added_tokens"][0]
     settings["added_tokens"] += [
         {**template, "id": _FIRST_ADDED + place, "content": token} for place, token in enumerate(added)

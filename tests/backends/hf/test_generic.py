@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from pvlm import Engine, ModelError
-from pvlm.config import bundled
 from pvlm.trace import Trace
 from pvlm_backends.hf import HuggingFaceBackend
 from pvlm_backends.hf.generic import prompts
@@ -48,6 +47,7 @@ from tests.backends.hf.generic_comparison import (
     inputs,
 )
 from tests.support.checkpoints import edit_settings, random_frames
+from tests.support.pair import PAIR
 
 GENERIC = Callable[..., Path]
 FRAMES = random_frames(4, 40, 50)
@@ -133,7 +133,7 @@ async def test_a_draft_of_a_family_with_a_folder(generic: GENERIC, tmp_path: Pat
     """It sees the whole image, because the target's tokens cannot be pruned. The trace has the image."""
     messages = conversation(Image.fromarray(FRAMES[0]))
     expected = generated(generic("llava"), inputs(generic("llava"), messages))
-    options = {**INPROC, "target": str(generic("llava")), "draft": bundled("draft"), "draft_backend": "torch"}
+    options = {**INPROC, "target": str(generic("llava")), "draft": PAIR["draft"], "draft_backend": "torch"}
     async with Engine.create(**options) as engine:
         for method in ("sd", "parallel"):
             trace = Trace()

@@ -16,7 +16,8 @@ from pvlm_backends.families.llava_onevision import LlavaOnevisionProcessor
 from pvlm_backends.processing.chat import ChatTemplate
 from pvlm_backends.processing.files import locate_checkpoint
 from pvlm_protocols.backend import CheckpointError, Prompt, PromptError
-from tests.support.checkpoints import BUNDLED, edit_settings, random_frames
+from tests.support.checkpoints import edit_settings, random_frames
+from tests.support.pair import SMALL
 
 # As released with LLaVA-OneVision.
 RELEASED_TEMPLATE = (
@@ -42,7 +43,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def processor() -> LlavaOnevisionProcessor:
-    return load_processor(str(BUNDLED / "target"))
+    return load_processor(str(SMALL / "target"))
 
 
 @pytest.mark.parametrize("template", [None, RELEASED_TEMPLATE])
@@ -92,7 +93,7 @@ def test_an_empty_question_is_refused(processor: LlavaOnevisionProcessor) -> Non
 
 
 def test_decode_leaves_special_tokens_out(processor: LlavaOnevisionProcessor) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "target")
+    tokenizer = AutoTokenizer.from_pretrained(SMALL / "target")
     text = "A red circle moves: ünïcödé 🎬"
     ids = tokenizer(text)["input_ids"]
     assert processor.decode([1, *ids, 2]) == text
@@ -102,13 +103,13 @@ def test_decode_leaves_special_tokens_out(processor: LlavaOnevisionProcessor) ->
 
 
 def test_tokens_as_text(processor: LlavaOnevisionProcessor) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "target")
+    tokenizer = AutoTokenizer.from_pretrained(SMALL / "target")
     assert list(processor.tokens_as_text()) == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
 
 
 def test_fingerprint(bundled_copy: Path, processor: LlavaOnevisionProcessor) -> None:
     def fingerprint(change: Callable[[dict[str, Any]], object]) -> str:
-        settings = json.loads((BUNDLED / "target" / "tokenizer.json").read_text())
+        settings = json.loads((SMALL / "target" / "tokenizer.json").read_text())
         change(settings)
         (bundled_copy / "tokenizer.json").write_text(json.dumps(settings, sort_keys=True))
         return load_processor(str(bundled_copy)).tokenizer_fingerprint
@@ -117,12 +118,10 @@ def test_fingerprint(bundled_copy: Path, processor: LlavaOnevisionProcessor) -> 
         return {"type": "Sequence", name: list(parts)}
 
     own = processor.tokenizer_fingerprint
-    assert load_processor(str(BUNDLED / "draft")).tokenizer_fingerprint == own
+    assert load_processor(str(SMALL / "draft")).tokenizer_fingerprint == own
     assert fingerprint(lambda _: None) == own
     assert fingerprint(lambda s: s.update(truncation=None, post_processor=None)) == own
-    as_text = [
-        " ".join(pair) for pair in json.loads((BUNDLED / "target/tokenizer.json").read_text())["model"]["merges"]
-    ]
+    as_text = [" ".join(pair) for pair in json.loads((SMALL / "target/tokenizer.json").read_text())["model"]["merges"]]
     assert fingerprint(lambda s: s["model"].update(merges=as_text)) == own
     assert fingerprint(lambda s: s["pre_tokenizer"].update(trim_offsets=False)) == own
     assert fingerprint(lambda s: s.update(pre_tokenizer=sequence("pretokenizers", s["pre_tokenizer"]))) == own
@@ -222,7 +221,7 @@ def test_where_a_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for model, message in (
         (str(tmp_path / "none"), "no folder"),
         ("no/such", "no network"),
-        (str(BUNDLED / "target/config.json"), "is a file"),
+        (str(SMALL / "target/config.json"), "is a file"),
     ):
         with pytest.raises(CheckpointError, match=message):
             locate_checkpoint(model)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from tests.support.checkpoints import BUNDLED, edit_settings, rename_weights
+from tests.support.checkpoints import edit_settings, rename_weights
+from tests.support.pair import SMALL
 
 IMAGE_SIZE = 70
 """Five patches along a side: an odd number, so that the pooling rounds up."""
@@ -40,7 +41,7 @@ def llava_checkpoint(
     """A tiny model with random weights, saved by transformers, with the bundled tokenizer. ``released``: in the layout
     of the released checkpoints instead.
     """
-    shutil.copytree(BUNDLED / "target", folder, ignore=shutil.ignore_patterns("model*", "config.json"))
+    shutil.copytree(SMALL / "target", folder, ignore=shutil.ignore_patterns("model*", "config.json"))
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         edit_settings(folder / name, size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     config = LlavaOnevisionConfig(

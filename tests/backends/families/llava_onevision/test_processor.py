@@ -13,14 +13,15 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from pvlm_backends.families import load_processor
 from pvlm_backends.families.llava_onevision import LlavaOnevisionProcessor
 from pvlm_protocols.backend import FrameDefaults, Prompt, PromptError
-from tests.support.checkpoints import BUNDLED, edit_settings, random_frames
+from tests.support.checkpoints import edit_settings, random_frames
+from tests.support.pair import SMALL
 
 from .reference import LlavaReference
 
 
 @pytest.fixture(scope="module")
 def processor() -> LlavaOnevisionProcessor:
-    return load_processor(str(BUNDLED / "target"))
+    return load_processor(str(SMALL / "target"))
 
 
 @pytest.mark.parametrize("size", [(112, 112), (37, 53), (480, 641), (113, 111), (1, 300)])
@@ -30,7 +31,7 @@ def test_pixels_are_those_of_transformers(processor: LlavaOnevisionProcessor, si
     assert (resized.dtype, resized.shape) == (np.uint8, (2, 112, 112, 3))
     pixels = processor.normalize(resized)
     assert (pixels.dtype, pixels.shape) == (np.float32, (2, 3, 112, 112))
-    np.testing.assert_array_equal(pixels[None], LlavaReference(BUNDLED / "target").pixels(frames).numpy())
+    np.testing.assert_array_equal(pixels[None], LlavaReference(SMALL / "target").pixels(frames).numpy())
 
 
 @pytest.mark.parametrize(
