@@ -16,13 +16,15 @@ from pvlm.settings.documentation import documented
 from pvlm.settings.endpoints import on_loopback, split_endpoint
 from pvlm.settings.validation import build, check_fields
 from pvlm_protocols.backend import Count, Role
-from pvlm_protocols.limits import MAX_ID, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS, MAX_VIDEO_FRAMES
-from pvlm_protocols.messages import Ratio, SamplingOptions, Serial, WindowSize
+from pvlm_protocols.limits import MAX_ID, MAX_OUTCOMES, MAX_QUESTION_CHARACTERS, MAX_STOP_TOKENS, MAX_VIDEO_FRAMES
+from pvlm_protocols.messages import SamplingOptions
+from pvlm_protocols.numbers import Ratio, Serial, WindowSize
 
 Method = Literal["parallel", "sd", "ar"]
 MethodSetting = Literal["auto", "parallel", "sd", "ar"]
 Transport = Literal["ipc", "tcp", "inproc"]
 WindowSetting = Literal["auto"] | WindowSize
+OutcomesSetting = Literal["auto"] | Annotated[int, Meta(ge=0, le=MAX_OUTCOMES)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Duration = Annotated[float, Meta(gt=0)]
@@ -63,6 +65,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Method parallel: the draft writes the next window while the target verifies one."""
     window: WindowSetting = "auto"
     """Tokens in a window: a number, or "auto" (from measured times and acceptance)."""
+
+    outcomes: OutcomesSetting = "auto"
+    """Method parallel: windows that the draft prepares for likely verdicts, beside the one that it expects to be
+    accepted: a number (0: none), or "auto" (as many as the measured times and hit rates make worthwhile; none with a
+    fixed ``window``).
+    """
 
     prune: str = "auto"
     """Entry point of group ``pvlm.pruners`` (uv, attention, specvlm, novelty, uniform, random, none); auto: uv for
@@ -217,7 +225,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @documented
 class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of one answer: those of `SamplingOptions`, and these. The last six default to the engine's."""
+    """Options of one answer: those of `SamplingOptions`, and these. The last seven default to the engine's."""
 
     seed: Serial | None = None
     """Makes the text a function of prompt and seed."""
@@ -246,6 +254,7 @@ class AnswerOptions(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_f
     prune: str | None = None
     prune_ratio: Ratio | None = None
     window: WindowSetting | None = None
+    outcomes: OutcomesSetting | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, OptionError)

@@ -94,6 +94,20 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     """Accepted over drafted tokens."""
     mean_accepted_length: float | None
     rollbacks: int
+    prepared_windows: int
+    """Windows that the draft prepared for likely verdicts, beside those that it expected to be accepted."""
+    prepared_batches: int
+    """In so many messages."""
+    outcome_hits: int
+    """Rejections after which the target went on at once, because a window was prepared for them."""
+    outcome_late_hits: int
+    """The same, but the prepared window arrived after the rejection."""
+    outcome_misses: int
+    """Rejections while outcomes were being prepared for which none was."""
+    hit_rate: float | None
+    """Hits and late hits / all rejections while outcomes were being prepared."""
+    hit_coordination_ms: tuple[float, ...]
+    """For each hit: the time until the next pass of the target."""
     rests: int
     """How often the target wrote alone for a while because drafting did not pay."""
     origins: str

@@ -24,7 +24,7 @@ from pvlm_protocols.limits import (
     MAX_VIDEO_FRAMES,
     MAX_VISUALS,
 )
-from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, ToActor, VideoContent
+from pvlm_protocols.messages import DraftWindow, FromActor, Message, Open, Prepared, ToActor, VideoContent
 from pvlm_protocols.turns import VideoFrames
 
 PROTOCOL_VERSION = 8
@@ -128,15 +128,22 @@ def _check_arrays(message: Message) -> None:
             _check_prompt(message)
         case VideoContent():
             _check_visuals(message.visuals)
-        case DraftWindow(tokens=tokens, proposal_ids=ids, proposal_probs=probs):
-            if (ids is None) != (probs is None):
-                raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
-            if ids is not None and probs is not None:
-                fits = ids.dtype == np.int32 and probs.dtype == np.float32 and ids.shape == probs.shape
-                if not fits or ids.ndim != 2 or len(ids) != len(tokens) or ids.shape[1] > MAX_PROPOSAL:
-                    raise ProtocolError(
-                        f"proposals of {ids.dtype} {ids.shape} and {probs.dtype} {probs.shape} for {len(tokens)} tokens"
-                    )
+        case DraftWindow():
+            _check_proposals(message, len(message.tokens))
+        case Prepared():
+            _check_proposals(message, sum(len(outcome.tokens) for outcome in message.outcomes))
+
+
+def _check_proposals(message: DraftWindow | Prepared, tokens: int) -> None:
+    ids, probs = message.proposal_ids, message.proposal_probs
+    if (ids is None) != (probs is None):
+        raise ProtocolError("a proposal is ids and probabilities: one of them is missing")
+    if ids is not None and probs is not None:
+        fits = ids.dtype == np.int32 and probs.dtype == np.float32 and ids.shape == probs.shape
+        if not fits or ids.ndim != 2 or len(ids) != tokens or ids.shape[1] > MAX_PROPOSAL:
+            raise ProtocolError(
+                f"proposals of {ids.dtype} {ids.shape} and {probs.dtype} {probs.shape} for {tokens} tokens"
+            )
 
 
 def _check_prompt(opening: Open) -> None:

@@ -31,6 +31,10 @@ MAX_VIDEO_TOKENS = 2**22
 """Of one prompt."""
 MAX_WINDOW = 64
 """Tokens of a window; one that is longer than any sensible c = T_p / T_q only delays rejections."""
+MAX_RANKS = 8
+"""Other tokens for which the draft prepares at one position."""
+MAX_OUTCOMES = 64
+"""Windows that the draft prepares beside the one that it expects to be accepted."""
 MAX_PROPOSAL = 1024
 """Ids in the proposal of a drafted token."""
 MAX_STOP_TOKENS = 128

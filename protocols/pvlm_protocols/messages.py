@@ -21,6 +21,7 @@ from pvlm_protocols.backend import Count, ModelInfo, Name, Role
 from pvlm_protocols.limits import (
     MAX_DIGEST_BYTES,
     MAX_HELD_SESSIONS,
+    MAX_OUTCOMES,
     MAX_PINNED,
     MAX_STOPPED,
     MAX_TURNS,
@@ -28,26 +29,29 @@ from pvlm_protocols.limits import (
     MAX_VISUALS,
     MAX_WINDOW,
 )
+from pvlm_protocols.numbers import Milliseconds as Milliseconds
+from pvlm_protocols.numbers import Position as Position
+from pvlm_protocols.numbers import Ratio as Ratio
+from pvlm_protocols.numbers import Serial as Serial
+from pvlm_protocols.numbers import Share as Share
+from pvlm_protocols.numbers import Token as Token
+from pvlm_protocols.numbers import Tokens as Tokens
+from pvlm_protocols.numbers import WindowSize as WindowSize
+from pvlm_protocols.numbers import WindowTokens as WindowTokens
 from pvlm_protocols.parts import Coupling as Coupling
 from pvlm_protocols.parts import ErrorText as ErrorText
 from pvlm_protocols.parts import FinishReason as FinishReason
-from pvlm_protocols.parts import Milliseconds as Milliseconds
-from pvlm_protocols.parts import Position as Position
 from pvlm_protocols.parts import Pruning as Pruning
-from pvlm_protocols.parts import Ratio as Ratio
 from pvlm_protocols.parts import Sampling as Sampling
 from pvlm_protocols.parts import SamplingOptions as SamplingOptions
 from pvlm_protocols.parts import Schedule as Schedule
-from pvlm_protocols.parts import Serial as Serial
-from pvlm_protocols.parts import Share as Share
-from pvlm_protocols.parts import Stopped as Stopped
 from pvlm_protocols.parts import TargetMode as TargetMode
-from pvlm_protocols.parts import Token as Token
-from pvlm_protocols.parts import Tokens as Tokens
 from pvlm_protocols.parts import TracebackText as TracebackText
-from pvlm_protocols.parts import Window as Window
-from pvlm_protocols.parts import WindowSize as WindowSize
 from pvlm_protocols.turns import OpenTurn, Seconds, VideoFrames
+from pvlm_protocols.windows import Outcome as Outcome
+from pvlm_protocols.windows import Parent as Parent
+from pvlm_protocols.windows import Stopped as Stopped
+from pvlm_protocols.windows import Window as Window
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -135,17 +139,39 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     ``draft_ms``: time spent on the tokens. ``began_s`` and ``ended_s``: when the first was begun and the last was
     complete, in seconds of the monotonic clock of the draft's host. ``stopped``: what the draft has written in vain
     since the last window. Travels from the draft to the coordinator and on to the target.
+
+    ``id``: names the window within its epoch. ``parent``: the window that it continues, 0 for the first after a
+    rollback. ``beside``: how many prepared windows were written in the same passes, on average.
     """
 
+    id: Serial = 0
+    parent: Serial = 0
     epoch: Serial
     start: Position
-    tokens: Annotated[tuple[Token, ...], Meta(max_length=MAX_WINDOW)]
+    tokens: WindowTokens
     proposal_ids: np.ndarray | None = None
     proposal_probs: np.ndarray | None = None
     draft_ms: Milliseconds = 0.0
     began_s: Seconds = 0.0
     ended_s: Seconds = 0.0
     stopped: Annotated[tuple[Stopped, ...], Meta(max_length=MAX_STOPPED)] = ()
+    beside: Annotated[float, Meta(ge=0, le=MAX_OUTCOMES)] = 0.0
+
+
+class Prepared(SessionMessage, frozen=True, kw_only=True):
+    """Windows that the draft has prepared in ``epoch`` for likely verdicts about an earlier window.
+
+    ``proposal_ids``, ``proposal_probs``: as in `DraftWindow`, one row for each token of all outcomes, one outcome after
+    the other. ``draft_ms``: time spent on them, 0 where they were written in the passes of a `DraftWindow`. Travels
+    from the draft to the coordinator and on to the target, which keeps the windows until a verdict.
+    """
+
+    epoch: Serial
+    outcomes: Annotated[tuple[Outcome, ...], Meta(max_length=MAX_OUTCOMES)]
+    proposal_ids: np.ndarray | None = None
+    proposal_probs: np.ndarray | None = None
+    draft_ms: Milliseconds = 0.0
+    ended_s: Seconds = 0.0
 
 
 class SetMode(SessionMessage, frozen=True, kw_only=True):
@@ -164,11 +190,15 @@ class Rollback(SessionMessage, frozen=True, kw_only=True):
 
 
 class Advance(SessionMessage, frozen=True, kw_only=True):
-    """The first ``length`` answer tokens are committed as drafted: the draft may write further ahead."""
+    """The first ``length`` answer tokens are committed as drafted: the draft may write further ahead.
+
+    ``branch``: the prepared window with which target and draft go on (0: with the line).
+    """
 
     epoch: Serial
     length: Position
     window: Window
+    branch: Serial = 0
 
 
 class SetWindow(SessionMessage, frozen=True, kw_only=True):
@@ -251,10 +281,11 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     """What the target has settled: ``tokens`` follow the ``start`` tokens committed before.
 
     The first ``accepted`` of them are the draft's, a token after them is the target's own. ``rejected``: the target
-    turned a drafted token down, and the rest of what it held of ``epoch`` with it. ``window``: drafted tokens that
-    the pass took in (0: a solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without
-    one), ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer
-    ends here, if it does.
+    turned a drafted token down. ``judged``, ``offset``: the window of the last tested token, and its place there.
+    ``branch``: the prepared window with which the target goes on after the rejection; 0: none, so it takes nothing
+    more of ``epoch`` but a prepared window that arrives late. ``window``: drafted tokens that the pass took in (0: a
+    solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one), ``ended_s``: when
+    it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer ends here, if it does.
     """
 
     epoch: Serial
@@ -267,6 +298,9 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     pass_ms: Milliseconds = 0.0
     ended_s: Seconds = 0.0
     finish: FinishReason | None = None
+    judged: Serial = 0
+    offset: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
+    branch: Serial = 0
 
 
 class Began(Message, frozen=True, kw_only=True):
@@ -334,7 +368,7 @@ class Pong(Message, frozen=True, kw_only=True):
 
 ToEither = Open | VideoContent | Resume | Close | Pin | Ping | Recall | Stop
 ToDraft = ToEither | PruneMask | Rollback | Advance
-ToTarget = ToEither | DraftWindow | SetMode | SetWindow
+ToTarget = ToEither | DraftWindow | Prepared | SetMode | SetWindow
 FromEither = (
     Hello
     | Loading
@@ -350,7 +384,7 @@ FromEither = (
     | Recalled
     | Pong
 )
-FromDraft = FromEither | DraftWindow
+FromDraft = FromEither | DraftWindow | Prepared
 FromTarget = FromEither | PruneMask | Verdict
 ToActor = ToDraft | ToTarget
 FromActor = FromDraft | FromTarget

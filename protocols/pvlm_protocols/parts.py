@@ -17,24 +17,10 @@ from pvlm_protocols.limits import (
     MAX_END_TOKENS,
     MAX_ERROR_CHARACTERS,
     MAX_ID,
-    MAX_MILLISECONDS,
     MAX_TRACEBACK_CHARACTERS,
-    MAX_WINDOW,
 )
-from pvlm_protocols.turns import Seconds
+from pvlm_protocols.numbers import Ratio, Serial, Share, Token
 
-Serial = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Names something: a session, an epoch, a seed."""
-Position = Annotated[int, Meta(ge=0, le=MAX_ANSWER_TOKENS)]
-"""Of an answer token, or how many of them there are."""
-Token = Annotated[int, Meta(ge=0, le=MAX_ID)]
-Tokens = Annotated[tuple[Token, ...], Meta(max_length=MAX_ANSWER_TOKENS)]
-Milliseconds = Annotated[float, Meta(ge=0, le=MAX_MILLISECONDS)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Ratio = Annotated[float, Meta(ge=0, lt=1)]
-"""The share of the video tokens that the draft does not see."""
-WindowSize = Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
-"""Tokens of a window."""
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)]
 TracebackText = Annotated[str, Meta(max_length=MAX_TRACEBACK_CHARACTERS)]
 
@@ -97,26 +83,3 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
     mode: TargetMode = "together"
     overlap_prefill: bool = True
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """``gamma`` tokens a window; ``wait`` tokens (k) in the first window after a rejection, for which the target waits
-    (0: it steps alone at once), at most ``patience_ms``. ``ahead``: the draft does not wait for a verdict to begin one.
-    """
-
-    gamma: WindowSize
-    wait: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
-    patience_ms: Milliseconds = 0.0
-    ahead: bool = True
-
-
-class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` drafted tokens, the first at position ``start``, that a rollback stopped before their window was sent
-    (0: in the middle of the first). ``draft_ms`` and ``ended_s`` as in `DraftWindow`.
-    """
-
-    epoch: Serial
-    start: Position
-    tokens: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
-    draft_ms: Milliseconds
-    ended_s: Seconds

@@ -6,16 +6,15 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import islice
 
+from pvlm.actors.failure import dying, error_fields
 from pvlm.actors.mark import Mark
 from pvlm.actors.prefixes import Prefixes
-from pvlm.actors.reports import dying, told
-from pvlm.actors.session import ActorSession, Pass, Round, WorkAbandoned, milliseconds_since
+from pvlm.actors.rounds import run_rounds
+from pvlm.actors.session import ActorSession, WorkAbandoned
 from pvlm.log import log
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm_protocols.backend import Backend, ModelInfo, Role, SharedPasses
@@ -39,24 +38,12 @@ from pvlm_protocols.messages import (
     ToActor,
 )
 
-if TYPE_CHECKING:
-    import torch
-
 PROGRESS_EVERY_S = 0.25
 PATIENCE_MAX_S = 60.0
 """The longest wait for a message in one go: then it is looked whether there is something to do."""
 
 HOLD_S = 60.0
 """How long the sessions of a lost connection are kept for `Resume`."""
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Tokens that a session's round wants in a pass."""
-
-    session: ActorSession
-    round: Round
-    tokens: Sequence[int]
 
 
 class Actor(ABC):
@@ -162,9 +149,9 @@ class Actor(ABC):
         self.mark.set(*(each.id for each in together))
         try:
             if session.prepared:
-                self._rounds(together)
+                run_rounds(self, together)
             else:
-                self._guarded(session.id, session.prepare_on)
+                self.guarded(session.id, session.prepare_on)
         except ChannelClosed:  # no fault of the unit
             self.mark.set()
             raise
@@ -200,6 +187,24 @@ class Actor(ABC):
         if self._inbox and all(self._outdated(session) for session in sessions):
             raise WorkAbandoned
 
+    def arrived(self, session: ActorSession, wanted: Callable[[SessionMessage], bool]) -> list[SessionMessage]:
+        """Take those messages of a session that have arrived in the middle of its round, up to the first that is not
+        ``wanted``.
+        """
+        self._read(0)
+        found: list[SessionMessage] = []
+        kept: deque[ToActor] = deque()
+        for index, message in enumerate(self._inbox):
+            if not isinstance(message, SessionMessage) or message.session != session.id:
+                kept.append(message)
+            elif wanted(message):
+                found.append(message)
+            else:
+                kept.extend(islice(self._inbox, index, None))
+                break
+        self._inbox = kept
+        return found
+
     def _outdated(self, session: ActorSession) -> bool:
         """Has a message come that makes the session's work worthless?"""
         for message in self._inbox:
@@ -219,59 +224,6 @@ class Actor(ABC):
         if now - self._told_progress_s >= PROGRESS_EVERY_S:
             self._told_progress_s = now
             self.mailbox.post(PrefillProgress(session=session.id, role=self.role, fraction=min(1.0, fraction)))
-
-    def _rounds(self, sessions: Sequence[ActorSession]) -> None:
-        """A round of each session. The passes that they want at the same time are one."""
-        wanted = [want for session in sessions if (want := self._step(session, session.round())) is not None]
-        while wanted:
-            wanted = [
-                want
-                for asked, done in self._passed(wanted)
-                if (want := self._step(asked.session, asked.round, done)) is not None
-            ]
-
-    def _step(self, session: ActorSession, round: Round, done: Pass | Exception | None = None) -> _Wanted | None:
-        """Let a round go on to its next pass, after the last one has ended or failed; None where it ends."""
-        wanted: _Wanted | None = None
-
-        def step() -> None:
-            nonlocal wanted
-            with suppress(StopIteration):
-                if done is None:
-                    tokens = next(round)
-                elif isinstance(done, Pass):
-                    tokens = round.send(done)
-                else:
-                    tokens = round.throw(done)
-                wanted = _Wanted(session, round, tokens)
-
-        self._guarded(session.id, step)
-        return wanted
-
-    def _passed(self, wanted: Sequence[_Wanted]) -> list[tuple[_Wanted, Pass | Exception]]:
-        """One pass over all tokens that are wanted. Where a shared one fails, each session has its own."""
-        sessions = [want.session for want in wanted]
-        started = time.monotonic()
-        try:
-            logits = self._extend(wanted, lambda: self.tick(*sessions))
-        except WorkAbandoned as abandoned:
-            return [(want, abandoned) for want in wanted]
-        except ChannelClosed:
-            raise
-        except Exception as error:
-            if len(wanted) > 1:
-                return [result for want in wanted for result in self._passed([want])]
-            return [(wanted[0], error)]
-        ms, tokens = milliseconds_since(started), sum(len(want.tokens) for want in wanted)
-        return [(want, Pass(rows, ms, tokens)) for want, rows in zip(wanted, logits, strict=True)]
-
-    def _extend(self, wanted: Sequence[_Wanted], on_progress: Callable[[], None]) -> list[torch.Tensor]:
-        parts = [(want.session.model, want.tokens) for want in wanted if want.session.model is not None]
-        if len(parts) == 1:
-            ((model, tokens),) = parts
-            return [model.extend(tokens, on_progress=on_progress)]
-        assert isinstance(self.backend, SharedPasses)  # or else one session has a turn
-        return self.backend.extend_together(parts, on_progress=on_progress)
 
     def _next_ready(self) -> ActorSession | None:
         """The session whose turn it is: of those that have something urgent to do the one that had its last turn
@@ -311,7 +263,7 @@ class Actor(ABC):
             case Stop():
                 self._stopped = True
             case Open():
-                self._guarded(message.session, lambda: self._open(message))
+                self.guarded(message.session, lambda: self._open(message))
             case Close():
                 self._close(message.session)
                 self.mailbox.post(Closed(session=message.session, role=self.role))
@@ -320,11 +272,11 @@ class Actor(ABC):
             case Recall():
                 self._recall(message.engine)
             case Resume():
-                self._guarded(message.session, lambda: self._resume(message))
+                self.guarded(message.session, lambda: self._resume(message))
             case SessionMessage():
                 # A message for a session that has failed or been closed is late, not wrong.
                 if (session := self._sessions.get(message.session)) is not None:
-                    self._guarded(session.id, partial(session.take, message))
+                    self.guarded(session.id, partial(session.take, message))
 
     def _open(self, opening: Open) -> None:
         self._close(opening.session)
@@ -364,7 +316,7 @@ class Actor(ABC):
         for session_id in list(self._held):
             self._close(session_id)
 
-    def _guarded(self, session_id: int, action: Callable[[], None]) -> None:
+    def guarded(self, session_id: int, action: Callable[[], None]) -> None:
         """A session that fails takes nobody with it."""
         self.progress += 1
         try:
@@ -375,7 +327,7 @@ class Actor(ABC):
             raise
         except Exception as error:
             self._close(session_id)
-            self.mailbox.post(Failed(session=session_id, role=self.role, **told(error)))
+            self.mailbox.post(Failed(session=session_id, role=self.role, **error_fields(error)))
 
     def _close(self, session_id: int) -> None:
         if (session := self._sessions.pop(session_id, None)) is not None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from pvlm.actors.actor import Actor
+from pvlm.actors.branches import Branch, Preparation, Work, prepared_message, window_message
 from pvlm.actors.prefixes import View
 from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
-from pvlm.speculation.proposals import Proposal, stack_proposals
 from pvlm.speculation.text import agreement, finish_reason
-from pvlm_protocols.backend import GreedyDrafting, PromptError, Session
+from pvlm_protocols.backend import GreedyDrafting, PromptError, Session, SharedPasses
+from pvlm_protocols.branches import Branches
 from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
     Advance,
-    DraftWindow,
     Open,
     PrefillDone,
     PruneMask,
@@ -53,15 +53,16 @@ class DraftSession(ActorSession):
         self.committed = len(self.tokens)
         self.epoch = opening.epoch
         self.window = opening.window
-        self._window_size = opening.window.gamma
-        self._window_begun = len(self.tokens)
         self._mask: PruneMask | None = None
         self._prefill_logits: torch.Tensor | None = None
         self._greedy_drafting: GreedyDrafting | None = None
-        self._drafted: list[int] = []
-        self._proposals: list[Proposal] = []
-        self._draft_ms = 0.0
-        self._began_s = 0.0
+        self._forking: Branches | None = None
+        self._preparation = Preparation(opening.sampling.max_tokens)
+        self._work = Work(self._preparation.new_id(), 0, len(self.tokens), opening.window.gamma)
+        self._aside: Branch | None = None
+        """A branch whose rows are in the cache instead of the line's."""
+        self._since_s = 0.0
+        """When work on the next token began."""
         self._stopped: deque[Stopped] = deque(maxlen=MAX_STOPPED)
 
     # ---- messages -------------------------------------------------------------------------------------------------
@@ -73,34 +74,81 @@ class DraftSession(ActorSession):
             case Rollback() if message.epoch > self.epoch:
                 self._roll_back(message)
             case Advance() if message.epoch == self.epoch:
-                if message.length > len(self.tokens):
-                    raise ValueError(f"{message.length} tokens are confirmed, but {len(self.tokens)} were written")
-                self.committed = max(self.committed, message.length)
-                self.window = message.window
+                self._advance(message)
+
+    def _advance(self, message: Advance) -> None:
+        if message.branch:
+            branch = self._preparation.take(message.branch)
+            self._adopt(branch)
+            self._preparation.follow(branch.id, branch.point + 1, branch.written)
+            self._start_window(message.window.gamma, parent=branch.id)
+        if message.length > len(self.tokens):
+            raise ValueError(f"{message.length} tokens are confirmed, but {len(self.tokens)} were written")
+        self.committed = max(self.committed, message.length)
+        self.window = message.window
+        self._preparation.settle(self.committed)
+
+    def _adopt(self, branch: Branch) -> None:
+        """Let a branch be the line, and drop all others."""
+        self.tokens = [*self.tokens[: branch.point], *branch.tokens]
+        if self.model is None:
+            return
+        if self._aside is not branch:
+            self._return_to_line()
+            if branch.session is not None and self._forking is not None:
+                self._forking.adopt(branch.session)
+            elif branch.point < self.model.length:
+                self.model.truncate(branch.point)
+        self._aside = branch.session = None
+        self._preparation.clear()
+
+    def _return_to_line(self) -> None:
+        """Take the rows of a branch out of the cache."""
+        if self._aside is not None and self.model is not None:
+            self.model.truncate(min(self.model.length, self._aside.point))
+        self._aside = None
 
     def _roll_back(self, message: Rollback) -> None:
         if not 0 <= message.keep <= len(self.tokens):
             raise ValueError(f"{message.keep} tokens are to be kept of {len(self.tokens)}")
-        if self._draft_ms:
+        work = self._work
+        if work.draft_ms:
             self._stopped.append(
                 Stopped(
                     epoch=self.epoch,
-                    start=len(self.tokens) - len(self._drafted),
-                    tokens=len(self._drafted),
-                    draft_ms=self._draft_ms,
+                    start=work.start,
+                    tokens=len(work.written.tokens),
+                    draft_ms=work.draft_ms,
                     ended_s=time.monotonic(),
                 )
             )
         self.epoch = message.epoch
         self.window = message.window
-        self.tokens = self.tokens[: message.keep] + list(message.tokens)
-        self.committed = len(self.tokens)
-        self._start_window(message.window.wait or message.window.gamma)
-        # What is fed next must be at least one token, for logits belong to the token that was fed last.
-        if self.model is not None:
-            keep = min(self.model.length, message.keep, max(0, len(self.tokens) - 1))
-            if keep < self.model.length:
-                self.model.truncate(keep)
+        text = self.tokens[: message.keep] + list(message.tokens)
+        branch = self._preparation.matching(self.tokens, text, self.committed) if text else None
+        if branch is not None:
+            self._adopt(branch)
+        else:
+            self._return_to_line()
+            self._preparation.clear()
+            self.tokens = text
+            # What is fed next must be at least one token, for logits belong to the token that was fed last.
+            if self.model is not None:
+                keep = min(self.model.length, message.keep, max(0, len(self.tokens) - 1))
+                if keep < self.model.length:
+                    self.model.truncate(keep)
+        self.committed = len(text)
+        self._start_window(message.window.wait or message.window.gamma, start=len(text))
+        if branch is not None:
+            self._continue_branch(branch)
+
+    def _continue_branch(self, branch: Branch) -> None:
+        """After a rollback to its prefix: what the branch holds is the beginning of the window, or all of it."""
+        self._work.written = branch.written
+        self._work.began_s = time.monotonic()
+        if self._complete():
+            self._send()
+            self._start_window(self.window.gamma, parent=self._work.id)
 
     def resumable(self) -> bool:
         return self._prefill_logits is not None
@@ -112,17 +160,30 @@ class DraftSession(ActorSession):
         self._stopped.clear()
 
     def outdates(self, message: SessionMessage) -> bool:
-        """A rollback makes the token in work worthless. A prefill serves every epoch."""
-        return self._prefill_logits is not None and isinstance(message, Rollback) and message.epoch > self.epoch
+        """A rollback makes the token in work worthless, and so does a branch that becomes the line. A prefill serves
+        every epoch.
+        """
+        if self._prefill_logits is None:
+            return False
+        if isinstance(message, Advance):
+            return message.epoch == self.epoch and message.branch > 0
+        return isinstance(message, Rollback) and message.epoch > self.epoch
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
         if not self.prepared:
             return self.model is None or self._mask is not None or self._sees_enough()
+        return self._line_ready() or self._preparation.pending or self._due()
+
+    def _line_ready(self) -> bool:
         # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict.
         lead = self.window.gamma if self.window.ahead and self.opening.schedule.mode != "turns" else 0
-        return self._window_begun <= self.committed + lead and not self._ended()
+        return self._work.start <= self.committed + lead and not self._ended()
+
+    def _due(self) -> bool:
+        """Are branches for the last window to be planned?"""
+        return bool(self.window.outcomes) and self._preparation.due(self.committed)
 
     def _ended(self) -> bool:
         """Is the answer complete, as far as the draft knows it?"""
@@ -131,7 +192,7 @@ class DraftSession(ActorSession):
 
     def urgent(self) -> bool:
         """A session is urgent whose windows have all been verified; one that writes further ahead can wait."""
-        return self._prefill_logits is None or self._window_begun <= self.committed
+        return self._prefill_logits is None or self._work.start <= self.committed
 
     def view(self) -> View:
         """Prefixes of the same pruning, whichever video tokens it has kept for an earlier question."""
@@ -147,6 +208,8 @@ class DraftSession(ActorSession):
             model = self.open_model()
             if isinstance(self.coupling, GreedyCoupling) and isinstance(model, GreedyDrafting):
                 self._greedy_drafting = model
+            if isinstance(model, Branches) and isinstance(self.actor.backend, SharedPasses):
+                self._forking = model
             yield  # the mask may come later
         yield from self._prefill(model)
 
@@ -179,79 +242,159 @@ class DraftSession(ActorSession):
 
     def round(self) -> Round:
         """Write tokens until a window is complete, a message has come, or other sessions wait for a turn."""
-        model, logits = self.model, self._prefill_logits
-        assert model is not None  # it is prepared
-        assert logits is not None
-        # A target whose vocabulary is padded further may commit an id that the draft does not have. That is rare, and
-        # any other id can replace it: only the guesses after it suffer.
-        last = self.actor.backend.info.vocab_size - 1
-        started = time.monotonic()
-        if not self._drafted:
-            self._began_s = started
+        if self._due():
+            self._preparation.plan(self.window.outcomes, self.committed, self.window.gamma)
+        self._since_s = time.monotonic()
+        if not self._work.written.tokens:
+            self._work.began_s = self._since_s
         try:
-            while True:
-                unfed = [min(token, last) for token in self.tokens[model.length :]]
-                if unfed and self._greedy_drafting is not None and self.actor.undisturbed():
-                    self._draft_greedily(self._greedy_drafting, unfed, started)
-                    return
-                if unfed:
-                    logits = (yield unfed).logits[-1]
-                drafted = self.coupling.draft(logits, position=len(self.tokens), epoch=self.epoch)
-                if self._take(drafted, started) or not self.actor.undisturbed():
-                    return
-                started = time.monotonic()
-                self.actor.look(self)
+            if self._forking is not None and self._preparation.pending:
+                yield from self._write_together(self._forking)
+            elif self._line_ready():
+                yield from self._write_line()
+            elif self._preparation.pending:
+                yield from self._write_aside()
         except WorkAbandoned:  # for a rollback, which reports the time
-            self._draft_ms += milliseconds_since(started)
+            self._work.draft_ms += milliseconds_since(self._since_s)
             raise
 
-    def _draft_greedily(self, model: GreedyDrafting, unfed: list[int], started: float) -> None:
-        """The rest of the window, by a model that feeds its own tokens. Work on the first one began at ``started``."""
-        sampling = self.opening.sampling
-        left = min(self._window_size + self._window_begun, sampling.max_tokens) - len(self.tokens)
-        for token in model.draft(unfed, left, vocab_limit=sampling.vocab_limit, on_progress=self._tick):
-            if self._take(Drafted(token, None), started) or not self.actor.undisturbed():
+    def _write_line(self) -> Round:
+        """The line alone."""
+        self._return_to_line()
+        while True:
+            unfed = self._unfed(self.tokens)
+            greedy = None if self.window.outcomes else self._greedy_drafting
+            if unfed and greedy is not None and self.actor.undisturbed():
+                self._draft_greedily(greedy, unfed)
                 return
-            started = time.monotonic()
-            self.actor.look(self)
+            logits = self._prefill_logits
+            if unfed:
+                logits = (yield [(self._cache, unfed)]).logits[0][-1]
+            assert logits is not None  # it is prepared
+            if self._take(self._draft(logits, len(self.tokens))) or not self.actor.undisturbed():
+                return
+            self._look()
+
+    def _write_together(self, model: Branches) -> Round:
+        """The line and all branches, a token of each in a pass."""
+        preparation = self._preparation
+        self._send_prepared(preparation.finished())  # a verdict may have dropped those that were not complete
+        while growing := preparation.growing():
+            parts: list[tuple[Session, list[int]]] = []
+            if line := self._line_ready():
+                parts.append((self._cache, self._unfed(self.tokens)))
+            growing = [branch for branch in growing if branch.point <= self._cache.length]
+            for branch in growing:
+                if branch.session is None:
+                    branch.session = model.fork(branch.point, branch.size)
+                parts.append((branch.session, self._unfed(branch.tokens, branch.session.length - branch.point)))
+            if not parts:  # nothing that the branches could start from
+                preparation.stop()
+                return
+            rows = (yield parts).logits
+            self._work.beside += len(growing)
+            for branch, logits in zip(growing, rows[int(line) :], strict=True):
+                self._grow(branch, logits[-1])
+            if line:
+                work = self._work
+                drafted = self._draft(rows[0][-1], len(self.tokens))
+                if not work.written.tokens:
+                    counts, size = self.window.outcomes, self.window.gamma - 1
+                    preparation.plan_after(counts, work.id, work.start, drafted.others, size)
+                self._take(drafted)
+            self._send_prepared(preparation.finished())
+            if not self.actor.undisturbed():
+                return
+            self._look()
+
+    def _write_aside(self) -> Round:
+        """One branch in the cache of the line, which has to wait anyway."""
+        branch = self._preparation.growing()[0]
+        if self._aside is not branch:
+            self._return_to_line()
+            self._cache.truncate(min(self._cache.length, branch.point))
+            self._aside = branch
+        while True:
+            text = self.tokens[: branch.point] + branch.tokens
+            rows = (yield [(self._cache, self._unfed(text))]).logits[0]
+            self._grow(branch, rows[-1])
+            branch.draft_ms += milliseconds_since(self._since_s)
+            if branch.complete:
+                self._send_prepared([self._preparation.finish(branch)])
+                return
+            if not self.actor.undisturbed():
+                return
+            self._look()
+
+    def _grow(self, branch: Branch, logits: torch.Tensor) -> None:
+        drafted = self._draft(logits, branch.point + 1 + len(branch.written.tokens))
+        branch.written.add(drafted)
+        end = drafted.token in self.opening.sampling.end_token_ids
+        branch.complete = end or len(branch.written.tokens) >= branch.size
+
+    def _draft(self, logits: torch.Tensor, position: int) -> Drafted:
+        others = max(self.window.outcomes, default=0)
+        return self.coupling.draft(logits, position=position, epoch=self.epoch, others=others)
+
+    @property
+    def _cache(self) -> Session:
+        assert self.model is not None  # it is prepared
+        return self.model
+
+    def _unfed(self, tokens: Sequence[int], fed: int | None = None) -> list[int]:
+        """The tokens after those in a cache (None: the line's).
+
+        A target whose vocabulary is padded further may commit an id that the draft does not have. That is rare, and any
+        other id can replace it: only the guesses after it suffer.
+        """
+        last = self.actor.backend.info.vocab_size - 1
+        return [min(token, last) for token in tokens[self._cache.length if fed is None else fed :]]
+
+    def _draft_greedily(self, model: GreedyDrafting, unfed: list[int]) -> None:
+        """The rest of the window, by a model that feeds its own tokens."""
+        sampling = self.opening.sampling
+        left = min(self._work.size + self._work.start, sampling.max_tokens) - len(self.tokens)
+        for token in model.draft(unfed, left, vocab_limit=sampling.vocab_limit, on_progress=self._tick):
+            if self._take(Drafted(token, None)) or not self.actor.undisturbed():
+                return
+            self._look()
 
     def _tick(self) -> None:
         self.actor.tick(self)
 
-    def _take(self, drafted: Drafted, started: float) -> bool:
-        """Append a token, on which work was begun at ``started``. Returns whether its window is complete, and sent."""
+    def _look(self) -> None:
+        """Look for messages between two tokens."""
+        self._since_s = time.monotonic()
+        self.actor.look(self)
+
+    def _take(self, drafted: Drafted) -> bool:
+        """Append a token. Returns whether its window is complete, and sent."""
         self.tokens.append(drafted.token)
-        self._drafted.append(drafted.token)
-        if drafted.proposal is not None:
-            self._proposals.append(drafted.proposal)
-        self._draft_ms += milliseconds_since(started)
-        complete = len(self.tokens) - self._window_begun >= self._window_size or self._ended()
-        if complete:
+        self._work.written.add(drafted)
+        self._work.draft_ms += milliseconds_since(self._since_s)
+        if complete := self._complete():
             self._send()
-            self._start_window(self.window.gamma)
+            self._start_window(self.window.gamma, parent=self._work.id)
         return complete
 
-    def _send(self) -> None:
-        ids, probs = stack_proposals(self._proposals) if self._proposals else (None, None)
-        self.post(
-            DraftWindow(
-                session=self.id,
-                epoch=self.epoch,
-                start=len(self.tokens) - len(self._drafted),
-                tokens=tuple(self._drafted),
-                proposal_ids=ids,
-                proposal_probs=probs,
-                draft_ms=self._draft_ms,
-                began_s=self._began_s,
-                ended_s=time.monotonic(),
-                stopped=tuple(self._stopped),
-            )
-        )
-        self._stopped.clear()
+    def _complete(self) -> bool:
+        """Is the window in work complete? One without tokens is not."""
+        written = len(self._work.written.tokens)
+        return written >= self._work.size or (written > 0 and self._ended())
 
-    def _start_window(self, size: int) -> None:
-        self._window_size = size
-        self._window_begun = len(self.tokens)
-        self._drafted = []
-        self._proposals = []
-        self._draft_ms = 0.0
+    def _send(self) -> None:
+        work = self._work
+        self.post(window_message(self.id, self.epoch, work, self._stopped))
+        self._stopped.clear()
+        self._preparation.follow(work.id, work.start, work.written)
+
+    def _send_prepared(self, branches: Sequence[Branch]) -> None:
+        if branches:
+            self.post(prepared_message(self.id, self.epoch, branches))
+
+    def _start_window(self, size: int, *, parent: int = 0, start: int | None = None) -> None:
+        self._work = Work(self._preparation.new_id(), parent, len(self.tokens) if start is None else start, size)
+
+    def close(self) -> None:
+        self._preparation.clear()
+        super().close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 class Pass:
     """A pass that has ended.
 
-    ``logits``: float32 ``(n, vocab_size)``, one row for each token that the session fed. ``ms``: its time. ``tokens``:
-    those of all sessions that shared it.
+    ``logits``: for each part that the session fed float32 ``(n, vocab_size)``, one row for each token. ``ms``: its
+    time. ``tokens``: those of all sessions that shared it.
     """
 
-    logits: torch.Tensor
+    logits: list[torch.Tensor]
     ms: float
     tokens: int
 
 
-Round = Generator[Sequence[int], Pass, None]
-"""A round of decoding. It yields the tokens that it wants in a pass, and receives the pass; it may want several passes,
+Parts = Sequence[tuple[Session, Sequence[int]]]
+"""Tokens for the cache of a session's model, and for the caches of its branches."""
+
+Round = Generator[Parts, Pass, None]
+"""A round of decoding. It yields the parts that it wants in a pass, and receives the pass; it may want several passes,
 or none."""
 
 
@@ -50,6 +53,8 @@ class Employer(Protocol):
     def tick(self, *sessions: ActorSession) -> None: ...
 
     def look(self, *sessions: ActorSession) -> None: ...
+
+    def arrived(self, session: ActorSession, wanted: Callable[[SessionMessage], bool]) -> list[SessionMessage]: ...
 
     def tick_prefill(self, session: ActorSession, fraction: float) -> None: ...
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from pvlm.actors.actor import Actor
 from pvlm.actors.prefixes import View
-from pvlm.actors.session import ActorSession, Employer, Pass, Round, Stopwatch
-from pvlm.speculation.coupling import Drafted, coupling_for
+from pvlm.actors.prepared import HeldWindows, Waiting
+from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch
+from pvlm.speculation.coupling import coupling_for
 from pvlm.speculation.masks import kept_count, pack_mask
-from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
 from pvlm.speculation.pruning import default_early_layer, load_pruner, select_tokens
 from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import EarlyStates, Session
@@ -22,6 +22,7 @@ from pvlm_protocols.messages import (
     FinishReason,
     Open,
     PrefillDone,
+    Prepared,
     PruneMask,
     Resume,
     SessionMessage,
@@ -40,6 +41,17 @@ class TargetActor(Actor):
         return TargetSession(self, opening)
 
 
+@dataclass
+class Tested:
+    """The drafted tokens that a round has tested; see `Verdict`."""
+
+    accepted: int = 0
+    rejected: bool = False
+    window: int = 0
+    offset: int = 0
+    branch: int = 0
+
+
 class TargetSession(ActorSession):
     """``committed`` is the answer so far. The cache covers it but for at most one *pending* token, its last.
 
@@ -50,6 +62,9 @@ class TargetSession(ActorSession):
     ``mode`` says what it does without a drafted token: ``turns``: wait; ``together``: one pass over the pending token,
     after a rejection only when the patience for the draft is over; ``alone``: decode.
 
+    After a pass it takes in what has arrived meanwhile. A rejection whose outcome is prepared (`HeldWindows`) is
+    followed by the next pass at once; so is a window that was accepted whole, if the next one has arrived.
+
     Each position is drawn once: a drafted token that meets a committed one is compared with it, never judged again.
     """
 
@@ -57,12 +72,11 @@ class TargetSession(ActorSession):
         super().__init__(actor, opening)
         self.coupling = coupling_for(opening.sampling, session=opening.session)
         self.committed = list(opening.committed)
-        self.epoch = opening.epoch
+        self.held = self._hold(opening.epoch)
         self.window = opening.window
         self.finished = False
         self._prompt_cached = False
         self._logits: torch.Tensor | None = None
-        self._queue: deque[Drafted] = deque()
         self.mode = opening.schedule.mode
         self._rejected = False
         """The last verdict rejected a drafted token, and the draft's next window is worth a wait."""
@@ -73,29 +87,20 @@ class TargetSession(ActorSession):
     def handle(self, message: SessionMessage) -> None:
         match message:
             case DraftWindow():
-                self._take_window(message)
+                self.held.take(message)
+            case Prepared():
+                self.held.take_prepared(message)
             case SetMode():
                 self.mode = message.mode
             case SetWindow():
                 self.window = message.window
 
-    def _take_window(self, window: DraftWindow) -> None:
-        """Queue what is new in a window; a window that contradicts the committed text ends its epoch."""
-        if window.epoch < self.epoch:
-            return
-        if window.epoch > self.epoch:
-            self.epoch = window.epoch
-            self._queue.clear()
-        if window.start > self._reach():
-            return
-        drafted = _unpack(window)
-        decided = self.committed[window.start :]
-        if agreement(window.tokens, decided) < min(len(drafted), len(decided)):
-            self.epoch = window.epoch + 1
-            self._queue.clear()
-            return
-        room = self.opening.sampling.max_tokens - self._reach()
-        self._queue.extend(drafted[self._reach() - window.start :][:room])
+    def _continues(self, message: SessionMessage) -> bool:
+        """Is it a window of the epoch that is being verified?"""
+        return isinstance(message, DraftWindow | Prepared) and message.epoch == self.held.epoch
+
+    def _hold(self, epoch: int) -> HeldWindows:
+        return HeldWindows(self.committed, epoch, self.opening.sampling.max_tokens)
 
     def resumable(self) -> bool:
         return self._prompt_cached
@@ -105,16 +110,11 @@ class TargetSession(ActorSession):
         keep = min(self.model.length, agreement(self.committed, message.committed), len(message.committed) - 1)
         self.model.truncate(keep)
         self.committed = list(message.committed)
-        self.epoch = message.epoch
+        self.held = self._hold(message.epoch)
         self.window = message.window
         self.mode = self.opening.schedule.mode
         self.finished = self.prepared = self._rejected = False
         self._logits = None
-        self._queue.clear()
-
-    def _reach(self) -> int:
-        """Answer tokens that are committed or wait for their verdict."""
-        return len(self.committed) + len(self._queue)
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class TargetSession(ActorSession):
             return True
         if self.finished:
             return False
-        if self._queue or self.mode == "alone":
+        if self.held.queue or self.mode == "alone":
             return True
         if self._logits is not None:  # without an overlapped prefill no window can be here: draw the first token
             return self.mode == "turns" and not self.opening.schedule.overlap_prefill
@@ -133,7 +133,7 @@ class TargetSession(ActorSession):
         """A pass over the pending token alone, while the draft writes, settles one token. A pass over another session's
         window settles more, and this session's window may have arrived by then.
         """
-        return self.mode != "together" or bool(self._queue) or not self.prepared
+        return self.mode != "together" or bool(self.held.queue) or not self.prepared
 
     def patience_s(self) -> float | None:
         if self.finished or not self.prepared or self._logits is not None or not self._rejected:
@@ -222,33 +222,40 @@ class TargetSession(ActorSession):
 
     def round(self) -> Round:
         """Verify the drafted tokens with at most one pass, commit, and report the verdict."""
-        start, accepted, rejected = len(self.committed), 0, False
-        window = len(self._queue)
+        start, tested = len(self.committed), Tested()
+        window = len(self.held.queue)
         pass_tokens, pass_ms = 0, 0.0
         if self._logits is not None:
-            accepted, rejected = self._settle_held(self._logits)
+            self._settle_held(self._logits, tested)
         # A token that was accepted without a pass is now pending, and its pass takes in the rest of the window. A
         # correction, or a token that the target drew, is reported first.
-        drawn_alone = len(self.committed) > start and not accepted
-        if self._logits is None and not (rejected or drawn_alone or self.finished):
+        drawn_alone = len(self.committed) > start and not tested.accepted
+        if self._logits is None and not (tested.rejected or drawn_alone or self.finished):
             model = self.model
             assert model is not None  # it is prepared
-            drafted = list(self._queue)
-            done = yield [*self.committed[model.length :], *(d.token for d in drafted)]
-            self._queue.clear()
-            accepted_in_pass, rejected = self._settle_pass(model, drafted, done)
-            accepted += accepted_in_pass
+            drafted = list(self.held.queue)
+            done = yield [(model, [*self.committed[model.length :], *(waiting.token for waiting in drafted)])]
+            if self.window.outcomes:
+                for message in self.actor.arrived(self, self._continues):
+                    self.handle(message)
+            self._settle_pass(model, drafted, done.logits[0], tested)
+            if self.window.outcomes and self._logits is not None and self.held.queue:
+                window += 1  # the next window is at hand, and its first token needs no pass
+                self._settle_held(self._logits, tested)
             pass_tokens, pass_ms = done.tokens, done.ms
-        self._rejected = rejected and self.window.wait > 0
+        self._rejected = tested.rejected and not tested.branch and self.window.wait > 0
         self._idle_since = time.monotonic()
         self.post(
             Verdict(
                 session=self.id,
-                epoch=self.epoch,
+                epoch=self.held.epoch,
                 start=start,
                 tokens=tuple(self.committed[start:]),
-                accepted=accepted,
-                rejected=rejected,
+                accepted=tested.accepted,
+                rejected=tested.rejected,
+                judged=tested.window,
+                offset=tested.offset,
+                branch=tested.branch,
                 window=window,
                 pass_tokens=pass_tokens,
                 pass_ms=pass_ms,
@@ -256,51 +263,62 @@ class TargetSession(ActorSession):
                 finish=self._finish_reason(),
             )
         )
-        if rejected:
-            self.epoch += 1
 
-    def _settle_held(self, logits: torch.Tensor) -> tuple[int, bool]:
-        """Holding: settle one token. Returns how many drafted tokens were accepted, and whether one was rejected."""
+    def _settle_held(self, logits: torch.Tensor, tested: Tested) -> None:
+        """Holding: settle one token."""
         self._logits = None
-        position = len(self.committed)
-        if not self._queue:
+        if not self.held.queue:
             self._draw_alone(logits)
-            return 0, False
-        drafted = self._queue.popleft()
+            return
+        waiting = self.held.queue[0]
         accepted, token = self.coupling.judge(
-            logits, drafted.token, drafted.proposal, position=position, epoch=self.epoch
+            logits,
+            waiting.token,
+            waiting.drafted.proposal,
+            position=len(self.committed),
+            epoch=self.held.epoch,
         )
         self._commit(token)
-        if not accepted:
-            self._queue.clear()
-        return int(accepted), not accepted
+        self._count(tested, waiting, int(accepted), None if accepted else token)
 
-    def _settle_pass(self, model: Session, drafted: list[Drafted], done: Pass) -> tuple[int, bool]:
-        """Pending: settle by a pass over the pending token and all drafted ones. Returns as `_settle_held`."""
-        rows = done.logits
+    def _settle_pass(self, model: Session, drafted: list[Waiting], rows: torch.Tensor, tested: Tested) -> None:
+        """Pending: settle by a pass over the pending token and all drafted ones."""
         accepted, correction = self.coupling.judge_window(
             rows,
-            [d.token for d in drafted],
-            [d.proposal for d in drafted],
+            [waiting.token for waiting in drafted],
+            [waiting.drafted.proposal for waiting in drafted],
             start=len(self.committed),
-            epoch=self.epoch,
+            epoch=self.held.epoch,
         )
         for index in range(accepted):
             self._commit(drafted[index].token)
             if self.finished:
-                return index + 1, False
+                self._count(tested, drafted[index], index + 1)
+                return
         if correction is not None:
             self._commit(correction)
             model.truncate(len(self.committed) - 1)
-            return accepted, True
+            self._count(tested, drafted[accepted], accepted, correction)
+            return
+        if drafted:
+            self._count(tested, drafted[-1], accepted)
         self._logits = rows[-1]
-        if self.mode == "turns" or (self.mode == "alone" and not drafted):
+        if not self.held.queue and (self.mode == "turns" or (self.mode == "alone" and not drafted)):
             self._logits = None
             self._draw_alone(rows[-1])
-        return accepted, False
+
+    def _count(self, tested: Tested, last: Waiting, accepted: int, correction: int | None = None) -> None:
+        """Note the outcome of a test, and tell it to the windows: ``last`` is the last tested token."""
+        tested.window, tested.offset = last.window, last.offset
+        tested.accepted += accepted
+        if correction is None:
+            self.held.accept(accepted)
+        else:
+            tested.rejected = True
+            tested.branch = self.held.reject(last, correction)
 
     def _draw_alone(self, logits: torch.Tensor) -> None:
-        self._commit(self.coupling.choose(logits, position=len(self.committed), epoch=self.epoch))
+        self._commit(self.coupling.choose(logits, position=len(self.committed), epoch=self.held.epoch))
 
     def _commit(self, token: int) -> None:
         self.committed.append(token)
@@ -309,13 +327,3 @@ class TargetSession(ActorSession):
     def _finish_reason(self) -> FinishReason | None:
         last = self.committed[-1] if self.committed else None
         return finish_reason(len(self.committed), last, self.opening.sampling)
-
-
-def _unpack(window: DraftWindow) -> list[Drafted]:
-    """The tokens of a window with their proposals. Raises InvalidProposal if there are not as many of both."""
-    if window.proposal_ids is None or window.proposal_probs is None:
-        return [Drafted(token, None) for token in window.tokens]
-    proposals = unstack_proposals(window.proposal_ids, window.proposal_probs)
-    if len(proposals) != len(window.tokens):
-        raise InvalidProposal(f"{len(window.tokens)} tokens, but {len(proposals)} proposals")
-    return [Drafted(token, proposal) for token, proposal in zip(window.tokens, proposals, strict=True)]

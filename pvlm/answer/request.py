@@ -55,18 +55,27 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, turn
     method = resolve_method(config, options)
     schedule = _schedule(config, method, options)
     pruning = _pruning(config, method, options)
-    policy = pair.policies.policy(schedule, pruning, options.window or config.window)
-    choice = policy.choice()
     target_info = pair.info("target")
     assert target_info is not None  # no engine is open without a target that was started
+    sampling = _sampling(pair, options, target_info.vocab_size)
+    outcomes = config.outcomes if options.outcomes is None else options.outcomes
+    window = options.window or config.window
+    policy = pair.policies.policy(schedule, pruning, window, outcomes, sampling.coupling)
+    choice = policy.choice()
     backends: dict[Role, str] = {"target": target_info.backend}
     target = Open(
         session=pair.next_session(),
         turns=turns["target"],
-        sampling=_sampling(pair, options, target_info.vocab_size),
+        sampling=sampling,
         pruning=pruning,
         schedule=schedule,
-        window=Window(gamma=choice.gamma, wait=choice.wait, patience_ms=choice.patience_ms, ahead=not choice.turns),
+        window=Window(
+            gamma=choice.gamma,
+            wait=choice.wait,
+            patience_ms=choice.patience_ms,
+            ahead=not choice.turns,
+            outcomes=choice.outcomes,
+        ),
     )
     draft = None
     if method != "ar" and (draft_info := pair.info("draft")) is not None:

@@ -75,6 +75,7 @@ def answer_stats(
         "target_idle_ms": median_or_none(counts.idle_ms),
         "draft_token_ms": median_or_none(counts.draft_token_ms),
         **counts.acceptance(),
+        "hit_rate": counts.hit_rate(),
         "origins": "".join(timeline.origins),
         "prune": request.target.pruning.method if request.draft is not None else "none",
         "target_prefill_ms": counts.prefill_ms.get("target"),

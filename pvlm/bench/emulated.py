@@ -6,19 +6,19 @@ window in parallel, as in the paper. The draft's prefill and the vision towers t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mode
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from pvlm.bench.pairs import VANILLA_WINDOW, Pair, Trial
+from pvlm.bench.pairs import BRANCH_COST, HIT_RATES, VANILLA_WINDOW, Pair, Trial
 from pvlm.bench.rows import same_named
 from pvlm.config import Transport
 from pvlm.engine import Engine
 from pvlm.errors import OptionError
-from pvlm.results import Answer, AnswerStats
+from pvlm.results import Answer, ratio_or_none
 from pvlm.speculation.theory import acceptance_from_length
 
 WARM_UP_TOKENS = 8
@@ -39,7 +39,9 @@ class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
     ``speedup``: plain decoding's ``decode_s`` over this one's, for the same number of tokens; ``predicted``: theorem 4
     or 7. ``paper``: the reported speed-up; ``fitted``: the quantities that are not the paper's; with any, ``paper`` is
     only a rough comparison. ``window``: the most frequent number of drafted tokens in a pass. ``coordination_ms_*``:
-    percentiles, not scaled. ``same_tokens``: whether the answer equals plain decoding.
+    percentiles, not scaled; ``hit_coordination_ms_p50``: after hits alone. ``branches``: prepared windows for each
+    window of the line; ``theorem_8``: with them and the measured hit rate. ``same_tokens``: whether the answer equals
+    plain decoding.
     """
 
     pair: str
@@ -55,6 +57,10 @@ class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None
     coordination_ms_p50: float | None
     coordination_ms_p99: float | None
+    hit_coordination_ms_p50: float | None
+    hit_rate: float | None
+    branches: float | None
+    theorem_8: float | None
     target_pass_ms: float | None
     draft_token_ms: float | None
     target_passes: int
@@ -80,13 +86,14 @@ async def measure_emulated(
     *,
     tokens: int = 256,
     time_scale: float = 0.1,
+    branch_cost: float = BRANCH_COST,
     transport: Transport = "ipc",
     on_row: Callable[[EmulatedRow], None] = lambda row: None,
 ) -> list[EmulatedRow]:
     """Decode an answer of ``tokens`` tokens by every method of every pair; rows in the order of the pairs' trials.
 
-    ``time_scale`` multiplies the pairs' times. The draft's guesses are stratified, so that a few hundred tokens have
-    the given acceptance.
+    ``time_scale`` multiplies the pairs' times. ``branch_cost``: what a branch adds to a step of the draft, as a share.
+    The draft's guesses and hits are stratified, so that a few hundred tokens have the given acceptance and hit rate.
 
     Raises OptionError if ``tokens`` or ``time_scale`` is too small.
     """
@@ -97,21 +104,23 @@ async def measure_emulated(
     rows: list[EmulatedRow] = []
     for pair in pairs:
         answers: dict[Trial, Answer] = {}
-        trials = pair.trials()
+        trials = pair.trials(branch_cost)
         for accepted_length in dict.fromkeys(trial.accepted_length for trial in trials):
-            settings = pair_settings(pair, accepted_length, time_scale, transport)
+            settings = pair_settings(pair, accepted_length, time_scale, transport, branch_cost)
             async with Engine.create(settings) as engine:
                 await warm_up(engine)
                 for trial in trials:
                     if trial.accepted_length == accepted_length:
                         answers[trial] = await _answer(engine, trial, tokens)
-        for row in _rows(pair, answers, trials, time_scale, transport):
+        for row in _rows(pair, answers, trials, time_scale, transport, branch_cost):
             rows.append(row)
             on_row(row)
     return rows
 
 
-def pair_settings(pair: Pair, accepted_length: float, time_scale: float, transport: Transport) -> dict[str, Any]:
+def pair_settings(
+    pair: Pair, accepted_length: float, time_scale: float, transport: Transport, branch_cost: float = BRANCH_COST
+) -> dict[str, Any]:
     """Settings of an engine for a pair of the paper's table, with guesses of this mean accepted length."""
     target = {
         "pass_ms": pair.target_ms,
@@ -124,6 +133,8 @@ def pair_settings(pair: Pair, accepted_length: float, time_scale: float, transpo
         "layers": pair.draft_layers,
         "acceptance": acceptance_from_length(accepted_length),
         "stratified": True,
+        "hit_rates": HIT_RATES,
+        "further_token": branch_cost,
         "time_scale": time_scale,
     }
     return emulated_settings(target, draft, transport)
@@ -160,16 +171,26 @@ async def _answer(engine: Engine, trial: Trial, tokens: int) -> Answer:
         window="auto" if trial.method == "parallel" else VANILLA_WINDOW,
         prune="uv" if trial.prune_ratio else "none",
         prune_ratio=trial.prune_ratio,
+        outcomes=trial.outcomes,
     )
 
 
 def _rows(
-    pair: Pair, answers: dict[Trial, Answer], trials: list[Trial], time_scale: float, transport: Transport
+    pair: Pair,
+    answers: dict[Trial, Answer],
+    trials: list[Trial],
+    time_scale: float,
+    transport: Transport,
+    branch_cost: float,
 ) -> Iterator[EmulatedRow]:
     plain = next(answers[trial] for trial in trials if trial.method == "ar")
     for trial in trials:
         answer = answers[trial]
         stats = answer.stats
+        branches = ratio_or_none(stats.prepared_windows, stats.prepared_batches)
+        theorem_8 = None
+        if branches is not None and stats.hit_rate is not None:
+            theorem_8 = pair.theorem_8_at(branch_cost, branches, stats.hit_rate)
         figures = (
             same_named(EmulatedRow, stats)
             | same_named(EmulatedRow, trial)
@@ -179,8 +200,11 @@ def _rows(
                 "speedup": plain.stats.decode_s / stats.decode_s,
                 "given_accepted_length": trial.accepted_length,
                 "window": mode(stats.windows) if stats.windows else None,
-                "coordination_ms_p50": _percentile(stats, 50),
-                "coordination_ms_p99": _percentile(stats, 99),
+                "coordination_ms_p50": _percentile(stats.coordination_ms, 50),
+                "coordination_ms_p99": _percentile(stats.coordination_ms, 99),
+                "hit_coordination_ms_p50": _percentile(stats.hit_coordination_ms, 50),
+                "branches": branches,
+                "theorem_8": theorem_8,
                 "same_tokens": answer.tokens == plain.tokens,
                 "tokens": len(answer.tokens),
                 "time_scale": time_scale,
@@ -190,5 +214,5 @@ def _rows(
         yield EmulatedRow(**figures)
 
 
-def _percentile(stats: AnswerStats, percent: int) -> float | None:
-    return float(np.percentile(stats.coordination_ms, percent)) if stats.coordination_ms else None
+def _percentile(values: Sequence[float], percent: int) -> float | None:
+    return float(np.percentile(values, percent)) if values else None

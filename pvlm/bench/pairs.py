@@ -5,10 +5,13 @@ Quantities that the paper does not give are fitted, and listed as ``fitted``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pvlm.config import Method
+import numpy as np
+
+from pvlm.config import Method, OutcomesSetting
+from pvlm.speculation.outcomes import OutcomeTimes
 from pvlm.speculation.theory import acceptance_from_length, best_parallel_speedup, vanilla_speedup
 
 VANILLA_WINDOW = 5
@@ -17,6 +20,11 @@ PRUNE_RATIO = 0.9
 """Share of the video tokens that a pruned draft does not see."""
 GAMMA_MAX = 32
 """Largest window considered for the best of theorem 7."""
+HIT_RATES = (0.6, 0.79)
+"""How often the target's token is the draft's best other token, and one of its two best others, where it rejects one.
+Measured with the bundled pair; the paper has no such figure."""
+BRANCH_COST = 0.02
+"""What a branch adds to a step of the draft, as a share of it. An assumption: such a step is bound by memory."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,10 @@ class Pair:
     target_prefill_ms: float | None = None
     draft_prefill_ms: float | None = None
 
-    def trials(self) -> list[Trial]:
-        """Plain decoding, vanilla speculative decoding without and with pruning (SpecVLM's schedule), and parallel."""
+    def trials(self, branch_cost: float = BRANCH_COST) -> list[Trial]:
+        """Plain decoding, vanilla speculative decoding without and with pruning (SpecVLM's schedule), and parallel
+        without and with prepared outcomes. ``branch_cost``: see `BRANCH_COST`.
+        """
         m = self.accepted_length
         own = self.specvlm_accepted_length
         specvlm_fitted = self.fitted if own is None else tuple(what for what in self.fitted if what != "M")
@@ -72,6 +82,16 @@ class Pair:
                 paper=self.paper,
                 fitted=self.fitted,
             ),
+            Trial(
+                "outcomes",
+                "parallel",
+                m,
+                PRUNE_RATIO,
+                outcomes="auto",
+                predicted=max(self.theorem_7(), self.theorem_8(branch_cost, HIT_RATES)),
+                paper=self.paper,
+                fitted=self.fitted,
+            ),
         ]
 
     def vanilla(self, accepted_length: float, ratio: float) -> float:
@@ -84,19 +104,34 @@ class Pair:
         beta = acceptance_from_length(self.accepted_length)
         return best_parallel_speedup(beta, self.target_ms, self.draft_ms[PRUNE_RATIO], GAMMA_MAX)
 
+    def theorem_8(self, branch_cost: float, hits: Sequence[float]) -> float:
+        """Theorem 8 with the best s, k and number of branches. ``hits``: hit rate by the number of ranks prepared."""
+        draft_ms = self.draft_ms[PRUNE_RATIO]
+        times = OutcomeTimes(GAMMA_MAX, self.target_ms, draft_ms, lambda n: draft_ms * (1 + branch_cost * (n - 1)))
+        return times.best(acceptance_from_length(self.accepted_length), (0.0, *hits)).speedup
+
+    def theorem_8_at(self, branch_cost: float, branches: float, hit_rate: float) -> float:
+        """Theorem 8 with the best s and k, for a measured number of branches and hit rate."""
+        draft_ms = self.draft_ms[PRUNE_RATIO]
+        branch_ms = draft_ms * (1 + branch_cost * branches)
+        times = OutcomeTimes(GAMMA_MAX, self.target_ms, draft_ms, lambda _: branch_ms)
+        rates = np.full((GAMMA_MAX, GAMMA_MAX + 1), hit_rate)
+        return float(times.speedups(acceptance_from_length(self.accepted_length), rates, 0).max())
+
 
 @dataclass(frozen=True)
 class Trial:
     """One way of decoding with a pair. ``label``: as in the table; ``method``: the engine's.
 
-    ``predicted``: the speed-up by theorem 4 or 7; ``paper``: the reported one; ``fitted``: the quantities of this trial
-    that are not the paper's.
+    ``predicted``: the speed-up by theorem 4, 7, or the better of 7 and 8; ``paper``: the reported one; ``fitted``:
+    the quantities of this trial that are not the paper's.
     """
 
     label: str
     method: Method
     accepted_length: float
     prune_ratio: float = 0.0
+    outcomes: OutcomesSetting = 0
     predicted: float = field(kw_only=True)
     paper: float | None = field(kw_only=True, default=None)
     fitted: tuple[str, ...] = field(kw_only=True, default=())

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pvlm.bench.pairs import BRANCH_COST
 from pvlm.bench.rows import measured, pooled_acceptance
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine
 from pvlm.errors import ModelError, OptionError
 from pvlm.results import AnswerStats
 from pvlm.speculation.estimates import PassTimeEstimate
+from pvlm.speculation.outcomes import HIT_PRIOR, OutcomeTimes, cumulative
 from pvlm.speculation.theory import (
     MeasuredCurve,
     best_vanilla_window,
@@ -68,7 +70,8 @@ class RatioPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The predictions at one prune ratio. ``c``: T_p(1) / T_q; ``acceptance``: beta.
 
     ``gamma``, ``k`` and ``speedup`` belong to the best window of pvlm's loop (gamma*), ``vanilla_gamma`` and
-    ``vanilla_speedup`` to the best window of vanilla speculative decoding.
+    ``vanilla_speedup`` to the best window of vanilla speculative decoding. ``prepared``: theorem 8, with outcomes
+    prepared.
     """
 
     ratio: float
@@ -81,18 +84,53 @@ class RatioPlan(msgspec.Struct, frozen=True, kw_only=True):
     vanilla_gamma: int
     vanilla_speedup: float
     windows: tuple[PlannedWindow, ...]
+    prepared: PreparedPlan
 
 
-def plan(figures: PairFigures, gamma_max: int = 16) -> list[RatioPlan]:
+class PreparedPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The best ``steps`` (s), ``wait`` (k) and number of prepared windows (``branches``) by theorem 8.
+
+    ``branch_cost``: what each adds to a step of the draft, as a share; ``hit_rates``: how often the target's token is
+    the draft's best other one, and one of its two best, where it rejects one.
+    """
+
+    steps: int
+    wait: int
+    branches: int
+    speedup: float
+    branch_cost: float
+    hit_rates: tuple[float, ...]
+
+
+def plan(figures: PairFigures, gamma_max: int = 16, branch_cost: float = BRANCH_COST) -> list[RatioPlan]:
     """The predictions for windows of 1 to ``gamma_max`` tokens at every prune ratio, ratios ascending.
+    ``branch_cost``: see `PreparedPlan`.
 
     Raises OptionError for figures that are invalid or inconsistent.
     """
     _check(figures, gamma_max)
-    return [_plan_ratio(figures, ratio, gamma_max) for ratio in sorted(figures.draft_ms)]
+    if not 0 <= branch_cost < math.inf:
+        raise OptionError(f"the cost of a branch is {branch_cost:g}: it must be at least 0")
+    return [_plan_ratio(figures, ratio, gamma_max, branch_cost) for ratio in sorted(figures.draft_ms)]
 
 
-def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int) -> RatioPlan:
+def _plan_prepared(
+    beta: float, target_ms: MeasuredCurve, draft_ms: float, gamma_max: int, branch_cost: float
+) -> PreparedPlan:
+    hits = cumulative(HIT_PRIOR)
+    times = OutcomeTimes(gamma_max, target_ms, draft_ms, lambda n: draft_ms * (1 + branch_cost * (n - 1)))
+    best = times.best(beta, hits)
+    return PreparedPlan(
+        steps=best.steps,
+        wait=best.wait,
+        branches=sum(best.plan),
+        speedup=best.speedup,
+        branch_cost=branch_cost,
+        hit_rates=hits[1:],
+    )
+
+
+def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int, branch_cost: float) -> RatioPlan:
     target_ms = MeasuredCurve(figures.target_ms)
     draft_ms, beta = figures.draft_ms[ratio], figures.acceptance[ratio]
     windows = []
@@ -123,6 +161,7 @@ def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int) -> RatioPlan
         vanilla_gamma=vanilla.gamma,
         vanilla_speedup=vanilla.speedup,
         windows=tuple(windows),
+        prepared=_plan_prepared(beta, target_ms, draft_ms, gamma_max, branch_cost),
     )
 
 

@@ -23,7 +23,7 @@ MODELS, PLACES, DECODING, DRAFT_VIEW, VIDEO, TEXT = (
 """Panels of the help."""
 
 
-def _window(text: str) -> int | str:
+def _number_or_auto(text: str) -> int | str:
     if text == "auto":
         return text
     try:
@@ -43,10 +43,24 @@ Transport = Literal["ipc", "tcp", "inproc"]
 Question = Annotated[str, option("--question", metavar="TEXT", help=f"default: {DESCRIBE}")]
 JsonFile = Annotated[str | None, option("--json", metavar="FILE", help="write the figures to a file")]
 PlotFile = Annotated[str | None, option("--plot", metavar="FILE.png", help="draw the figures (needs pvlm\\[plot])")]
+Outcomes = Annotated[
+    str | None,
+    option(
+        "--outcomes",
+        metavar="auto|N",
+        help="windows that the draft prepares for likely verdicts; 0: none (default: auto)",
+        panel=DECODING,
+        parser=_number_or_auto,
+    ),
+]
 Window = Annotated[
     str | None,
     option(
-        "--window", metavar="auto|N", help="drafted tokens a window (default: auto)", panel=DECODING, parser=_window
+        "--window",
+        metavar="auto|N",
+        help="drafted tokens a window (default: auto)",
+        panel=DECODING,
+        parser=_number_or_auto,
     ),
 ]
 PruneRatio = Annotated[
@@ -202,6 +216,7 @@ class Decoding(Options):
         ),
     ] = None
     window: Window = None
+    outcomes: Outcomes = None
     parallel_prefill: Annotated[
         bool | None,
         option(

@@ -107,6 +107,15 @@ def plan(
         int, option("--rounds", metavar="N", help="repeat the measurement", panel=MEASURED, show_default=True)
     ] = 1,
     gamma_max: Annotated[int, option("--gamma-max", metavar="N", help="largest window", show_default=True)] = 16,
+    branch_cost: Annotated[
+        float,
+        option(
+            "--branch-cost",
+            metavar="SHARE",
+            help="what a prepared window adds to a step of the draft",
+            show_default=True,
+        ),
+    ] = 0.02,
     json: JsonFile = None,
     plot: PlotFile = None,
     output: Output,
@@ -142,7 +151,7 @@ def plan(
         asked = settings(part, sampling)
         figures = run_async(lambda: _measured_figures(words or [], ratios or RATIOS, rounds, engine, asked, output))
         source = "measured"
-    plans = predict(figures, gamma_max)
+    plans = predict(figures, gamma_max, branch_cost)
     for line in _report(figures, plans, source):
         console.print(line)
     if len(plans) > 1 and source == "given" and len(given.acceptance or given.accepted_length or []) == 1:
@@ -260,6 +269,12 @@ def _report(figures: PairFigures, plans: Sequence[RatioPlan], source: str) -> li
             f"Prune ratio {ratio_plan.ratio:g}: γ* = [bold]{ratio_plan.gamma}[/], k = {ratio_plan.k}: "
             f"[bold]{ratio_plan.speedup:.2f}×[/]; vanilla at its best, γ = {ratio_plan.vanilla_gamma}: "
             f"{ratio_plan.vanilla_speedup:.2f}×."
+        )
+        prepared = ratio_plan.prepared
+        lines.append(
+            f"  With {prepared.branches} outcomes prepared, s = {prepared.steps}, k = {prepared.wait}: "
+            f"[bold]{prepared.speedup:.2f}×[/], if each adds {prepared.branch_cost:g} to a step of the draft and hits "
+            f"are {' and '.join(f'{rate:.2f}' for rate in prepared.hit_rates)} (theorem 8)."
         )
         if ratio_plan.gamma == len(ratio_plan.windows):
             lines.append("  This is the largest window in the search: a larger --gamma-max may find a better one.")

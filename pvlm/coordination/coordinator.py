@@ -8,8 +8,9 @@ One round:
 - *speculate*: a window of the draft arrives. It continues the **line**, the draft's own version of the answer.
 - *verify*: while the line agrees with the committed text, the window goes to the target.
 - *commit*: a verdict of the target arrives, and its tokens are committed. If the line still agrees, the draft is told
-  how much of it is confirmed (`Advance`). If not, the line is dead: the epoch rises, and the draft is sent back to the
-  committed text (`Rollback`).
+  how much of it is confirmed (`Advance`). If not, and the target continues with a window that was **prepared** for this
+  verdict, that window is the line now, and the draft goes on from there (`Advance` with its name). Else the line is
+  dead: the epoch rises, and the draft is sent back to the committed text (`Rollback`).
 
 The rule that makes it lossless: *only the target's verdicts commit tokens*.
 
@@ -37,17 +38,19 @@ from pvlm.coordination.events import (
     Event,
     Fail,
     Finish,
+    Found,
     Judged,
     StopAfter,
     TargetBack,
     TargetGivenUp,
     TargetGone,
     ToTargetActor,
+    WindowsPrepared,
     WindowTaken,
 )
 from pvlm.coordination.ledger import Ledger, Transition
 from pvlm.coordination.modes import Mode, State
-from pvlm.coordination.validation import verdict_problem, window_problem
+from pvlm.coordination.validation import outcomes_problem, verdict_problem, window_problem
 from pvlm.errors import InvalidTransition
 from pvlm.speculation.text import agreement
 from pvlm_protocols.messages import (
@@ -55,8 +58,10 @@ from pvlm_protocols.messages import (
     DraftWindow,
     Failed,
     Opened,
+    Outcome,
     PrefillDone,
     PrefillProgress,
+    Prepared,
     PruneMask,
     SetMode,
     Verdict,
@@ -108,8 +113,25 @@ class Coordinator(Ledger):
         if self.text.parted(window.start) or self.text.ahead < 0:
             return self.mode, [*self.roll_back(), self._drop(window)]
         if self.text.ahead == 0:  # the target has written all of it already
-            return self.mode, [*self.advance(), self._drop(window)]
+            return self.mode, [*self.advance(), *self._forward(window)]  # it has to know the window's name
         return self.mode, self._forward(window)
+
+    def _prepare(self, prepared: Prepared) -> Transition:
+        """TOGETHER: the target keeps windows that are prepared for its verdicts, unless they are late."""
+        self.measurements.prepared(prepared)
+        late = prepared.epoch != self.epoch or not self.drafting or not self.target_open
+        if late or self.text.parted(0):
+            return self.mode, [WindowsPrepared(prepared, kept=0)]
+        if problem := outcomes_problem(prepared, self.openings.draft_sampling):
+            return self._distrust_draft(problem)
+        if not (kept := self.text.prepare(prepared.outcomes)):
+            return self.mode, [WindowsPrepared(prepared, kept=0)]
+        return self.mode, [ToTargetActor(prepared), WindowsPrepared(prepared, kept)]
+
+    def _refuse(self, prepared: Prepared) -> Transition:
+        """TURNS, ALONE, PROBING: prepared windows that were under way are not needed."""
+        self.measurements.prepared(prepared)
+        return self.mode, [WindowsPrepared(prepared, kept=0)]
 
     def _rest_on(self, window: DraftWindow) -> Transition:
         """ALONE: a window that was under way when the rest began is not needed."""
@@ -139,17 +161,22 @@ class Coordinator(Ledger):
     def _extend_line(self, window: DraftWindow) -> Transition | None:
         """Append a window to the line. Returns a transition where the window is late or invalid."""
         self.measurements.drafted(window)
-        late = window.epoch != self.epoch or window.start < len(self.text.line)
+        late = window.epoch != self.epoch or window.start < len(self.text.line) or window.parent != self.text.last
         if late or not self.drafting or not self.target_open:
             return self.mode, [self._drop(window)]
         if problem := window_problem(window, len(self.text.line), self.openings.draft_sampling):
-            self.openings.draft = None  # nothing it writes can be trusted
-            close = self.to_draft(Close(session=self.session))
-            mode, commands = self.lose_draft(f"it wrote nonsense: {problem}")
-            return mode, [*close, *commands, self._drop(window)]
-        self.text.line.extend(window.tokens)
+            mode, commands = self._distrust_draft(problem)
+            return mode, [*commands, self._drop(window)]
+        self.text.extend(window)
         self.measurements.continued(window)
         return None
+
+    def _distrust_draft(self, problem: str) -> Transition:
+        """Nothing that it writes can be trusted."""
+        self.openings.draft = None
+        close = self.to_draft(Close(session=self.session))
+        mode, commands = self.lose_draft(f"it wrote nonsense: {problem}")
+        return mode, [*close, *commands]
 
     def _forward(self, window: DraftWindow) -> list[Command]:
         self.measurements.sent(window)
@@ -170,32 +197,42 @@ class Coordinator(Ledger):
         self.committed.extend(verdict.tokens)
         self.measurements.judged(verdict, self.mode.of_target, waits=self.target_window.wait > 0)
         told: list[Command] = [Emit(verdict.tokens, verdict.accepted, verdict.rejected)] if verdict.tokens else []
-        told.append(Judged(verdict))
+        outcome = self.text.prepared_for(verdict) if verdict.rejected else None
+        prepared: Found = ""
+        if verdict.rejected and self.measurements.prepares:
+            prepared = self.measurements.decided(verdict, outcome, self.text.prepared_at(verdict))
+        told.append(Judged(verdict, outcome, prepared))
         if verdict.finish is not None:
             self.finish = verdict.finish
             return self.end(State.FINISHED, *told, Finish(verdict.finish))
         alone = self.mode.of_target == "alone"
-        mode, commands = self._continue_alone(verdict) if alone else self._continue_together(verdict)
+        mode, commands = self._continue_alone(verdict) if alone else self._continue_together(verdict, outcome)
         return mode, [*commands, *told]  # the draft waits; the text can
 
-    def _continue_together(self, verdict: Verdict) -> Transition:
-        """TURNS, TOGETHER: confirm the line, or send the draft back; rest where drafting does not pay."""
+    def _continue_together(self, verdict: Verdict, outcome: Outcome | None) -> Transition:
+        """TURNS, TOGETHER: confirm the line, continue with a prepared window, or send the draft back; rest where
+        drafting does not pay.
+        """
         if not verdict.tokens:
             return self.mode, []
         if not self.measurements.pays:
-            self._follow_epoch(verdict)
+            self.measurements.forget_rejection()
             return self._begin_rest([])
         # A draft that takes turns waits for the target's token. One that writes on may have guessed that token, and
         # its next window will show it.
         mode = self.paired
+        if outcome is not None:
+            self.text.follow(outcome)
+            return mode, self.advance(outcome.id)
         waits = mode is Mode.TURNS and self.text.ahead < 0
         if verdict.rejected or self.text.parted(verdict.start) or waits:
             return mode, self.roll_back()
+        self.text.settle()
         return mode, self.advance()
 
     def _continue_alone(self, verdict: Verdict) -> Transition:
         """ALONE, PROBING: work together again if drafting has come to pay; else probe the draft after its rest."""
-        self._follow_epoch(verdict)
+        self.measurements.forget_rejection()
         if not self.drafting:
             return self.mode, []
         if (verdict.accepted or verdict.rejected) and self.measurements.pays:
@@ -204,11 +241,6 @@ class Coordinator(Ledger):
         if self.mode is Mode.PROBING or not self.rest.over(len(self.committed)):
             return self.mode, []
         return Mode.PROBING, self.send_back(self.measurements.probe())
-
-    def _follow_epoch(self, verdict: Verdict) -> None:
-        """The target raises its epoch at a rejection; no rollback follows here that would raise this one."""
-        self.text.epoch = max(self.epoch, verdict.epoch + int(verdict.rejected))
-        self.measurements.forget_rejection()
 
     def _begin_rest(self, commands: list[Command]) -> Transition:
         """The draft stops by itself, since nothing it writes is confirmed."""
@@ -250,6 +282,10 @@ TRANSITIONS: dict[tuple[Mode, type[Event]], Handler] = {
     (Mode.TOGETHER, DraftWindow): Coordinator._verify,
     (Mode.ALONE, DraftWindow): Coordinator._rest_on,
     (Mode.PROBING, DraftWindow): Coordinator._compare,
+    (Mode.TURNS, Prepared): Coordinator._refuse,
+    (Mode.TOGETHER, Prepared): Coordinator._prepare,
+    (Mode.ALONE, Prepared): Coordinator._refuse,
+    (Mode.PROBING, Prepared): Coordinator._refuse,
     **{(mode, event): handler for mode in Mode for event, handler in _IN_EVERY_MODE.items()},
 }
 """The table: what handles an event in a mode. A handler returns the next mode and the commands."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pvlm_protocols.messages import (
     Began,
@@ -14,8 +15,10 @@ from pvlm_protocols.messages import (
     Hello,
     Loading,
     NeedVideo,
+    Outcome,
     Pong,
     PrefixesKept,
+    Prepared,
     Recalled,
     ToDraft,
     ToTarget,
@@ -148,11 +151,27 @@ class WindowTaken:
 
 
 @dataclass(frozen=True)
+class WindowsPrepared:
+    """Of the prepared windows of a message so many were ``kept`` for later verdicts; the others came too late."""
+
+    prepared: Prepared
+    kept: int
+
+
+Found = Literal["", "hit", "late", "miss"]
+
+
+@dataclass(frozen=True)
 class Judged:
-    """The tokens of a verdict were committed. A verdict that was dropped has no such record."""
+    """The tokens of a verdict were committed. A verdict that was dropped has no such record. ``outcome``: the prepared
+    window with which the target goes on after a rejection. ``prepared``: whether a rejection, while outcomes are being
+    prepared, found its own at the target (hit), under way (late) or not at all (miss); else empty.
+    """
 
     verdict: Verdict
+    outcome: Outcome | None = None
+    prepared: Found = ""
 
 
-Record = WindowTaken | Judged
+Record = WindowTaken | WindowsPrepared | Judged
 Command = ToDraftActor | ToTargetActor | Emit | Progress | PrefillFinished | Finish | Fail | Record

@@ -90,17 +90,18 @@ class Ledger:
         rollback = Rollback(session=self.session, epoch=self.epoch, keep=keep, tokens=tokens, window=window)
         return [*self._set_window(window), *self.to_draft(rollback)]
 
-    def advance(self) -> list[Command]:
-        """Confirm how much of the line is committed."""
+    def advance(self, branch: int = 0) -> list[Command]:
+        """Confirm how much of the line is committed. ``branch``: the prepared window that the line has become."""
         window = self.measurements.window()
         length = min(len(self.committed), len(self.text.line))
-        advance = Advance(session=self.session, epoch=self.epoch, length=length, window=window)
+        advance = Advance(session=self.session, epoch=self.epoch, length=length, window=window, branch=branch)
         return [*self._set_window(window), *self.to_draft(advance)]
 
     def _set_window(self, window: Window) -> list[Command]:
         """Tell the target, if what concerns it has changed."""
         told = self.target_window
-        same = window.wait == told.wait and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
+        same = window.wait == told.wait and bool(window.outcomes) == bool(told.outcomes)
+        same = same and abs(window.patience_ms - told.patience_ms) <= 0.1 * told.patience_ms
         if self.paired is Mode.TURNS or same or not self.target_open:
             return []
         self.target_window = window

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pvlm.coordination.events import Found
 from pvlm.results import ratio_or_none
 from pvlm.speculation.gaps import Gap, Gaps
 from pvlm.speculation.windows import WindowPolicy
 from pvlm_protocols.limits import MAX_MILLISECONDS
-from pvlm_protocols.messages import DraftWindow, TargetMode, Verdict, Window
+from pvlm_protocols.messages import DraftWindow, Outcome, Prepared, TargetMode, Verdict, Window
 
 PROBE_TOKENS = 4
 """The shortest probe."""
@@ -18,8 +19,10 @@ PROBE_TOKENS = 4
 class Counts:
     """What happened in one session. Times in ms; only tokens of the answer are counted.
 
-    ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what remains of the gap
-    without the time in which the draft was computing (see `Gap`).
+    ``outcome_*``: rejections while windows were being prepared: the next pass began at once with a prepared window
+    (hit), with one that arrived after the verdict (late hit), or not with any (miss). ``hit_coordination_ms``: the gap
+    after each hit. ``idle_ms``: the gap before each pass of the target but the first. ``coordination_ms``: what remains
+    of the gap without the time in which the draft was computing (see `Gap`).
     """
 
     target_passes: int = 0
@@ -36,6 +39,12 @@ class Counts:
     windows: list[int] = field(default_factory=list)
     accepted_lengths: list[int] = field(default_factory=list)
     dropped_windows: int = 0
+    prepared_windows: int = 0
+    prepared_batches: int = 0
+    outcome_hits: int = 0
+    outcome_late_hits: int = 0
+    outcome_misses: int = 0
+    hit_coordination_ms: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     video_tokens: int = 0
     cached_tokens: int = 0
@@ -54,6 +63,11 @@ class Counts:
             "mean_accepted_length": ratio_or_none(accepted, rejected),
         }
 
+    def hit_rate(self) -> float | None:
+        """See `AnswerStats`."""
+        hits = self.outcome_hits + self.outcome_late_hits
+        return ratio_or_none(hits, hits + self.outcome_misses)
+
 
 class Measurements:
     """Counts one session, lets its window policy learn, and asks it for windows."""
@@ -70,6 +84,8 @@ class Measurements:
         """When the last verdict rejected a token; None once the draft's next window has arrived."""
         self._awaited = False
         """The last verdict rejected a token, and the target waits for the next window."""
+        self._hit = False
+        """The target went on from the last verdict with a prepared window."""
         self._paced: tuple[TargetMode, float] | None = None
         """What the target did at its last verdict with tokens, and when that ended."""
 
@@ -79,8 +95,11 @@ class Measurements:
         """A window has arrived, of whatever epoch."""
         self.counts.drafted_tokens += len(window.tokens)
         if window.tokens and window.draft_ms > 0:
-            self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
-            self._policy.observe_draft(window.draft_ms / len(window.tokens))
+            if window.beside:
+                self._policy.observe_branches(window.beside, window.draft_ms / len(window.tokens))
+            else:
+                self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
+                self._policy.observe_draft(window.draft_ms / len(window.tokens))
 
     def continued(self, window: DraftWindow) -> None:
         """A window has arrived that continues the line."""
@@ -112,13 +131,42 @@ class Measurements:
                 self._policy.observe_sharing(verdict.pass_tokens, verdict.window + 1)
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)
+                if self._hit:
+                    counts.hit_coordination_ms.append(gap.ms)
                 if verdict.window or not self._awaited:  # else it has waited in vain
                     counts.coordination_ms.append(gap.coordination_ms)
                 self._observe_gap(verdict, gap)
-        self._awaited = verdict.rejected and waits
-        if verdict.rejected or mode == "turns":
+        self._awaited = verdict.rejected and waits and not verdict.branch
+        self._hit = False
+        if (verdict.rejected and not verdict.branch) or mode == "turns":
             self._rejected_s = verdict.ended_s
         self._observe_pace(verdict, mode)
+
+    def prepared(self, prepared: Prepared) -> None:
+        """Prepared windows have arrived, of whatever epoch."""
+        tokens = sum(len(outcome.tokens) for outcome in prepared.outcomes)
+        self.counts.prepared_windows += len(prepared.outcomes)
+        self.counts.prepared_batches += 1
+        self.counts.drafted_tokens += tokens
+        if tokens and prepared.draft_ms > 0 and self.counts.draft_token_ms:  # written one after the other
+            beside_ms = self.counts.draft_token_ms[-1] + prepared.draft_ms / tokens
+            self._policy.observe_branches(1, beside_ms)
+
+    def decided(self, verdict: Verdict, outcome: Outcome | None, prepared: int) -> Found:
+        """A verdict rejected a token. ``outcome``: the prepared window with which the target goes on; ``prepared``: how
+        many were at hand for the rejected position.
+        """
+        if prepared:
+            self._policy.observe_outcome(None if outcome is None else outcome.rank, prepared)
+        if outcome is None:
+            self.counts.outcome_misses += 1
+            return "miss"
+        if not verdict.branch:
+            self.counts.outcome_late_hits += 1
+            return "late"
+        self.counts.outcome_hits += 1
+        self._hit = True
+        return "hit"
 
     def _observe_gap(self, verdict: Verdict, gap: Gap) -> None:
         """What the time before a pass teaches. While sessions share the actors it measures the others."""
@@ -136,7 +184,7 @@ class Measurements:
         before, self._paced = self._paced, (mode, verdict.ended_s)
         if before is None or before[0] != mode or self.shared:
             return
-        if mode != "alone" or not verdict.window:
+        if mode != "alone" or (verdict.pass_tokens and not verdict.window):
             self._policy.observe_pace(mode, len(verdict.tokens), max(0.0, verdict.ended_s - before[1]) * 1000)
 
     def probed(self, agreed: int, parted: bool) -> None:
@@ -178,6 +226,11 @@ class Measurements:
         return self._choice.turns
 
     @property
+    def prepares(self) -> bool:
+        """Does the draft prepare outcomes?"""
+        return bool(self._choice.outcomes)
+
+    @property
     def baselined(self) -> bool:
         """Is it known how fast the target is alone?"""
         return self._policy.baselined
@@ -191,7 +244,13 @@ class Measurements:
         """The sizes of the next windows."""
         choice = self._choice
         patience_ms = min(choice.patience_ms, MAX_MILLISECONDS)
-        return Window(gamma=choice.gamma, wait=choice.wait, patience_ms=patience_ms, ahead=not choice.turns)
+        return Window(
+            gamma=choice.gamma,
+            wait=choice.wait,
+            patience_ms=patience_ms,
+            ahead=not choice.turns,
+            outcomes=choice.outcomes,
+        )
 
     def probe(self) -> Window:
         """The window of a probe: one alone, so that the draft does not compete with the target for longer."""

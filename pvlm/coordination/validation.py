@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pvlm.speculation.text import finish_reason
 from pvlm_protocols.backend import Role
-from pvlm_protocols.messages import DraftWindow, FromActor, FromDraft, FromTarget, Sampling, Verdict
+from pvlm_protocols.messages import DraftWindow, FromActor, FromDraft, FromTarget, Prepared, Sampling, Verdict
 
 
 def misplaced(role: Role, message: FromActor) -> str:
@@ -35,15 +35,29 @@ def window_problem(window: DraftWindow, line: int, sampling: Sampling) -> str:
     return ""
 
 
+def outcomes_problem(prepared: Prepared, sampling: Sampling) -> str:
+    """Can no draft have prepared these windows?"""
+    for outcome in prepared.outcomes:
+        if not outcome.tokens:
+            return "a prepared window without tokens"
+        if wrong := _outside((outcome.parent.token, *outcome.tokens), sampling):
+            return wrong
+        if (end := outcome.start + len(outcome.tokens)) > sampling.max_tokens:
+            return f"{end} tokens of an answer that may have {sampling.max_tokens}"
+    return ""
+
+
 def verdict_problem(verdict: Verdict, committed: int, epoch: int, sampling: Sampling) -> str:
     """Can no target have given this verdict in ``epoch``, with ``committed`` tokens settled before it?"""
     tokens = verdict.tokens
-    if verdict.epoch > epoch + sampling.max_tokens:  # the target raises it too, but never without a token
+    if verdict.epoch > epoch:  # only the coordinator raises it
         return f"epoch {verdict.epoch} in epoch {epoch}"
     if wrong := _outside(tokens, sampling):
         return wrong
     if verdict.accepted > len(tokens):
         return f"{verdict.accepted} accepted tokens among {len(tokens)}"
+    if verdict.rejected and verdict.accepted == len(tokens):
+        return "a rejection without a token in its place"
     if committed + len(tokens) > sampling.max_tokens:
         return f"{committed + len(tokens)} tokens of an answer that may have {sampling.max_tokens}"
     if any(token in sampling.end_token_ids for token in tokens[:-1]):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import anyio
 
 from pvlm.coordination.coordinator import Coordinator
-from pvlm.coordination.events import Command, Event, Judged, ToDraftActor, ToTargetActor, WindowTaken
+from pvlm.coordination.events import Command, Event, Judged, ToDraftActor, ToTargetActor, WindowsPrepared, WindowTaken
 from pvlm.runtime.supervisor import Supervisor
 from pvlm.telemetry.metrics import PREFIX_HITS, PREFIX_QUERIES
 from pvlm.telemetry.recorder import Recorder
@@ -108,7 +108,7 @@ class LiveSession:
                     self._send("target", message)
                 case ToDraftActor(message):
                     self._send("draft", message)
-                case WindowTaken() | Judged():
+                case WindowTaken() | WindowsPrepared() | Judged():
                     pass
                 case _:
                     self._on_command(command)

@@ -53,6 +53,7 @@ IGNORED = {
 SAMPLING = (
     "max_tokens", "temperature", "top_p", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos",
     "coupling", "start", "end", "method", "parallel_prefill", "parallel_decode", "prune", "prune_ratio", "window",
+    "outcomes",
 )  # fmt: skip
 """Fields that are options of `AnswerOptions` by the same name."""
 MAX_VALUES = 4 * MAX_PROMPT_CHARACTERS
@@ -163,6 +164,7 @@ class _Body(_Strict, frozen=True):
     prune: str | None = None
     prune_ratio: float | None = None
     window: int | str | None = None
+    outcomes: int | str | None = None
 
 
 @dataclass(frozen=True)

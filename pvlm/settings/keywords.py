@@ -21,6 +21,7 @@ class PretrainedKeywords(TypedDict, total=False):
     parallel_prefill: bool
     parallel_decode: bool
     window: Literal["auto"] | int
+    outcomes: Literal["auto"] | int
     prune: str
     prune_ratio: float
     early_layer: int
@@ -91,6 +92,7 @@ class QuestionKeywords(TypedDict, total=False):
     prune: str | None
     prune_ratio: float | None
     window: Literal["auto"] | int | None
+    outcomes: Literal["auto"] | int | None
 
 
 class AnswerKeywords(QuestionKeywords, FrameKeywords, total=False):

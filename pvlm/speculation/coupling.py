@@ -16,17 +16,30 @@ from torch import Tensor
 
 from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, propose
 from pvlm.speculation.randomness import Purpose, uniform
-from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
+from pvlm.speculation.sampling import (
+    draw,
+    filtered_scores,
+    greedy,
+    greedy_rows,
+    normalised,
+    processed,
+    within_vocabulary,
+)
 from pvlm.speculation.text import agreement
-from pvlm.speculation.verification import gumbel_choices, residual_draw, speculative_accept
+from pvlm.speculation.verification import gumbel_choices, gumbel_ranks, residual_draw, speculative_accept
 from pvlm_protocols.messages import Sampling, SamplingOptions
 
 
 class Drafted(NamedTuple):
-    """A drafted token, and its proposal (None: the coupling needs none)."""
+    """A drafted token, and its proposal (None: the coupling needs none).
+
+    ``others``: the likeliest other tokens, best first, one of which the target may write where it rejects ``token``.
+    They are never accepted by themselves.
+    """
 
     token: int
     proposal: Proposal | None
+    others: tuple[int, ...] = ()
 
 
 class Judgement(NamedTuple):
@@ -51,8 +64,8 @@ class Coupling(Protocol):
     methods again for a committed token, and decide whether to verify before you look at p(x).
     """
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
-        """Draft side: draw a token from one row of the draft's logits."""
+    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
+        """Draft side: draw a token from one row of the draft's logits. ``others``: how many other tokens to name."""
         ...
 
     def judge(self, logits: Tensor, token: int, proposal: Proposal | None, *, position: int, epoch: int) -> Judgement:
@@ -92,8 +105,12 @@ class GreedyCoupling:
 
     vocab_limit: int
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
-        return Drafted(greedy(logits, self.vocab_limit), None)
+    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
+        token = greedy(logits, self.vocab_limit)
+        if not others:
+            return Drafted(token, None)
+        scores = within_vocabulary(logits, self.vocab_limit)
+        return Drafted(token, None, _others(scores.topk(min(others + 1, len(scores))).indices.tolist(), token, others))
 
     def judge(
         self,
@@ -134,10 +151,11 @@ class GumbelCoupling:
     vocab_limit: int
     seed: int
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
+    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
         scores = filtered_scores(logits.unsqueeze(0), self.settings, self.vocab_limit)[0]
         best = scores.topk(min(PROPOSAL_SIZE, len(scores)))
-        return Drafted(gumbel_choices(best.values.unsqueeze(0), self.seed, [position], best.indices)[0], None)
+        ranked = gumbel_ranks(best.values, self.seed, position, best.indices, others + 1)
+        return Drafted(ranked[0], None, tuple(ranked[1:]))
 
     def judge(
         self,
@@ -182,10 +200,12 @@ class SpeculativeCoupling:
     seed: int
     session: int
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int) -> Drafted:
+    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
         probs = processed(logits.unsqueeze(0), self.settings, self.vocab_limit)[0]
         u = uniform(self.seed, "draft", "propose", self.session, epoch, position)
-        return Drafted(*propose(probs, u))
+        token, proposal = propose(probs, u)
+        named = proposal.ids[: others + 1].tolist() if others else []
+        return Drafted(token, proposal, _others(named, token, others))
 
     def judge(self, logits: Tensor, token: int, proposal: Proposal | None, *, position: int, epoch: int) -> Judgement:
         accepted, correction = self.judge_window(logits.unsqueeze(0), [token], [proposal], start=position, epoch=epoch)
@@ -214,6 +234,10 @@ class SpeculativeCoupling:
 
     def _target_draw(self, purpose: Purpose, position: int, epoch: int) -> float:
         return uniform(self.seed, "target", purpose, self.session, epoch, position)
+
+
+def _others(ranked: Sequence[int], token: int, count: int) -> tuple[int, ...]:
+    return tuple(other for other in ranked if other != token)[:count]
 
 
 _NOTHING_TESTED = WindowJudgement(0, None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Callable
 
+from pvlm.speculation.outcomes import HIT_PRIOR, NEW_BRANCH_COST, cumulative
 from pvlm.speculation.theory import MeasuredCurve
 
 HISTORY = 15
@@ -135,6 +137,29 @@ class AcceptanceEstimate:
         return self._accepted / (self._accepted + self._rejected)
 
 
+class HitEstimate:
+    """The probability that a rejection's token is the draft's best other token, or a later one, with forgetting.
+
+    For each rank it is the chance among the rejections that no earlier rank has met.
+    """
+
+    def __init__(self, half_life: float = 40.0) -> None:
+        self._decay = 0.5 ** (1 / half_life)
+        self._met = [chance * PRIOR_WEIGHT for chance in HIT_PRIOR]
+        self._missed = [(1 - chance) * PRIOR_WEIGHT for chance in HIT_PRIOR]
+
+    def observe(self, rank: int | None, prepared: int) -> None:
+        """``prepared`` ranks were prepared at the rejected position; ``rank`` had the token (None: none had it)."""
+        for place in range(min(prepared, len(self._met)) if rank is None else min(rank + 1, len(self._met))):
+            self._met[place] = self._met[place] * self._decay + (place == rank)
+            self._missed[place] = self._missed[place] * self._decay + (place != rank)
+
+    @property
+    def hits(self) -> tuple[float, ...]:
+        """As `pvlm.speculation.outcomes.cumulative` returns."""
+        return cumulative([met / (met + missed) for met, missed in zip(self._met, self._missed, strict=True)])
+
+
 class Pace:
     """How fast draft and target really were, compared with a prediction. Forgets, and doubts a few tokens."""
 
@@ -187,6 +212,8 @@ class Estimates:
         self.coordination = RunningMedian()
         self.step = RunningMedian()
         self.acceptance = AcceptanceEstimate()
+        self.branches = PassTimeEstimate()
+        self.hits = HitEstimate()
 
     @property
     def timed(self) -> bool:
@@ -220,6 +247,19 @@ class Estimates:
 
     def observe_step(self, ms: float) -> None:
         self.step.add(_checked_ms(ms))
+
+    def observe_branches(self, beside: float, ms: float) -> None:
+        """A step of the draft over the line and ``beside`` branches took ``ms``."""
+        self.branches.observe(round(beside) + 1, _checked_ms(ms))
+
+    def branch_ms(self) -> Callable[[int], float]:
+        """q_B: the time of a step by its number of continuations, the line included. Raises IndexError before the first
+        measurement of the draft.
+        """
+        alone = self.draft.value
+        if not self.branches.measured:
+            return lambda continuations: alone * (1 + NEW_BRANCH_COST * (continuations - 1))
+        return MeasuredCurve({1: alone, **{n: max(ms, alone) for n, ms in self.branches.points().items()}})
 
     @property
     def coordination_ms(self) -> float:

@@ -32,6 +32,17 @@ def gumbel_choices(scores: Tensor, seed: int, positions: Sequence[int], ids: Ten
     return best if ids is None else [int(ids[column]) for column in best]
 
 
+def gumbel_ranks(scores: Tensor, seed: int, position: int, ids: Tensor, count: int) -> list[int]:
+    """The ``count`` best of ``ids`` ``(V,)`` by score and noise, the choice of `gumbel_choices` first. Filtered ids are
+    left out.
+    """
+    noisy = (gumbel_noise(seed, [position], ids) + scores)[0]
+    if count == 1:
+        return [int(ids[noisy.argmax()])]
+    best = noisy.topk(min(count, len(ids)))
+    return [int(ids[place]) for place, score in zip(best.indices, best.values, strict=True) if score > -torch.inf]
+
+
 def speculative_accept(p: float, q: float, u: float) -> bool:
     """Whether to keep a token of probability ``q`` > 0 at the draft and ``p`` at the target, for ``u`` in (0, 1).
 

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple, Protocol
 
 from pvlm.speculation.estimates import Estimates, Pace
+from pvlm.speculation.outcomes import COUNTS, OutcomeTimes
 from pvlm.speculation.theory import LoopTimes, best_vanilla_window, window_grid
 from pvlm_protocols.messages import TargetMode
 
@@ -23,6 +24,9 @@ BASELINE_STEPS = 2
 
 PREFERENCE = 1.02
 """By which factor another way of working together must be predicted to be faster before it is taken."""
+
+OUTCOME_SLACK = 0.02
+"""Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
 
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
@@ -43,6 +47,7 @@ class WindowChoice(NamedTuple):
     and one drafted token more, for the draft may have been in the middle of one.
     ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is enough
     for drafting to pay. ``turns``: draft and target take turns; else the draft writes further windows meanwhile.
+    ``outcomes``: how many other tokens the draft prepares for at each offset of a window (see `Window`).
     """
 
     gamma: int
@@ -51,6 +56,7 @@ class WindowChoice(NamedTuple):
     speedup: float | None = None
     pays: bool = True
     turns: bool = False
+    outcomes: tuple[int, ...] = ()
 
 
 class WindowPolicy(Protocol):
@@ -97,6 +103,16 @@ class WindowPolicy(Protocol):
         """These drafted tokens were tested, in this order. Tokens after a rejection are not tested."""
         ...
 
+    def observe_branches(self, beside: float, ms: float) -> None:
+        """A step of the draft over the line and ``beside`` branches took ``ms``."""
+        ...
+
+    def observe_outcome(self, rank: int | None, prepared: int) -> None:
+        """At a rejected position ``prepared`` of the draft's other tokens were prepared for; ``rank`` was the target's
+        (None: none of them).
+        """
+        ...
+
     def choice(self) -> WindowChoice: ...
 
 
@@ -106,10 +122,10 @@ class FixedWindow:
     patient = True
     baselined = True
 
-    def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf) -> None:
+    def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf, outcomes: tuple[int, ...] = ()) -> None:
         if n < 1 or not 0 <= wait <= n:
             raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
-        self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0)
+        self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0, outcomes=outcomes)
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         pass
@@ -135,6 +151,12 @@ class FixedWindow:
     def observe_tested(self, accepted: int, rejected: int) -> None:
         pass
 
+    def observe_branches(self, beside: float, ms: float) -> None:
+        pass
+
+    def observe_outcome(self, rank: int | None, prepared: int) -> None:
+        pass
+
     def choice(self) -> WindowChoice:
         return self._choice
 
@@ -143,20 +165,26 @@ class AutoWindow:
     """The window that theory finds for the running estimates, computed again when they have moved materially.
 
     It chooses between taking turns (`best_vanilla_window`) and working at the same time (`LoopTimes`), and says whether
-    the better one pays. Both predictions are corrected by the pace that was reached (`Pace`).
+    the better one pays. Both predictions are corrected by the pace that was reached (`Pace`). While they work at the
+    same time, the draft prepares outcomes where theorem 8 predicts more with them (`OutcomeTimes`).
 
     ``gamma_max``: the largest window. ``vanilla``: draft and target always take turns (plain speculative decoding).
+    ``outcomes``: the number of branches (None: the best one, 0: none).
     """
 
     patient = False
 
-    def __init__(self, gamma_max: int = 16, *, vanilla: bool = False) -> None:
+    def __init__(self, gamma_max: int = 16, *, vanilla: bool = False, outcomes: int | None = 0) -> None:
         if gamma_max < 1:
             raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
         self.estimates = Estimates()
         self._gamma_max = gamma_max
         self._grid = window_grid(gamma_max)
         self._vanilla = vanilla
+        self._counts = COUNTS if outcomes is None else (outcomes,) if outcomes else ()
+        self._forced = bool(outcomes)
+        self._branching = False
+        self._beside, self._branch_ms = 0, 0.0
         self._moved = True
         self._sharing = 1.0
         self._passes = 0
@@ -167,7 +195,8 @@ class AutoWindow:
         self._pass_ms: tuple[float, ...] = ()
         self._step_ms: float | None = None
         self._loop = LoopTimes(*self._grid, 1.0, 1.0)
-        self._made: dict[int, tuple[WindowChoice, WindowChoice]] = {}
+        self._outcome_times: OutcomeTimes | None = None
+        self._made: dict[int, tuple[WindowChoice, WindowChoice, WindowChoice | None]] = {}
         self._paces: dict[TargetMode, Pace] = {"turns": Pace(), "together": Pace()}
         self._predicted: dict[TargetMode, float] = {}
         self._turns = vanilla
@@ -217,6 +246,15 @@ class AutoWindow:
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.estimates.observe_tested(accepted, rejected)
 
+    def observe_branches(self, beside: float, ms: float) -> None:
+        known, self._beside = self.estimates.branches.measured, round(beside)
+        self.estimates.observe_branches(beside, ms)
+        if self.estimates.timed:  # else the first choice takes it in
+            self._moved |= not known or _differ(self.estimates.branch_ms()(self._beside + 1), self._branch_ms)
+
+    def observe_outcome(self, rank: int | None, prepared: int) -> None:
+        self.estimates.hits.observe(rank, prepared)
+
     def choice(self) -> WindowChoice:
         """Look the choice up by beta. A materially changed time or a new step of beta's grid computes it again."""
         if not self.estimates.timed:
@@ -232,17 +270,27 @@ class AutoWindow:
             curve, extra_ms = self.estimates.passes.curve(), self.estimates.coordination_ms
             self._pass_ms = tuple(curve(round(n * sharing)) + extra_ms for n in range(1, self._gamma_max + 2))
             self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms, self._step_ms)
+            if self._counts:
+                branch_ms = self.estimates.branch_ms()
+                self._branch_ms = branch_ms(self._beside + 1)
+                lag_ms = self._lag_ms + OUTCOME_SLACK * self._pass_time(1)
+                self._outcome_times = OutcomeTimes(
+                    self._gamma_max, self._pass_time, self._draft_ms, branch_ms, lag_ms, self._step_ms
+                )
             self._made.clear()
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
         if step not in self._made:
             beta = 1 - 2 ** (-step / _STEPS_PER_OCTAVE)
-            self._made[step] = self._best_turns(beta), self._best_together(beta)
-        turns, together = self._made[step]
+            self._made[step] = self._best_turns(beta), self._best_together(beta), self._best_prepared(beta)
+        turns, together, prepared = self._made[step]
         if self._vanilla:
             return turns
+        if prepared is not None:
+            together = self._better(together, prepared)
         self._predicted = {"turns": turns.speedup or 0.0, "together": together.speedup or 0.0}
         in_turns, at_once = (self._predicted[mode] * pace.factor for mode, pace in self._paces.items())
         self._turns = in_turns * PREFERENCE > at_once if self._turns else in_turns > PREFERENCE * at_once
+        self._turns &= not self._forced  # outcomes that were asked for are prepared while both work
         chosen, speedup = (turns, in_turns) if self._turns else (together, at_once)
         if self._pays:
             needed = STILL_WORTHWHILE
@@ -254,6 +302,21 @@ class AutoWindow:
 
     def _pass_time(self, n: int) -> float:
         return self._pass_ms[n - 1]
+
+    def _better(self, together: WindowChoice, prepared: WindowChoice) -> WindowChoice:
+        """Prepare outcomes? What it has been doing is kept unless the other way is clearly better."""
+        without, with_outcomes = together.speedup or 0.0, prepared.speedup or 0.0
+        favour = PREFERENCE if self._branching else 1 / PREFERENCE
+        self._branching = self._forced or with_outcomes * favour > without
+        return prepared if self._branching else together
+
+    def _best_prepared(self, beta: float) -> WindowChoice | None:
+        if self._outcome_times is None:
+            return None
+        best = self._outcome_times.best(beta, self.estimates.hits.hits, self._counts)
+        # A token more than the wait needs, for the draft may be in the middle of one; then half of a pass.
+        patience_ms = self._lag_ms + (best.wait + 1) * self._draft_ms + self._pass_time(1) / 2
+        return WindowChoice(best.steps, best.wait, patience_ms, best.speedup, outcomes=best.plan)
 
     def _best_turns(self, beta: float) -> WindowChoice:
         best = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max, self._lag_ms, self._step_ms)

@@ -58,6 +58,12 @@ REJECTED_TOKENS = Metric(
     "counter",
     "Drafted tokens that were rejected; those after one were not tested and are not counted.",
 )
+OUTCOME_HITS = Metric(
+    "pvlm:outcome_hits", "counter", "Rejections for which the draft had prepared the target's next window."
+)
+OUTCOME_MISSES = Metric(
+    "pvlm:outcome_misses", "counter", "Rejections without a prepared window, while the draft was preparing some."
+)
 
 # ---- answers ------------------------------------------------------------------------------------------------------
 
@@ -128,6 +134,8 @@ METRICS: tuple[Metric, ...] = (
     ACCEPTED_TOKENS,
     ACCEPTED_TOKENS_PER_POSITION,
     REJECTED_TOKENS,
+    OUTCOME_HITS,
+    OUTCOME_MISSES,
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
     REQUESTS,

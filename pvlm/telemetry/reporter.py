@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from pvlm.coordination.events import Command, Judged, WindowTaken
+from pvlm.coordination.events import Command, Judged, WindowsPrepared, WindowTaken
 from pvlm.log import log
 from pvlm.telemetry.metrics import (
     ACCEPTED_TOKENS,
@@ -18,6 +18,8 @@ from pvlm.telemetry.metrics import (
     FAULTS,
     GENERATION_TOKENS,
     INTER_TOKEN_LATENCY,
+    OUTCOME_HITS,
+    OUTCOME_MISSES,
     REJECTED_TOKENS,
     TIME_TO_FIRST_TOKEN,
     Metric,
@@ -112,7 +114,11 @@ class AnswerReport:
             match command:
                 case WindowTaken(window):
                     self._counted[DRAFT_TOKENS] += len(window.tokens)
-                case Judged(verdict) if verdict.window:
+                case WindowsPrepared(prepared):
+                    self._counted[DRAFT_TOKENS] += sum(len(outcome.tokens) for outcome in prepared.outcomes)
+                case Judged(verdict, _, found) if verdict.window:
+                    self._counted[OUTCOME_HITS] += found in ("hit", "late")
+                    self._counted[OUTCOME_MISSES] += found == "miss"
                     self._counted[DRAFTS] += 1
                     self._counted[ACCEPTED_TOKENS] += verdict.accepted
                     self._counted[REJECTED_TOKENS] += verdict.rejected
@@ -126,7 +132,7 @@ class AnswerReport:
     def tell(self) -> None:
         """Report what has come since the last report."""
         metrics = self._metrics
-        for metric in (DRAFTS, DRAFT_TOKENS, ACCEPTED_TOKENS, REJECTED_TOKENS):
+        for metric in (DRAFTS, DRAFT_TOKENS, ACCEPTED_TOKENS, REJECTED_TOKENS, OUTCOME_HITS, OUTCOME_MISSES):
             metrics.add(metric, self._counted[metric])
         for position, count in enumerate(self._accepted_by_position):
             metrics.add(ACCEPTED_TOKENS_PER_POSITION, count, position=str(position))

@@ -9,7 +9,16 @@ from typing import Literal
 
 import msgspec
 
-from pvlm.coordination.events import Command, DraftGone, Fail, Judged, ToDraftActor, ToTargetActor, WindowTaken
+from pvlm.coordination.events import (
+    Command,
+    DraftGone,
+    Fail,
+    Judged,
+    ToDraftActor,
+    ToTargetActor,
+    WindowsPrepared,
+    WindowTaken,
+)
 from pvlm.trace.recording import Handled, Recording
 from pvlm.trace.tokens import label
 from pvlm_protocols.backend import Role
@@ -26,7 +35,9 @@ from pvlm_protocols.messages import (
 )
 
 SliceKind = Literal["open", "prefill", "window", "stopped", "pass", "wait"]
-MarkKind = Literal["mask", "verdict", "rollback", "alone", "together", "lost", "failed"]
+MarkKind = Literal[
+    "mask", "verdict", "rollback", "alone", "together", "lost", "failed", "prepared", "dropped", "hit", "late"
+]
 State = Literal["accepted", "rejected", "corrected", "alone", "late", "unused"]
 SHORTEST_WAIT_MS = 0.02
 
@@ -120,6 +131,8 @@ class _Builder:
         self._verdicts: list[Verdict] = []
         self._settled: dict[int, tuple[Verdict, State]] = {}
         self._forwarded: set[int] = set()
+        self._left: dict[int, int] = {}
+        """For windows of a line that a prepared window has replaced: how many verdicts there had been then."""
         self._windows: list[DraftWindow] = []
         self._slices: list[Slice] = []
         self._marks: list[Mark] = []
@@ -184,8 +197,12 @@ class _Builder:
                 self._marks.append(Mark(row="draft", kind="rollback", at_ms=at_ms, text=text))
             case WindowTaken(window, sent=True):
                 self._forwarded.add(id(window))
-            case Judged(verdict):
+            case WindowsPrepared(prepared, kept):
+                self._mark_prepared(len(prepared.outcomes), kept, self._ms(prepared.ended_s))
+            case Judged(verdict, outcome):
                 self._settle(verdict)
+                if outcome is not None:
+                    self._mark_hit(verdict)
             case ToTargetActor(SetMode(mode="alone")):
                 self._marks.append(Mark(row="target", kind="alone", at_ms=at_ms, text="the target continues alone"))
             case ToTargetActor(SetMode()):
@@ -200,6 +217,28 @@ class _Builder:
             state: State = "accepted" if index < verdict.accepted else "corrected" if verdict.rejected else "alone"
             self._settled[verdict.start + index] = verdict, state
         self._committed += verdict.tokens
+
+    def _mark_prepared(self, count: int, kept: int, at_ms: float) -> None:
+        kind: MarkKind = "prepared" if kept else "dropped"
+        text = f"{count} windows prepared for likely verdicts" + ("" if kept else ", too late")
+        self._marks.append(Mark(row="draft", kind=kind, at_ms=at_ms, text=text))
+
+    def _mark_hit(self, verdict: Verdict) -> None:
+        """The windows so far are not those with which the target goes on."""
+        for window in self._windows:
+            self._left.setdefault(id(window), len(self._verdicts))
+        at_ms = self._ms(verdict.ended_s)
+        if verdict.branch:
+            text = "hit: the rejection's window was prepared"
+            self._marks.append(Mark(row="target", kind="hit", at_ms=at_ms, text=text))
+        else:
+            text = "late hit: the rejection's window was under way"
+            self._marks.append(Mark(row="target", kind="late", at_ms=at_ms, text=text))
+
+    def _concerns(self, verdict: Verdict, window: DraftWindow) -> bool:
+        """Was the window in the line that the verdict is about?"""
+        number = next(index for index, known in enumerate(self._verdicts) if known is verdict)
+        return verdict.epoch == window.epoch and number < self._left.get(id(window), len(self._verdicts))
 
     def _add(self, role: Role, kind: SliceKind, ended_s: float, took_ms: float, detail: dict[str, int]) -> None:
         end_ms = self._ms(ended_s)
@@ -233,10 +272,8 @@ class _Builder:
         if position not in self._settled:
             return "unused"
         verdict, state = self._settled[position]
-        if verdict.epoch == window.epoch and state == "accepted":
-            return "accepted"
-        if verdict.epoch == window.epoch and state == "corrected":
-            return "rejected"
+        if state in ("accepted", "corrected") and self._concerns(verdict, window):
+            return "accepted" if state == "accepted" else "rejected"
         token = window.tokens[position - window.start]
         agrees = self._committed[window.start : position + 1] == list(window.tokens[: position + 1 - window.start])
         return "late" if agrees and token == self._committed[position] else "unused"
@@ -293,7 +330,7 @@ class _Builder:
         """Whether the verdict's pass included tokens of the window."""
         end = window.start + len(window.tokens)
         overlaps = window.start < verdict.start + verdict.window and end > verdict.start
-        sent = id(window) in self._forwarded and verdict.epoch == window.epoch
+        sent = id(window) in self._forwarded and self._concerns(verdict, window)
         return bool(verdict.pass_tokens) and sent and overlaps and verdict.ended_s > window.ended_s
 
     def _rollbacks(self) -> Iterable[tuple[Verdict, Rollback]]:

@@ -339,7 +339,7 @@ class WorkerThread:
 
     def failed(self, post: Callable[[Dying], None], error: Exception) -> None:
         """Called by the thread when it could not load, or its actor failed."""
-        from pvlm.actors.reports import dying
+        from pvlm.actors.failure import dying
 
         try:
             post(dying(self._role, error))

@@ -9,8 +9,8 @@ import os
 
 import msgspec
 
+from pvlm.actors.failure import dying
 from pvlm.actors.mark import Mark, SharedMark
-from pvlm.actors.reports import dying
 from pvlm.children import leave_with_parent
 from pvlm.transports.sockets import connect
 from pvlm.workers.factory import load_backend, make_actor

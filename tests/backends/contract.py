@@ -35,6 +35,7 @@ from pvlm_protocols.backend import (
     Turn,
     Visual,
 )
+from pvlm_protocols.branches import Branches
 from pvlm_protocols.prefixes import KeptPrefix, KeptPrefixes, PrefixSession
 
 CAPACITY = 12
@@ -451,6 +452,61 @@ class BackendContract:
             if question == "Where is it?":
                 turns += [Turn("user", (question,)), Turn("assistant", ("There.",))]
 
+    def test_branches_are_sessions_that_share_a_prefix(
+        self, backend: Backend, prompt: Prompt, session: Session
+    ) -> None:
+        """Each is as a session with the same tokens, in any pass; the one that is adopted is the session then."""
+        shared, trunk = _shared(backend), _branching(session)
+        texts = [TOKENS[:5], [*TOKENS[:2], 40, 41, 42], [*TOKENS[:3], 50, 51], [60, 61]]
+        alone = [backend.open(prompt, CAPACITY) for _ in texts]
+        expected = []
+        for other, text in zip(alone, texts, strict=True):
+            other.prefill()
+            expected.append(other.extend(text).clone())
+        session.prefill()
+        first = session.extend(TOKENS[:3]).clone()
+        branches = [trunk.fork(length, 4) for length in (2, 3, 0)]
+        assert [branch.length for branch in branches] == [2, 3, 0]
+        parts = [(session, TOKENS[3:4]), (branches[0], [40, 41]), (branches[1], [50]), (branches[2], [60])]
+        rows = [[row.clone() for row in logits] for logits in shared.extend_together(parts)]
+        parts = [(session, TOKENS[4:5]), (branches[0], [42]), (branches[1], [51]), (branches[2], [61])]
+        for found, logits in zip(rows, shared.extend_together(parts), strict=True):
+            found += [row.clone() for row in logits]
+        for found, length, wanted in zip(rows, (3, 2, 3, 0), expected, strict=True):
+            self.same(torch.stack(found), wanted[length:])
+        self.same(first, expected[0][:3])
+        assert session.length == 5
+        trunk.adopt(branches[0])
+        assert session.length == 5
+        for number in (2, 1, 0):
+            self.same(session.extend([7, 8]), alone[1].extend([7, 8]))
+            for each in (session, alone[1]):
+                each.truncate(3 + number)
+        for branch in branches[1:]:
+            branch.close()
+            with pytest.raises(BackendError):
+                branch.extend([1])
+
+    def test_a_branch_has_its_limits(self, backend: Backend, prompt: Prompt, session: Session) -> None:
+        trunk, other = _branching(session), backend.open(prompt, CAPACITY)
+        for each in (session, other):
+            each.prefill()
+            each.extend(TOKENS[:2])
+        with pytest.raises(ValueError, match="3"):
+            trunk.fork(3, 1)
+        branch = trunk.fork(1, 2)
+        branch.extend([5, 6])
+        with pytest.raises(PromptError):
+            branch.extend([7])
+        with pytest.raises(ValueError, match="truncate"):
+            branch.truncate(0)
+        with pytest.raises(ValueError, match="own branches"):
+            _branching(other).adopt(branch)
+        branch.truncate(2)
+        trunk.adopt(branch)
+        assert session.length == 2
+        self.same(session.extend([9]), logits_of(other, [5, 9], 1)[1:])
+
     def test_a_question_about_no_video(self, backend: Backend) -> None:
         session = backend.open(Prompt("What color is the sky?"), CAPACITY)
         assert session.video_tokens == 0
@@ -531,6 +587,16 @@ def _keeping(backend: Backend) -> KeptPrefixes:
     if not isinstance(backend, KeptPrefixes):
         pytest.skip("this backend does not offer it")
     return backend
+
+
+class _Branching(Session, Branches, Protocol):
+    """A session that offers both."""
+
+
+def _branching(session: Session) -> _Branching:
+    if not isinstance(session, Branches):
+        pytest.skip("this backend does not offer it")
+    return cast(_Branching, session)
 
 
 def _shared(backend: Backend) -> SharedPasses:

@@ -20,6 +20,7 @@ ORDER = (
     "prefix",
     "early_states",
     "session",
+    "branches",
     "families",
     "raw",
     "native",

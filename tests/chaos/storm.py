@@ -176,7 +176,7 @@ def emulated_questions(lengths: Sequence[int] = (40, 200)) -> list[dict[str, Any
     """Answers of these lengths under every method and coupling."""
     asked = []
     for method in ("parallel", "parallel", "sd", "ar"):
-        for sampling in ({}, {"temperature": 0.8, "seed": 5}, {"temperature": 0.8, "window": 5}):
+        for sampling in ({}, {"temperature": 0.8, "seed": 5}, {"temperature": 0.8, "window": 5, "outcomes": 6}):
             for tokens in lengths:
                 options = {"method": method, "max_tokens": tokens, **sampling}
                 asked.append({"video": FRAMES, "question": "What happens?", "options": options})

@@ -15,9 +15,11 @@ from pvlm.errors import InvalidTransition
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window
 from tests.coordination.harness import SCHEDULES, Harness, sampling
-from tests.support.toy import ToyBackend
+from tests.support.toy import ForkingToyBackend, ToyBackend
 
 noises = st.sampled_from([0.0, 0.5, 2.0])
+plans = st.sampled_from([(), (1,), (2, 2, 1, 1), (3,) * 9])
+"""How many other tokens the draft prepares at each offset."""
 seeds = st.integers(0, 10_000)
 
 
@@ -32,16 +34,28 @@ def test_any_interleaving_commits_the_targets_own_text(schedule, data, noise, se
     rng = random.Random(data.draw(seeds))
     target = ToyBackend(seed=seed)
     patience = data.draw(st.sampled_from([0.0, 1e9]))
+    draft = data.draw(st.sampled_from([ToyBackend, ForkingToyBackend]))
     harness = Harness(
         schedule=schedule,
         target=target,
-        draft=ToyBackend(noise=noise, seed=seed, drafting=data.draw(st.booleans())),
-        policy=FixedWindow(gamma, min(wait, gamma), patience),
+        draft=draft(noise=noise, seed=seed, drafting=data.draw(st.booleans())),
+        policy=FixedWindow(gamma, min(wait, gamma), patience, data.draw(plans)),
     )
     assert harness.play(any_order(rng)) == target.greedy(24)
     assert harness.coordinator.state is State.FINISHED
     assert harness.coordinator.committed == harness.emitted
     assert told_of_speculation(harness) == counted_of_speculation(harness)
+    assert nothing_is_left(harness)
+
+
+def nothing_is_left(harness: Harness) -> bool:
+    """Has every actor freed its session, with all branches?"""
+    for role, box in harness.boxes.items():
+        while box.incoming and role not in harness.crashed:
+            harness.make(f"run {role}")
+    return all(
+        actor.backend.open_sessions == 0 for role, actor in harness.actors.items() if role not in harness.crashed
+    )
 
 
 def told_of_speculation(harness: Harness) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, get_args
 
@@ -35,8 +36,11 @@ from pvlm_protocols.messages import (
     Failed,
     Open,
     Opened,
+    Outcome,
+    Parent,
     PrefillDone,
     PrefillProgress,
+    Prepared,
     PruneMask,
     SetMode,
     Verdict,
@@ -142,10 +146,14 @@ class Watched:
                 return Verdict(
                     session=1, epoch=epoch, start=start, tokens=tokens, accepted=len(tokens) - rejected,
                     rejected=rejected, window=len(tokens), pass_tokens=1, pass_ms=1.0, finish=finish,
+                    judged=rng.randint(0, 3), offset=rng.randint(0, 2), branch=rng.choice([0, 0, 4, 5]),
                 )  # fmt: skip
             case "DraftWindow":
                 start = max(0, len(coordinator.text.line) - rng.choice([0, 0, 0, 1]))
-                return DraftWindow(session=1, epoch=epoch, start=start, tokens=tokens)
+                name, parent = rng.randint(0, 3), rng.choice([0, coordinator.text.last])
+                return DraftWindow(session=1, epoch=epoch, start=start, tokens=tokens, id=name, parent=parent)
+            case "Prepared":
+                return Prepared(session=1, epoch=epoch, outcomes=tuple(self.outcomes(rng, tokens)))
             case "Opened":
                 return Opened(session=1, role=role, prompt_tokens=9, video_tokens=4, open_ms=1.0)
             case "PrefillProgress":
@@ -168,6 +176,13 @@ class Watched:
                 return next(message for message in SAMPLES if type(message) is kind)
             case _:
                 return kind()
+
+    def outcomes(self, rng: random.Random, tokens: tuple[int, ...]) -> Iterator[Outcome]:
+        for name in (4, 5):
+            window, offset = rng.randint(0, 3), rng.randint(0, 2)
+            start = rng.randint(0, SAMPLING.max_tokens - 4)
+            parent = Parent(window=window, offset=offset, token=rng.choice([1, 2]), start=start)
+            yield Outcome(id=name, parent=parent, rank=0, tokens=tokens)
 
 
 def in_mode(mode: Mode) -> Watched:

@@ -226,7 +226,7 @@ def test_a_draft_that_is_stopped_again_and_again_tells_of_it_within_limits() -> 
     actor = make_actor("draft", BACKENDS["draft"], box)
     box.incoming += [opening(2), opening(1), mask(1)]  # with another session about, it writes token by token
     for epoch in range(1, 2 * MAX_STOPPED):
-        while not (session := actor._sessions.get(1)) or not session._drafted:  # type: ignore[attr-defined]
+        while not (session := actor._sessions.get(1)) or not session._work.written.tokens:  # type: ignore[attr-defined]
             actor.turn(0)
         box.incoming.append(Rollback(session=1, epoch=epoch, keep=0, tokens=(1,), window=Window(gamma=4)))
         actor.turn(0)

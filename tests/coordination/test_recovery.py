@@ -19,7 +19,7 @@ from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import Failed, Open, Verdict
 from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.coordination.test_coordinator import Moody, noises, seeds
-from tests.support.toy import ToyBackend
+from tests.support.toy import ForkingToyBackend, ToyBackend
 
 TWO_MODELS = [name for name in SCHEDULES if name != "ar"]
 
@@ -44,9 +44,9 @@ def any_crash(rng: random.Random):
 def policy(kind: str, gamma: int, wait: int, rng: random.Random):
     match kind:
         case "fixed":
-            return FixedWindow(gamma, min(wait, gamma), rng.choice([0.0, 1e9]))
+            return FixedWindow(gamma, min(wait, gamma), rng.choice([0.0, 1e9]), rng.choice([(), (2, 2, 1)]))
         case "impatient":
-            return Impatient(gamma, min(wait, gamma), rng.choice([0.0, 1e9]))
+            return Impatient(gamma, min(wait, gamma), rng.choice([0.0, 1e9]), rng.choice([(), (2, 2, 1)]))
         case _:
             return Moody(gamma, min(wait, gamma), rng)
 
@@ -69,7 +69,7 @@ def test_crashes_change_nothing(schedule, order, noise, seed, gamma, wait, crash
     harness = Harness(
         schedule=schedule,
         target=target,
-        draft=ToyBackend(noise=noise, seed=seed),
+        draft=rng.choice([ToyBackend, ForkingToyBackend])(noise=noise, seed=seed),
         policy=policy(kind, gamma, wait, rng),
         crashes=crashes,
         draft_away="not yet started" if away and schedule != "ar" else "",

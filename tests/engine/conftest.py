@@ -61,8 +61,12 @@ def _toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-TOY: dict[str, Any] = {"target": TARGET, "draft": DRAFT, "backend": "toy", "transport": "inproc", "window": 4}
-"""Toys take no time, so that with a window of its own choice a draft may rest for a whole answer: it is fixed."""
+TOY: dict[str, Any] = {
+    "target": TARGET, "draft": DRAFT, "backend": "toy", "transport": "inproc", "window": 4, "outcomes": 4,
+}  # fmt: skip
+"""Toys take no time, so that with a window of its own choice a draft may rest for a whole answer: it is fixed. So is
+the number of outcomes, which a fixed window would not prepare by itself.
+"""
 FRAMES = np.zeros((4, 8, 8, 3), np.uint8)
 """What the toys are asked about; they do not look at it."""
 

@@ -84,6 +84,7 @@ SEEDED: dict[str, dict[str, Any]] = {
     "sd": {"method": "sd"},
     "windows of 1": {"method": "parallel", "window": 1},
     "windows of 9": {"method": "parallel", "window": 9},
+    "windows of 5, 6 outcomes": {"method": "parallel", "window": 5, "outcomes": 6},
     "sd, windows of 5": {"method": "sd", "window": 5},
     "nothing pruned": {"method": "parallel", "prune_ratio": 0.0},
     "most pruned": {"method": "parallel", "prune_ratio": 0.9},

@@ -94,10 +94,10 @@ def test_the_clips_are_worth_it(
 
 OPENED: dict[str, dict[str, Any]] = {
     # With a window of its own choice the draft may rest for a whole answer where the machine is busy.
-    "torch-ipc": {"backend": "torch", "transport": "ipc", "window": 4},
+    "torch-ipc": {"backend": "torch", "transport": "ipc", "window": 4, "outcomes": 5},
     "torch-inproc": {"backend": "torch", "transport": "inproc", "threads": 1, "draft_threads": 1, "window": 4},
-    "native-ipc": {"backend": "native", "transport": "ipc", "window": 4},
-    "hf-ipc": {"backend": "hf", "transport": "ipc", "window": 4},
+    "native-ipc": {"backend": "native", "transport": "ipc", "window": 4, "outcomes": 5},
+    "hf-ipc": {"backend": "hf", "transport": "ipc", "window": 4, "outcomes": 5},
     "hf-inproc": {"backend": "hf", "transport": "inproc", "threads": 1, "draft_threads": 1, "window": 4},
     "torch-hf-inproc": {
         "backend": "torch",

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from pvlm import Engine, RemoteTraceback, TargetLost
-from pvlm.actors.actor import Actor, dying
+from pvlm.actors.actor import Actor
+from pvlm.actors.failure import dying
 from pvlm.runtime.supervisor import Loss
 from pvlm_protocols.codec import PROTOCOL_VERSION
 from pvlm_protocols.messages import Hello

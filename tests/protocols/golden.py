@@ -38,11 +38,12 @@ GOLDEN: dict[str, bytes] = {
         b"\xa4mode"
         b"\xa5turns"
         b"\xafoverlap_prefill\xc2"
-        b"\xa6window\x84"
+        b"\xa6window\x85"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc2"
+        b"\xa8outcomes\x92\x02\x01"
         b"\xa9committed\x92\x0b\x0c"
         b"\xa5epoch\x03"
         b"\xa6shares\xc2"
@@ -64,11 +65,12 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7session\x07"
         b"\xa9committed\x92\x05\xcd\x01,"
         b"\xa5epoch\x02"
-        b"\xa6window\x84"
+        b"\xa6window\x85"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc2"
+        b"\xa8outcomes\x92\x02\x01"
     ),
     "Close": (
         b"\x82\xa4type\xa5Close"
@@ -84,8 +86,10 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "DraftWindow": (
-        b"\x8b\xa4type\xabDraftWindow"
+        b"\x8e\xa4type\xabDraftWindow"
         b"\xa7session\x07"
+        b"\xa2id\x04"
+        b"\xa6parent\x03"
         b"\xa5epoch\x01"
         b"\xa5start\x02"
         b"\xa6tokens\x92\x05\xcd\x01,"
@@ -102,6 +106,27 @@ GOLDEN: dict[str, bytes] = {
         b"\xa6tokens\x03"
         b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
+        b"\xa6beside\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+    ),
+    "Prepared": (
+        b"\x88\xa4type\xa8Prepared"
+        b"\xa7session\x07"
+        b"\xa5epoch\x01"
+        b"\xa8outcomes\x91\x84"
+        b"\xa2id\x05"
+        b"\xa6parent\x84"
+        b"\xa6window\x04"
+        b"\xa6offset\x01"
+        b"\xa5token\x09"
+        b"\xa5start\x03"
+        b"\xa4rank\x01"
+        b"\xa6tokens\x92\x06\xcd\x01,"
+        b"\xacproposal_ids\x93\xa5int32\x92\x02\x02"
+        b"\xc4\x10\x06\x00\x00\x00\xff\xff\xff\xff,\x01\x00\x00\x06\x00\x00\x00"
+        b"\xaeproposal_probs\x93\xa7float32\x92\x02\x02"
+        b"\xc4\x10\x00\x00\x80?\x00\x00\x00\x00\x00\x00@?\x00\x00\x80>"
+        b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+        b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "SetMode": (
         b"\x83\xa4type\xa7SetMode"
@@ -114,31 +139,35 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5epoch\x02"
         b"\xa4keep\x03"
         b"\xa6tokens\x92\x05\x06"
-        b"\xa6window\x84"
+        b"\xa6window\x85"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc2"
+        b"\xa8outcomes\x92\x02\x01"
     ),
     "Advance": (
-        b"\x85\xa4type\xa7Advance"
+        b"\x86\xa4type\xa7Advance"
         b"\xa7session\x07"
         b"\xa5epoch\x02"
         b"\xa6length\x05"
-        b"\xa6window\x84"
+        b"\xa6window\x85"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc2"
+        b"\xa8outcomes\x92\x02\x01"
+        b"\xa6branch\x06"
     ),
     "SetWindow": (
         b"\x83\xa4type\xa9SetWindow"
         b"\xa7session\x07"
-        b"\xa6window\x84"
+        b"\xa6window\x85"
         b"\xa5gamma\x05"
         b"\xa4wait\x02"
         b"\xabpatience_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa5ahead\xc2"
+        b"\xa8outcomes\x92\x02\x01"
     ),
     "Pin": (
         b"\x82\xa4type\xa3Pin"
@@ -208,7 +237,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "Verdict": (
-        b"\x8c\xa4type\xa7Verdict"
+        b"\x8f\xa4type\xa7Verdict"
         b"\xa7session\x07"
         b"\xa5epoch\x01"
         b"\xa5start\x02"
@@ -220,6 +249,9 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7pass_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6finish\xa4stop"
+        b"\xa6judged\x04"
+        b"\xa6offset\x01"
+        b"\xa6branch\x05"
     ),
     "PrefixesKept": (
         b"\x85\xa4type\xacPrefixesKept"

@@ -23,12 +23,15 @@ from pvlm_protocols.messages import (
     NeedVideo,
     Open,
     Opened,
+    Outcome,
+    Parent,
     Pin,
     Ping,
     Pong,
     PrefillDone,
     PrefillProgress,
     PrefixesKept,
+    Prepared,
     PruneMask,
     Pruning,
     Recall,
@@ -52,7 +55,7 @@ TO_ACTOR: tuple[type[Message], ...] = get_args(ToActor)
 FROM_ACTOR: tuple[type[Message], ...] = get_args(FromActor)
 ALL_TYPES = tuple(dict.fromkeys(TO_ACTOR + FROM_ACTOR))
 
-_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5, ahead=False)
+_WINDOW = Window(gamma=5, wait=2, patience_ms=1.5, ahead=False, outcomes=(2, 1))
 
 SAMPLES: tuple[Message, ...] = (
     Open(
@@ -100,6 +103,8 @@ SAMPLES: tuple[Message, ...] = (
     PruneMask(session=7, bits=b"\xa0\x01", video_tokens=16, kept=3, method="uv", ratio=0.5),
     DraftWindow(
         session=7,
+        id=4,
+        parent=3,
         epoch=1,
         start=2,
         tokens=(5, 300),
@@ -109,10 +114,20 @@ SAMPLES: tuple[Message, ...] = (
         began_s=0.125,
         ended_s=0.25,
         stopped=(Stopped(epoch=1, start=2, tokens=3, draft_ms=0.5, ended_s=0.25),),
+        beside=1.5,
+    ),
+    Prepared(
+        session=7,
+        epoch=1,
+        outcomes=(Outcome(id=5, parent=Parent(window=4, offset=1, token=9, start=3), rank=1, tokens=(6, 300)),),
+        proposal_ids=np.array([[6, -1], [300, 6]], np.int32),
+        proposal_probs=np.array([[1.0, 0.0], [0.75, 0.25]], np.float32),
+        draft_ms=0.5,
+        ended_s=0.25,
     ),
     SetMode(session=7, mode="alone"),
     Rollback(session=7, epoch=2, keep=3, tokens=(5, 6), window=_WINDOW),
-    Advance(session=7, epoch=2, length=5, window=_WINDOW),
+    Advance(session=7, epoch=2, length=5, window=_WINDOW, branch=6),
     SetWindow(session=7, window=_WINDOW),
     Pin(videos=(b"\x05",)),
     Ping(nonce=3),
@@ -155,6 +170,9 @@ SAMPLES: tuple[Message, ...] = (
         pass_ms=1.5,
         ended_s=0.25,
         finish="stop",
+        judged=4,
+        offset=1,
+        branch=5,
     ),
     PrefixesKept(role="target", count=3, nbytes=2**33, evicted=4),
     Began(role="draft", sessions=(7, 300)),

@@ -12,7 +12,7 @@ from msgspec import inspect
 
 from pvlm_protocols.codec import INLINE_BYTES
 from pvlm_protocols.limits import MAX_WINDOW
-from pvlm_protocols.messages import DraftWindow, Message
+from pvlm_protocols.messages import DraftWindow, Message, Prepared
 from pvlm_protocols.turns import VideoFrames
 
 WIDE = 2**63 - 1
@@ -59,6 +59,8 @@ def a_struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
         return some_frames()
     if kind is DraftWindow:
         return a_window()
+    if kind is Prepared:
+        return some_outcomes()
     return st.builds(kind, **{name: of_type(field) for name, field in fields_of(kind).items()})
 
 
@@ -97,6 +99,17 @@ def a_window(draw: st.DrawFn) -> DraftWindow:
         case "large":
             values |= {"tokens": (1,) * len(LARGE_IDS), "proposal_ids": LARGE_IDS, "proposal_probs": LARGE_PROBS}
     return DraftWindow(**values)
+
+
+@st.composite
+def some_outcomes(draw: st.DrawFn) -> Prepared:
+    fields = {name: kind for name, kind in fields_of(Prepared).items() if not name.startswith("proposal_")}
+    values = {name: draw(of_type(kind)) for name, kind in fields.items()}
+    if draw(st.booleans()):
+        shape = sum(len(outcome.tokens) for outcome in values["outcomes"]), draw(st.integers(0, 4))
+        values["proposal_ids"] = draw(arrays.arrays(np.int32, shape))
+        values["proposal_probs"] = draw(arrays.arrays(np.float32, shape))
+    return Prepared(**values)
 
 
 # Beyond INLINE_BYTES, so that they travel as frames of their own; made once, for drawing them by element takes seconds.

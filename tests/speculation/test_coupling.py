@@ -60,7 +60,7 @@ def decode(coupling: Coupling, length: int, gammas: Sequence[int], target: ToyMo
         start = len(tokens)
         window, proposals = list(tokens), []
         for position in range(start, start + gammas[turn % len(gammas)]):
-            token, proposal = coupling.draft(draft.row(window), position=position, epoch=epoch)
+            token, proposal, _ = coupling.draft(draft.row(window), position=position, epoch=epoch)
             window.append(token)
             proposals.append(proposal)
         drafted = window[start:]
@@ -82,7 +82,7 @@ def test_judging_a_window_is_judging_its_tokens(coupling: Coupling, noise: float
     for trial in range(20):
         tokens, proposals = [trial], []
         for position in range(1, 7):
-            token, proposal = coupling.draft(draft.row(tokens), position=position, epoch=trial)
+            token, proposal, _ = coupling.draft(draft.row(tokens), position=position, epoch=trial)
             tokens.append(token)
             proposals.append(proposal)
         rows = target.rows(tokens, 1)
@@ -134,7 +134,7 @@ def test_greedy_ties_go_to_the_lowest_id_on_both_sides() -> None:
     row = torch.zeros(WIDTH)
     row[[9, 30]] = 1.0
     row[45] = 2.0
-    assert coupling.draft(row, position=0, epoch=0) == (9, None)
+    assert coupling.draft(row, position=0, epoch=0) == (9, None, ())
     assert coupling.judge(row, 30, None, position=0, epoch=0) == (False, 9)
     assert coupling.judge(row, 9, None, position=0, epoch=0) == (True, 9)
     assert coupling.choose(row, position=0, epoch=0) == 9

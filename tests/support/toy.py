@@ -126,6 +126,13 @@ class SharingToyBackend(ToyBackend):
         return [session.extend(tokens) for session, tokens in parts]
 
 
+class ForkingToyBackend(SharingToyBackend):
+    """Its sessions offer `Branches` too. ``open_sessions`` counts the branches."""
+
+    def open(self, prompt: Prompt, capacity: int) -> Session:
+        return ForkingToySession(self, prompt, capacity)
+
+
 class ToySession:
     """Early states are random, and the same for every prompt of a length; half of the attention goes to the video, by
     the softmax of the states' first coordinate."""
@@ -203,6 +210,36 @@ class SteppingToySession(ToySession):
             self._backend.calls.append(f"piece {layer}")
             yield None
         yield self.prefill(keep, **arguments)
+
+
+class ForkingToySession(ToySession):
+    """A branch has a copy of the tokens, and checks what it was promised about the others."""
+
+    _trunk: ForkingToySession | None = None
+    _shared = 0
+    _room = 0
+
+    def fork(self, length: int, room: int) -> Session:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot fork {self.length} tokens at {length}")
+        branch = ForkingToySession(self._backend, self.prompt, self._capacity)
+        branch._tokens, branch._trunk, branch._shared, branch._room = self._tokens[:length], self, length, room
+        return branch
+
+    def adopt(self, branch: Session) -> None:
+        assert isinstance(branch, ForkingToySession)
+        assert branch._trunk is self
+        branch._check()
+        self._tokens = list(branch._tokens)
+        branch.close()
+
+    def extend(self, tokens: Sequence[int], *, on_progress: Callable[[], None] | None = None) -> torch.Tensor:
+        self._check()
+        assert self._trunk is None or self.length + len(tokens) <= self._shared + self._room
+        return super().extend(tokens, on_progress=on_progress)
+
+    def _check(self) -> None:
+        assert self._trunk is None or self._trunk._tokens[: self._shared] == self._tokens[: self._shared]
 
 
 class DraftingToySession(ToySession):

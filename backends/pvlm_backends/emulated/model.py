@@ -39,8 +39,8 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     pruned_pass_ms: dict[Share, Ms] | None = None
     """T_q by the pruned share of the video tokens, constant in n. Linear between these shares, constant outside."""
     further_token: Ms = 0.0
-    """What each further token of a pass costs, as a share of the pass over one. In a draft's pass each session has one
-    token, so it is what each further session costs.
+    """What each further token of a pass costs, as a share of the pass over one. In a draft's pass each session and each
+    branch has one token, so it is what each further session or branch costs.
     """
     prefill_ms: Ms = 0.0
     """Time of the whole prompt; a pruned prompt takes its share."""
@@ -64,6 +64,10 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     See `StratifiedGuesses`.
     """
+    hit_rates: tuple[Share, ...] = ()
+    """Where a draft's guess is wrong: the share of these positions at which the target's token is the draft's best
+    other token, one of its two best others, ... Without it, the target's token is none of its likely ones.
+    """
     trace: str | None = None
     """Path of a recorded answer whose wrong guesses are repeated; see `TracedGuesses`."""
 
@@ -76,6 +80,8 @@ class EmulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError("give acceptance or trace, not both")
         if self.stratified and self.acceptance is None:
             raise ValueError("stratified is a way of drawing acceptance: give that too")
+        if list(self.hit_rates) != sorted(self.hit_rates):
+            raise ValueError("hit_rates must not fall: each includes the one before")
         if isinstance(self.acceptance, list):
             if not self.acceptance:
                 raise ValueError("acceptance needs at least one phase")

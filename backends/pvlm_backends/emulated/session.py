@@ -5,20 +5,24 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..branches import BranchingSession
 from ..prefix import Prefix
 from ..processing import PreparedPrompt
-from ..session import AfterLayer, CachedSession
+from ..session import AfterLayer
 from .model import EmulatedModel
 from .text import Guesses, Text
 
 HIDDEN_SIZE = 8
 SURE = 30.0
-"""Logit of the model's token; all others are 0. At temperature 1 its probability is 1 - 5e-11."""
+"""Logit of the model's token. At temperature 1 its probability is 1 - 6e-11."""
+LIKELY = 4.0
+"""Logit of a draft's best other token; the next ones have 1 less each, and all others 0."""
 SPIN_S = 0.0002
 """Time before its deadline at which a pass stops sleeping and polls the clock.
 
@@ -26,7 +30,7 @@ A sleep of 5 ms ends 0.13 ms late (median on an AMD EPYC with Linux 6), so the p
 """
 
 
-class EmulatedSession(CachedSession):
+class EmulatedSession(BranchingSession):
     """Answers with its text for any input, and takes the given times.
 
     A pass ends at a deadline that is set at its start, so computing its logits costs no extra time. Its layers take
@@ -88,12 +92,36 @@ class EmulatedSession(CachedSession):
     def _logits(self, positions: Sequence[int]) -> torch.Tensor:
         """The model's logits at answer positions: float32 ``(len(positions), vocab_size)``."""
         logits = torch.zeros(len(positions), self._vocab_size)
-        logits[range(len(positions)), [self._token(position) for position in positions]] = SURE
+        for row, position in zip(logits, positions, strict=True):
+            for rank, token in enumerate(self._others(position)):
+                row[token] = LIKELY - rank
+            row[self._token(position)] = SURE
         return logits.to(self._device)
 
     def _token(self, position: int) -> int:
         right = self._guesses is None or self._guesses.right(position)
         return self._text.token(position) if right else self._text.other(position)
+
+    def _others(self, position: int) -> list[int]:
+        """A draft's best other tokens at a position."""
+        rates = self._model.hit_rates
+        if self._guesses is None or not rates:
+            return []
+        others = [self._text.other(position, 1 + rank) for rank in range(len(rates))]
+        if not self._guesses.right(position):
+            quantile = self._guesses.quantile(position)
+            rank = next((rank for rank, rate in enumerate(rates) if quantile < rate), None)
+            if rank is not None:
+                others[rank] = self._text.token(position)
+        return others
+
+    def _new_branch(self, capacity: int, room: int) -> Self:
+        branch = type(self)(self._model, self._text, self._guesses, self._prompt, capacity, self._device, None)
+        branch._pruned = self._pruned
+        return branch
+
+    def _take_rows(self, branch: Self, count: int) -> None:
+        """Nothing to do: the session has only its length."""
 
     def _truncate(self, count: int) -> None:
         """Nothing to do: the session has only its length."""

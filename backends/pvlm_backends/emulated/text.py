@@ -23,6 +23,9 @@ BLOCK = 1 << BLOCK_BITS
 """Runs in a block of `StratifiedGuesses`."""
 
 
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
 class Text:
     """The answer: a word from ``1 ... vocab_size - 1`` at every position, until the end token."""
 
@@ -37,9 +40,9 @@ class Text:
             return END_TOKEN
         return 1 + hashed(self._seed, "text", position) % self._words
 
-    def other(self, position: int) -> int:
-        """Return a word that is not the token at this position."""
-        step = 1 + hashed(self._seed, "other", position) % (self._words - 1)
+    def other(self, position: int, number: int = 0) -> int:
+        """Return a word that is not the token at this position; for other ``number``s other words, if there are any."""
+        step = 1 + (hashed(self._seed, "other", position) + number) % (self._words - 1)
         return 1 + (self.token(position) - 1 + step) % self._words
 
 
@@ -47,6 +50,10 @@ class Guesses(Protocol):
     """The positions that a draft guesses right."""
 
     def right(self, position: int) -> bool: ...
+
+    def quantile(self, position: int) -> float:
+        """A number in [0, 1) for a position that is guessed wrong: which of the draft's other tokens is right there."""
+        ...
 
 
 class IndependentGuesses:
@@ -58,6 +65,9 @@ class IndependentGuesses:
 
     def right(self, position: int) -> bool:
         return uniform(self._seed, "guess", position) < self._beta
+
+    def quantile(self, position: int) -> float:
+        return uniform(self._seed, "rank", position)
 
 
 class StratifiedGuesses:
@@ -72,7 +82,7 @@ class StratifiedGuesses:
     def __init__(self, seed: int, beta: float) -> None:
         self._seed = seed
         self._beta = beta
-        self._wrong: set[int] = set()
+        self._wrong: dict[int, int] = {}  # position -> number
         self._known = 0  # positions
         self._blocks = 0
 
@@ -81,9 +91,13 @@ class StratifiedGuesses:
             return True
         while self._known <= position:
             for run in self._next_block():
-                self._wrong.add(self._known + run)
+                self._wrong[self._known + run] = len(self._wrong)
                 self._known += run + 1
         return position not in self._wrong
+
+    def quantile(self, position: int) -> float:
+        """Multiples of the golden ratio: any few in a row are spread evenly."""
+        return self._wrong[position] * GOLDEN % 1.0
 
     def _next_block(self) -> list[int]:
         mean = self._beta / (1 - self._beta)
@@ -102,11 +116,19 @@ class PhasedGuesses:
         self._phases = phases
 
     def right(self, position: int) -> bool:
+        guesses, position = self._at(position)
+        return guesses.right(position)
+
+    def quantile(self, position: int) -> float:
+        guesses, position = self._at(position)
+        return guesses.quantile(position)
+
+    def _at(self, position: int) -> tuple[Guesses, int]:
         for guesses, tokens in self._phases[:-1]:
             if tokens is None or position < tokens:
-                return guesses.right(position)
+                return guesses, position
             position -= tokens
-        return self._phases[-1][0].right(position)
+        return self._phases[-1][0], position
 
 
 class TracedGuesses:
@@ -128,6 +150,9 @@ class TracedGuesses:
                 return False
             case _:
                 return self._untested.right(position)
+
+    def quantile(self, position: int) -> float:
+        return self._untested.quantile(position)
 
 
 def guesses_of(model: EmulatedModel) -> Guesses:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..branches import BranchingSession
 from ..prefix import Prefix
 from ..processing import PreparedPrompt
-from ..session import AfterLayer, CachedSession, progress
+from ..session import AfterLayer, progress
 from .cache import KeyValueCache, Part, Rows
 from .decoder import Decoder
 from .draft import CapturedDrafting
@@ -21,7 +22,7 @@ from .graphs import CapturedPasses
 _Result = TypeVar("_Result")
 
 
-class TorchSession(CachedSession):
+class TorchSession(BranchingSession):
     """A cache of its own in a shared decoder.
 
     Args:
@@ -149,8 +150,27 @@ class TorchSession(CachedSession):
         """The rotations of the next ``count`` answer tokens, and where they go."""
         assert self._rotations is not None  # the prefill made it
         *shared, own = self._segments
-        rows = Rows(own.cache, own.count + self._length)
+        rows = Rows(own.cache, own.count + self._length - self._shared)
         return self._rotations[self._length : self._length + count], Part((*shared, rows), count)
+
+    def _new_branch(self, capacity: int, room: int) -> Self:
+        """Its last segment is its own; the one before that is the trunk's last, as far as they share it."""
+        *shared, own = self._segments
+        cache = KeyValueCache(self._decoder.config, room, self._decoder.dtype, self._decoder.layer_devices)
+        branch = type(self)(self._decoder, self._prompt, None, capacity)
+        branch._segments = [*shared, Rows(own.cache, own.count + capacity - room), Rows(cache, 0)]
+        branch._rotations = self._rotations
+        branch._capturing = False
+        return branch
+
+    @torch.inference_mode()
+    def _take_rows(self, branch: Self, count: int) -> None:
+        if self._drafting is not None:
+            self._drafting.forget()
+        own, taken = self._segments[-1], branch._segments[-1].cache
+        places = own.cache.places(own.count + self._length, count)
+        for place, rows in zip(places, taken.places(0, count), strict=True):
+            place.copy_(rows)
 
     @torch.inference_mode()
     def _captured_call(self, call: Callable[[CapturedPasses], _Result | None]) -> _Result | None:

@@ -27,6 +27,15 @@ def emulated(
     pairs: Annotated[list[str] | None, choice("--pairs", "pairs")] = None,
     tokens: Annotated[int, option("--tokens", metavar="N", help="tokens of each answer", show_default=True)] = 256,
     time_scale: TimeScale = 0.1,
+    branch_cost: Annotated[
+        float,
+        option(
+            "--branch-cost",
+            metavar="SHARE",
+            help="what a prepared window adds to a step of the draft, as a share of it",
+            show_default=True,
+        ),
+    ] = 0.02,
     emulation: Emulation,
     output: Output,
 ) -> int:
@@ -42,11 +51,14 @@ def emulated(
             [PAIRS[name] for name in chosen(pairs, PAIRS)],
             tokens=tokens,
             time_scale=time_scale,
+            branch_cost=branch_cost,
             transport=emulation.transport,
         ),
         output,
     )
-    return report(rows, [_table(rows)], json=emulation.json, lines=conclusions(rows))
+    return report(
+        rows, [_table(rows), _outcomes_table(rows)], json=emulation.json, lines=conclusions(rows, branch_cost)
+    )
 
 
 def _table(rows: Sequence[EmulatedRow]) -> Table:
@@ -70,7 +82,26 @@ def _table(rows: Sequence[EmulatedRow]) -> Table:
     )
 
 
-def conclusions(rows: Sequence[EmulatedRow]) -> list[str]:
+def _outcomes_table(rows: Sequence[EmulatedRow]) -> Table:
+    without = {row.pair: row.speedup for row in rows if row.method == "parallel"}
+    return table_of(
+        "parallel with prepared outcomes",
+        [row for row in rows if row.method == "outcomes"],
+        {
+            "pair": lambda row: row.pair,
+            "without": lambda row: number(without.get(row.pair)),
+            "with": lambda row: number(row.speedup),
+            "theorem": lambda row: number(row.predicted),
+            "hits": lambda row: number(row.hit_rate),
+            "branches": lambda row: number(row.branches, 1),
+            "with/th. 8": lambda row: number(None if row.theorem_8 is None else row.speedup / row.theorem_8, 3),
+            "hit ms": lambda row: number(row.hit_coordination_ms_p50),
+        },
+        text=("pair",),
+    )
+
+
+def conclusions(rows: Sequence[EmulatedRow], branch_cost: float = 0.02) -> list[str]:
     """Lines about the rows of method parallel, and about the meaning of the columns."""
     from pvlm.bench.emulated import NEAR_THEORY
     from pvlm.bench.pairs import VANILLA_WINDOW
@@ -94,6 +125,12 @@ def conclusions(rows: Sequence[EmulatedRow]) -> list[str]:
         lines.append(f"* fitted, because the paper does not give it, so its figure is not compared: {listed}")
     lines.append(f"sd and specvlm: theorem 4, window {VANILLA_WINDOW}; specvlm has a pruned draft and its own M")
     lines.append("coord. ms: time between two passes, without the draft's work for the second (median/99th percentile)")
+    lines.append("outcomes: parallel with prepared outcomes; theorem: the better of theorems 7 and 8")
+    lines.append(f"a step of the draft over n continuations takes T_q (1 + {branch_cost:g} (n - 1)) (--branch-cost)")
+    lines.append("hits: share of rejections whose outcome was prepared; branches: prepared windows for each window")
+    lines.append(
+        "with/th. 8: theorem 8 with these hits and branches; hit ms: time between two passes after a hit (median)"
+    )
     lines.append("same: whether the answer's tokens are those of plain decoding (ar)")
     return lines
 

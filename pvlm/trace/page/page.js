@@ -386,7 +386,7 @@ function fillLegend() {
     ...[["bare", "a pass that settles nothing"], ["stopped", KINDS.stopped], ["wait", KINDS.wait]].filter(([kind]) => kinds.has(kind)),
     ...[
       ["prefill", "prune mask", "mask"], ["corrected", "rollback", "rollback"], ["alone", "the target continues alone", "alone"],
-      ["accepted", "together again", "together"], ["ink", "draft lost", "lost"], ["ink", "failed", "failed"],
+      ["accepted", "together again", "together"], ["accepted", "continues with a prepared window", "hit"], ["ink", "draft lost", "lost"], ["ink", "failed", "failed"],
     ].filter(([, , kind]) => moments.has(kind)),
   ]);
 }

@@ -1,4 +1,4 @@
-"""How an actor reports an error."""
+"""An actor's failure as a message."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pvlm_protocols.messages import Dying
 
 def dying(role: Role, error: BaseException) -> Dying:
     """The message by which an actor tells why it goes down."""
-    return Dying(role=role, **told(error))
+    return Dying(role=role, **error_fields(error))
 
 
-def told(error: BaseException) -> dict[str, str]:
+def error_fields(error: BaseException) -> dict[str, str]:
     """An error as text that travels: within its fields' limits, and without halves of surrogate pairs, which names of
     files may hold. Of a traceback the end stays.
     """

@@ -1,0 +1,170 @@
+"""Prepared outcomes: for which verdicts the draft prepares windows, and how fast that is (theorem 8). Imports no torch.
+
+Symbols as in `theory`. While the target verifies a window, the draft takes ``s`` steps over the line and ``n``
+branches, each in ``q_B(n)``. A branch is for one of the draft's other tokens (by **rank**) at one offset of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pvlm.speculation.theory import FloatArray, PassTimes, pass_time
+
+HIT_PRIOR = (0.6, 0.475)
+"""Probability that a rejection's token is the draft's best other token; and the next best one, if it is not the best.
+Measured with the bundled pair."""
+
+COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 18, 24, 32)
+"""Numbers of branches that are considered."""
+
+NEW_BRANCH_COST = 0.05
+"""What a branch adds to a step of the draft, as a share of it, before that has been measured."""
+
+
+def cumulative(conditional: Sequence[float]) -> tuple[float, ...]:
+    """``(0, h_1, h_2, ...)``: the probability that a rejection's token is among the draft's best 0, 1, 2, ... others.
+    ``conditional``: for each rank that it is that one, if it is none before.
+    """
+    missed = 1.0
+    found = [0.0]
+    for chance in conditional:
+        missed *= 1 - chance
+        found.append(1 - missed)
+    return tuple(found)
+
+
+def plan_outcomes(count: int, beta: float, hits: Sequence[float], size: int) -> tuple[int, ...]:
+    """How many other tokens to prepare for at each offset of a window of ``size`` tokens, with at most ``count``
+    branches in all: those at the outcomes with the largest probability.
+
+    Offset i is rejected with probability ``beta**i (1 - beta)``, also the offset after the last token. ``hits``: as
+    `cumulative` returns.
+    """
+    plan = [0] * (size + 1)
+    for offset in [offset for offset in _ranking(beta, hits, size) if offset <= size][:count]:
+        plan[offset] += 1
+    return tuple(plan)
+
+
+def _ranking(beta: float, hits: Sequence[float], size: int) -> list[int]:
+    """The offsets of all outcomes up to offset ``size``, the likeliest outcome first."""
+    chances = [
+        (beta**offset * (hits[rank + 1] - hits[rank]), -offset)
+        for offset in range(size + 1)
+        for rank in range(len(hits) - 1)
+    ]
+    return [-offset for _, offset in sorted(chances, reverse=True)]
+
+
+class BestOutcomes(NamedTuple):
+    """``steps`` (s) drafted tokens a window, ``wait`` (k) after a rejection that was not prepared; ``plan``: how many
+    other tokens to prepare for at each offset (empty: none); ``speedup``: what theory predicts.
+    """
+
+    steps: int
+    wait: int
+    plan: tuple[int, ...]
+    speedup: float
+
+
+class OutcomeTimes:
+    """Theorem 8 for every ``s`` and ``k`` from 1 to ``size``.
+
+    A pass over n drafted tokens commits ``A(n) = 1 + beta + ... + beta**n`` tokens on average. It is followed by
+
+    - n = s, if a token was rejected and its outcome was prepared: ``sum_{i<n} beta**i (1 - beta) H_i``, where ``H_i``
+      is the probability that the branches of offset i have the target's token;
+    - n = s - 1, if the window was accepted and the target's next token was prepared: ``beta**n (beta + (1-beta) H_n)``;
+    - n = k else: a miss.
+
+    Its time is ``max(T_p(n + 1), lag + s q_B)``, and after a miss ``lag + k T_q`` more. With the stationary
+    distribution pi of the three states ``S = T_p(1) sum(pi A) / sum(pi t)``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        target_ms: PassTimes,
+        draft_ms: float,
+        branch_ms: Callable[[int], float],
+        lag_ms: float = 0.0,
+        step_ms: float | None = None,
+    ) -> None:
+        """``branch_ms``: q_B by the number of continuations in a step, the line included. ``step_ms``: plain decoding's
+        time for a token (None: T_p(1)).
+        """
+        time = pass_time(target_ms)
+        self._size = size
+        self._target = np.array([time(n + 1) for n in range(size + 1)])
+        self._draft_ms = draft_ms
+        most = (len(HIT_PRIOR) + 1) * (size + 1)
+        self._branch_ms = np.array([branch_ms(branches + 1) for branches in range(max(most, COUNTS[-1]) + 1)])
+        self._lag_ms = lag_ms
+        self._step_ms = time(1) if step_ms is None else step_ms
+
+    def speedups(self, beta: float, rates: FloatArray, branches: int | NDArray[np.int64]) -> FloatArray:
+        """S for each s (row) and k (column) from 1 on. ``rates``: ``H_i`` for each s (row) and offset,
+        ``(size, size + 1)``; ``branches``: their number, or one for each s.
+        """
+        size = self._size
+        # Without any miss the loop has no cycle; a miss in a million changes nothing.
+        beta, rates = min(beta, 1 - 1e-6), np.minimum(rates, 1 - 1e-6)
+        held = beta ** np.arange(size + 1)
+        tokens = np.cumsum(held)
+        rejected_by = np.cumsum(held * (1 - beta) * rates, axis=1)
+        rejected = np.concatenate([np.zeros((size, 1)), rejected_by[:, :-1]], axis=1)
+        whole = held * (beta + (1 - beta) * rates)
+        s = np.arange(1, size + 1)[:, None]
+        k = np.arange(1, size + 1)[None, :]
+        row = s - 1
+        # The states in terms of the miss, whose weight is 1.
+        det = (1 - rejected[row, s]) * (1 - whole[row, s - 1]) - rejected[row, s - 1] * whole[row, s]
+        after_hit = (rejected[row, k] * (1 - whole[row, s - 1]) + rejected[row, s - 1] * whole[row, k]) / det
+        after_whole = ((1 - rejected[row, s]) * whole[row, k] + whole[row, s] * rejected[row, k]) / det
+        drafting = self._lag_ms + s * np.broadcast_to(self._branch_ms[branches], size)[:, None]
+        miss_ms = self._lag_ms + k * self._draft_ms + np.maximum(self._target[k], drafting)
+        committed = after_hit * tokens[s] + after_whole * tokens[s - 1] + tokens[k]
+        took = (
+            after_hit * np.maximum(self._target[s], drafting)
+            + after_whole * np.maximum(self._target[s - 1], drafting)
+            + miss_ms
+        )
+        speedups: FloatArray = self._step_ms * committed / took
+        return speedups
+
+    def best(self, beta: float, hits: Sequence[float], counts: Sequence[int] = COUNTS) -> BestOutcomes:
+        """The best s, k and number of branches, one of ``counts``. ``hits``: as `cumulative` returns."""
+        size, best = self._size, BestOutcomes(1, 1, (), 0.0)
+        ranking = _ranking(beta, hits, size)
+        orders = [[offset for offset in ranking if offset <= s] for s in range(1, size + 1)]
+        plans = np.zeros((size, size + 1), int)
+        done = 0
+        for count in counts:
+            for plan, order in zip(plans, orders, strict=True):
+                np.add.at(plan, order[done:count], 1)
+            done = count
+            speedups = self.speedups(beta, np.array(hits)[plans], plans.sum(axis=1))
+            row, column = divmod(int(speedups.argmax()), size)
+            if (speedup := float(speedups[row, column])) > best.speedup:
+                best = BestOutcomes(row + 1, column + 1, tuple(plans[row, : row + 2].tolist()), speedup)
+        return best
+
+
+def outcome_speedup(
+    s: int,
+    k: int,
+    beta: float,
+    hit_rate: float,
+    target_ms: PassTimes,
+    draft_ms: float,
+    branch_ms: float,
+    lag_ms: float = 0.0,
+) -> float:
+    """Theorem 8 for one s and k, with the same hit rate at every offset. ``branch_ms``: q_B."""
+    size = max(s, k)
+    times = OutcomeTimes(size, target_ms, draft_ms, lambda _: branch_ms, lag_ms)
+    return float(times.speedups(beta, np.full((size, size + 1), hit_rate), 0)[s - 1, k - 1])
