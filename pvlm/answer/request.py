@@ -73,7 +73,7 @@ def build_request(config: EngineConfig, options: AnswerOptions, pair: Pair, turn
             gamma=choice.gamma,
             wait=choice.wait,
             patience_ms=choice.patience_ms,
-            ahead=not choice.turns,
+            ahead=choice.pays and not choice.turns,
             outcomes=choice.outcomes,
         ),
     )

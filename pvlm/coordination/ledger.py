@@ -36,7 +36,7 @@ class Ledger:
         self.openings = Openings(opening, draft_opening)
         self.drafting = draft_opening is not None and not draft_away
         self.target_window = opening.window
-        self.rest = Rest()
+        self.rest = Rest(policy)
         self.mode = self.first_mode()
 
     @property

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from pvlm.speculation.windows import REST_TOKENS, WindowPolicy
 from pvlm_protocols.messages import TargetMode
 
-REST_TOKENS = 16
-"""Tokens that the target first writes alone where a draft does not pay; doubled each time, up to `REST_TOKENS_MAX`."""
-REST_TOKENS_MAX = 64
+REST_TOKENS_MAX = 256
+"""The longest rest. The first has `REST_TOKENS`, and each is twice as long as the one before."""
 
 
 class State(Enum):
@@ -49,16 +49,19 @@ class Mode(Enum):
 
 
 class Rest:
-    """How long the draft rests: longer each time, until draft and target work together again."""
+    """How long the draft rests: longer each time, until draft and target work together again.
 
-    def __init__(self, tokens: int = REST_TOKENS) -> None:
-        self.tokens = tokens
+    The policy keeps the length, so that the next answer does not begin with short rests anew.
+    """
+
+    def __init__(self, policy: WindowPolicy) -> None:
+        self._policy = policy
         self._until = 0
 
     def begin(self, length: int) -> None:
         """Rest from an answer of ``length`` tokens on."""
-        self._until = length + self.tokens
-        self.tokens = min(2 * self.tokens, REST_TOKENS_MAX)
+        self._until = length + self._policy.rest_tokens
+        self._policy.rest_tokens = min(2 * self._policy.rest_tokens, REST_TOKENS_MAX)
 
     def over(self, length: int) -> bool:
         """Has the target written enough tokens alone?"""
@@ -66,4 +69,4 @@ class Rest:
 
     def reset(self) -> None:
         """The next rest is a short one."""
-        self.tokens = REST_TOKENS
+        self._policy.rest_tokens = REST_TOKENS

@@ -28,6 +28,9 @@ PREFERENCE = 1.02
 OUTCOME_SLACK = 0.02
 """Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
 
+REST_TOKENS = 16
+"""Tokens that the target first writes alone where a draft does not pay."""
+
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
 
@@ -63,10 +66,12 @@ class WindowPolicy(Protocol):
     """Learns from one session, and chooses its next window.
 
     ``patient``: the target waits for the draft's first window without a limit. ``baselined``: the policy knows how fast
-    the target is alone, or does not ask.
+    the target is alone, or does not ask. ``rest_tokens``: how many tokens the target writes alone when the draft rests
+    next.
     """
 
     patient: bool
+    rest_tokens: int
 
     @property
     def baselined(self) -> bool: ...
@@ -126,6 +131,7 @@ class FixedWindow:
         if n < 1 or not 0 <= wait <= n:
             raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
         self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0, outcomes=outcomes)
+        self.rest_tokens = REST_TOKENS
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         pass
@@ -178,6 +184,7 @@ class AutoWindow:
         if gamma_max < 1:
             raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
         self.estimates = Estimates()
+        self.rest_tokens = REST_TOKENS
         self._gamma_max = gamma_max
         self._grid = window_grid(gamma_max)
         self._vanilla = vanilla

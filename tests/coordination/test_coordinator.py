@@ -344,13 +344,14 @@ class Moody(FixedWindow):
 def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamma, wait, rest):
     rng = random.Random(order)
     target = ToyBackend(seed=seed, end_logit=-100)
+    policy = Moody(gamma, min(wait, gamma), rng)
+    policy.rest_tokens = rest
     harness = Harness(
         target=target,
         draft=ToyBackend(noise=noise, seed=seed, end_logit=-100),
-        policy=Moody(gamma, min(wait, gamma), rng),
+        policy=policy,
         sampling=sampling(max_tokens=60),
     )
-    harness.coordinator.rest.tokens = rest
     assert harness.play(any_order(rng)) == target.greedy(60)
 
 
@@ -398,20 +399,22 @@ class Hopeless(FixedWindow):
 
 def test_where_a_draft_does_not_pay_the_target_goes_on_alone_and_the_draft_is_probed_now_and_then():
     policy = Hopeless(4)
-    harness = Harness(
-        target=ToyBackend(seed=3, end_logit=-100),
-        draft=ToyBackend(noise=2.0, seed=3, end_logit=-100),
-        policy=policy,
-        sampling=sampling(max_tokens=200),
-    )
-    in_turn = itertools.cycle(["hear target", "hear draft", "run target", "run draft"])
-    tokens = harness.play(lambda moves: next(move for move in in_turn if move in moves))
-    counts = harness.coordinator.counts
-    assert tokens == ToyBackend(seed=3, end_logit=-100).greedy(200)
-    assert counts.rests == 5  # of 16, 32, 64, 64 and 64 tokens
-    assert counts.rollbacks == 0
-    # After 16, 32, 64 and 64 tokens a probe of at least 4, and one window that was under way after each.
-    assert 12 <= counts.drafted_tokens <= 60
+    # Of 16, 32, 64 and 128 tokens; the next answer of the engine begins with one of 256.
+    for rests in (4, 1):
+        harness = Harness(
+            target=ToyBackend(seed=3, end_logit=-100),
+            draft=ToyBackend(noise=2.0, seed=3, end_logit=-100),
+            policy=policy,
+            sampling=sampling(max_tokens=200),
+        )
+        in_turn = itertools.cycle(["hear target", "hear draft", "run target", "run draft"])
+        tokens = harness.play(lambda moves, turn=in_turn: next(move for move in turn if move in moves))
+        counts = harness.coordinator.counts
+        assert tokens == ToyBackend(seed=3, end_logit=-100).greedy(200)
+        assert counts.rests == rests
+        assert counts.rollbacks == 0
+        # At each rest's end a probe of at least 4, and one window that was under way after each.
+        assert 4 * rests - 4 <= counts.drafted_tokens <= 12 * rests
     assert policy.tested >= 3
 
 
