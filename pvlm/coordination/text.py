@@ -67,8 +67,8 @@ class Text:
     def prepare(self, outcomes: Sequence[Outcome]) -> int:
         """Note the prepared windows of a message. Returns how many of them may still be needed; the others are late.
 
-        The target gets the whole message or nothing of it, and each end keeps the first window of a place. So the target
-        holds those that are noted here, as far as it has not settled them, and no others.
+        The target gets the whole message or nothing of it, and each end keeps the first window of a place. So the
+        target holds those that are noted here, as far as it has not settled them, and no others.
         """
         known, found = len(self.outcomes), dict(self.outcomes)
         for outcome in outcomes:
