@@ -117,7 +117,7 @@ def test_what_cannot_be_padded(tmp_path: Path) -> None:
 
 
 def test_pad_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pad", str(tmp_path / "deeper"), "--layers", "1"]) == 0
+    assert main(["pad", str(tmp_path / "deeper"), "--layers", "1", FLAGS[0]]) == 0
     assert "a deeper model's cost, the same output" in capsys.readouterr().out
     assert depth(tmp_path / "deeper") == (7, 6)
     assert main(["pad", str(tmp_path / "deeper"), "--layers", "1"]) == 1
