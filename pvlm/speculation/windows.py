@@ -28,6 +28,11 @@ PREFERENCE = 1.02
 OUTCOME_SLACK = 0.02
 """Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
 
+OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.08, 1.03
+"""By which factor theorem 8 must predict more than theorem 7 before outcomes are prepared, and while they are: branches
+take time that no theorem counts.
+"""
+
 REST_TOKENS = 16
 """Tokens that the target first writes alone where a draft does not pay."""
 
@@ -288,10 +293,12 @@ class AutoWindow:
         step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
         if step not in self._made:
             beta = 1 - 2 ** (-step / _STEPS_PER_OCTAVE)
-            self._made[step] = self._best_turns(beta), self._best_together(beta), self._best_prepared(beta)
+            together = self._best_together(beta)
+            self._made[step] = self._best_turns(beta), together, self._best_prepared(beta, together)
         turns, together, prepared = self._made[step]
         if self._vanilla:
             return turns
+        self._branching &= prepared is not None
         if prepared is not None:
             together = self._better(together, prepared)
         self._predicted = {"turns": turns.speedup or 0.0, "together": together.speedup or 0.0}
@@ -313,14 +320,19 @@ class AutoWindow:
     def _better(self, together: WindowChoice, prepared: WindowChoice) -> WindowChoice:
         """Prepare outcomes? What it has been doing is kept unless the other way is clearly better."""
         without, with_outcomes = together.speedup or 0.0, prepared.speedup or 0.0
-        favour = PREFERENCE if self._branching else 1 / PREFERENCE
-        self._branching = self._forced or with_outcomes * favour > without
+        needed = OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
+        self._branching = self._forced or with_outcomes > needed * without
         return prepared if self._branching else together
 
-    def _best_prepared(self, beta: float) -> WindowChoice | None:
+    def _best_prepared(self, beta: float, together: WindowChoice) -> WindowChoice | None:
+        """None where outcomes are not worthwhile. The search takes milliseconds, so a bound comes before it."""
         if self._outcome_times is None:
             return None
-        best = self._outcome_times.best(beta, self.estimates.hits.hits, self._counts)
+        hits, without = self.estimates.hits.hits, together.speedup or 0.0
+        needed = OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
+        if not self._forced and self._outcome_times.bound(beta, hits) < needed * without:
+            return None
+        best = self._outcome_times.best(beta, hits, self._counts)
         # A token more than the wait needs, for the draft may be in the middle of one; then half of a pass.
         patience_ms = self._lag_ms + (best.wait + 1) * self._draft_ms + self._pass_time(1) / 2
         return WindowChoice(best.steps, best.wait, patience_ms, best.speedup, outcomes=best.plan)

@@ -62,6 +62,15 @@ def test_theorem_8_is_what_a_loop_that_draws_tokens_does(beta: float, s: int, k:
     assert found == pytest.approx(drawn, rel=0.01)
 
 
+@settings(max_examples=50, deadline=None)
+@given(beta=st.floats(0.3, 0.99), cost=st.floats(0.0, 0.5), c=st.floats(1.0, 10.0))
+def test_where_outcomes_help_no_choice_is_much_faster_than_the_bound(beta: float, cost: float, c: float) -> None:
+    times = OutcomeTimes(8, 40.0 * c, 40.0, lambda n: 40.0 * (1 + cost * (n - 1)), lag_ms=2.0)
+    hits = cumulative((0.6, 0.475))
+    without = times.speedups(beta, np.zeros((8, 9)), 0).max()
+    assert times.best(beta, hits).speedup <= 1.02 * max(times.bound(beta, hits), without)
+
+
 def test_points_of_the_design() -> None:
     """With a flat hit rate and the best s and k, without lags: (T_p, T_q, beta), q_B / T_q, h, S."""
     for (target, draft, beta), cost, hit_rate, speedup in (
