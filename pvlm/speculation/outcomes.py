@@ -18,7 +18,7 @@ HIT_PRIOR = (0.6, 0.475)
 """Probability that a rejection's token is the draft's best other token; and the next best one, if it is not the best.
 Measured with the bundled pair."""
 
-COUNTS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 18, 24, 32)
 """Numbers of branches that are considered."""
 
 NEW_BRANCH_COST = 0.05
