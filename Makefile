@@ -4,9 +4,9 @@
 # make lmms-eval  install lmms-eval in build/lmms-eval, and evaluate the bundled pair by it in three ways
 # make setup      set up alone: .venv/bin/pvlm is the command
 # make accuracy   how often the bundled pair answers exactly, on 200 unseen clips (about 5 minutes)
-# make pruning    the table and picture of docs/evidence/pruning.md (about 14 minutes on two idle cores)
-# make speed      the figures of docs/evidence about speed (about half an hour on idle cores); writes build/evidence
-# make evidence   all measurements of docs/evidence: accuracy, pruning, speed, chaos, soak (about two hours)
+# make pruning    the table and picture of docs/evidence/pruning.md (some minutes for each of six pruners)
+# make speed      the figures of docs/evidence about speed (hours; on idle cores); writes build/evidence
+# make evidence   all measurements of docs/evidence: accuracy, pruning, speed, chaos, soak (hours)
 # make soak       answers of every kind for half an hour while workers are killed; writes build/soak (see docs/evidence/robustness.md)
 # make chaos      faults, damaged videos and fuzzing (about 10 minutes; see docs/evidence/robustness.md)
 # make generic    other model families by transformers' video processors, in an environment of its own in build/generic

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pvlm.speculation.coupling import Drafted
 from pvlm.speculation.proposals import InvalidProposal, unstack_proposals
-from pvlm.speculation.text import agreement
+from pvlm.speculation.text import Place, agreement
 from pvlm_protocols.limits import MAX_OUTCOMES
 from pvlm_protocols.messages import DraftWindow, Prepared
 
@@ -23,14 +23,6 @@ class Waiting(NamedTuple):
     @property
     def token(self) -> int:
         return self.drafted.token
-
-
-class _Place(NamedTuple):
-    """A prefix by name: the first ``offset`` tokens of a window, and then ``token``."""
-
-    window: int
-    offset: int
-    token: int
 
 
 class _Continuation(NamedTuple):
@@ -56,8 +48,8 @@ class HeldWindows:
         self._last = 0
         """The window at the end of the queue, or the last one that was there."""
         self._ended = False
-        self._missed: _Place | None = None
-        self._prepared: dict[_Place, _Continuation] = {}
+        self._missed: Place | None = None
+        self._prepared: dict[Place, _Continuation] = {}
 
     @property
     def prepared(self) -> int:
@@ -90,7 +82,7 @@ class HeldWindows:
         drafted = deque(_unpack([token for outcome in message.outcomes for token in outcome.tokens], message))
         for outcome in message.outcomes:
             parent = outcome.parent
-            place = _Place(parent.window, parent.offset, parent.token)
+            place = Place.of(parent)
             tokens = [drafted.popleft() for _ in outcome.tokens]
             continuation = _Continuation(outcome.id, outcome.start, tokens)
             if place == self._missed and outcome.start <= self._reach:
@@ -112,7 +104,7 @@ class HeldWindows:
         """``token`` was committed in place of a queued one. Continue with the window prepared for it and return its id,
         or end the epoch and return 0.
         """
-        place = _Place(rejected.window, rejected.offset, token)
+        place = Place(rejected.window, rejected.offset, token)
         found = self._prepared.get(place)
         self.queue.clear()
         self._prepared.clear()
@@ -122,7 +114,7 @@ class HeldWindows:
         self._enqueue(found)
         return found.id
 
-    def _waits_for(self, place: _Place, position: int) -> bool:
+    def _waits_for(self, place: Place, position: int) -> bool:
         """Does a queued token stand at that place? A window that is not of the line has none, and needs no room."""
         index = position - len(self._committed)
         if not 0 <= index < len(self.queue):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from pvlm.speculation.windows import REST_TOKENS, WindowPolicy
+from pvlm.speculation.windows import REST_TOKENS, REST_TOKENS_MAX, WindowPolicy
 from pvlm_protocols.messages import TargetMode
-
-REST_TOKENS_MAX = 256
-"""The longest rest. The first has `REST_TOKENS`, and each is twice as long as the one before."""
 
 
 class State(Enum):

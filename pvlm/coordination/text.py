@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pvlm.speculation.text import agreement
+from pvlm.speculation.text import Place, agreement
 from pvlm_protocols.limits import MAX_OUTCOMES
 from pvlm_protocols.messages import DraftWindow, Outcome, Parent, Verdict
 
@@ -13,14 +13,6 @@ from pvlm_protocols.messages import DraftWindow, Outcome, Parent, Verdict
 class _Extent(NamedTuple):
     start: int
     tokens: int
-
-
-class _Place(NamedTuple):
-    """The first ``offset`` tokens of a window, and then ``token``."""
-
-    window: int
-    offset: int
-    token: int
 
 
 class Text:
@@ -37,7 +29,7 @@ class Text:
         self.line = list(committed)
         self.epoch = epoch
         self.last = 0
-        self.outcomes: dict[_Place, Outcome] = {}
+        self.outcomes: dict[Place, Outcome] = {}
         self._windows: dict[int, _Extent] = {}
 
     def parted(self, start: int) -> bool:
@@ -73,7 +65,7 @@ class Text:
         known, found = len(self.outcomes), dict(self.outcomes)
         for outcome in outcomes:
             if self._may_follow(parent := outcome.parent):
-                found.setdefault(_Place(parent.window, parent.offset, parent.token), outcome)
+                found.setdefault(Place.of(parent), outcome)
         if len(found) > MAX_OUTCOMES:
             return 0
         self.outcomes = found
@@ -91,7 +83,7 @@ class Text:
         """
         if verdict.epoch != self.epoch:
             return None
-        outcome = self.outcomes.get(_Place(verdict.judged, verdict.offset, self.committed[-1]))
+        outcome = self.outcomes.get(Place(verdict.judged, verdict.offset, self.committed[-1]))
         if outcome is None or outcome.start != len(self.committed) or verdict.branch not in (0, outcome.id):
             return None
         return outcome

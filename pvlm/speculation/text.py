@@ -1,10 +1,24 @@
-"""Pure functions on the tokens of an answer: how far two texts agree, and where an answer ends. Imports no torch."""
+"""Texts of tokens: how far two agree, a prefix by name, and where an answer ends. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from pvlm_protocols.messages import FinishReason, Sampling
+from pvlm_protocols.messages import FinishReason, Parent, Sampling
+
+
+class Place(NamedTuple):
+    """A prefix by name: the first ``offset`` tokens of a window, and then ``token``."""
+
+    window: int
+    offset: int
+    token: int
+
+    @classmethod
+    def of(cls, parent: Parent) -> Place:
+        """The prefix that a prepared window continues."""
+        return cls(parent.window, parent.offset, parent.token)
 
 
 def agreement(one: Sequence[int], other: Sequence[int]) -> int:

@@ -33,8 +33,9 @@ OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.08, 1.03
 take time that no theorem counts.
 """
 
-REST_TOKENS = 16
-"""Tokens that the target first writes alone where a draft does not pay."""
+REST_TOKENS, REST_TOKENS_MAX = 16, 256
+"""Tokens that the target first writes alone where a draft does not pay; each rest is twice as long, up to the second.
+"""
 
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
@@ -320,17 +321,20 @@ class AutoWindow:
     def _better(self, together: WindowChoice, prepared: WindowChoice) -> WindowChoice:
         """Prepare outcomes? What it has been doing is kept unless the other way is clearly better."""
         without, with_outcomes = together.speedup or 0.0, prepared.speedup or 0.0
-        needed = OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
-        self._branching = self._forced or with_outcomes > needed * without
+        self._branching = self._forced or with_outcomes > self._outcomes_needed * without
         return prepared if self._branching else together
+
+    @property
+    def _outcomes_needed(self) -> float:
+        """By which factor outcomes must be predicted to be faster."""
+        return OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
 
     def _best_prepared(self, beta: float, together: WindowChoice) -> WindowChoice | None:
         """None where outcomes are not worthwhile. The search takes milliseconds, so a bound comes before it."""
         if self._outcome_times is None:
             return None
         hits, without = self.estimates.hits.hits, together.speedup or 0.0
-        needed = OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
-        if not self._forced and self._outcome_times.bound(beta, hits) < needed * without:
+        if not self._forced and self._outcome_times.bound(beta, hits) < self._outcomes_needed * without:
             return None
         best = self._outcome_times.best(beta, hits, self._counts)
         # A token more than the wait needs, for the draft may be in the middle of one; then half of a pass.

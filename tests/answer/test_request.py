@@ -15,6 +15,7 @@ from pvlm.answer.request import Request, build_request, resolve_coupling
 from pvlm.config import answer_options
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.policies import WindowPolicies
+from pvlm.speculation.windows import AutoWindow, WindowChoice
 from pvlm_protocols.codec import decode_for_actor, encode
 from pvlm_protocols.messages import Schedule
 from pvlm_protocols.turns import VideoFrames
@@ -80,6 +81,12 @@ def test_the_schedule_follows_method_and_stages(
     settings: dict[str, Any], options: dict[str, Any], schedule: Schedule
 ) -> None:
     assert request(EngineConfig(**settings), **options).target.schedule == schedule
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_where_drafting_does_not_pay_the_first_window_is_one_alone(monkeypatch: pytest.MonkeyPatch, pays: bool) -> None:
+    monkeypatch.setattr(AutoWindow, "choice", lambda _: WindowChoice(4, pays=pays))
+    assert request().target.window.ahead is pays
 
 
 def test_the_target_alone_has_no_draft() -> None:

@@ -167,13 +167,13 @@ async def test_a_replica_that_dies_is_replaced(cluster: str, client: httpx.Async
         for _ in range(25):
             tasks.start_soon(ask)
             tasks.start_soon(listen)
-        while len(whole) + len(streams) < 8:
+        while not whole and not streams:
             await anyio.sleep(0.01)
         os.kill(killed, signal.SIGKILL)
     assert whole == 25 * [reference]
     counted = Counter(streams)
     assert counted.total() == 25
-    assert counted[reference] > 0  # on a busy machine all may have been written before the kill
+    assert 0 < counted[reference] < 25
     assert set(counted) <= {reference, 500, 503, "RemoteProtocolError"}
     with anyio.fail_after(60):
         while len(replicas() - {killed}) < 2:

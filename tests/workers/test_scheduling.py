@@ -9,8 +9,9 @@ import threading
 import pytest
 
 from pvlm import Engine
-from pvlm.workers.process import import_for_good
+from pvlm.workers.process import WorkerSpec, run_worker
 from pvlm.workers.scheduling import SLICE_S, slice_of, take_long_slices
+from tests.coordination.harness import Mailbox
 from tests.support.pair import PAIR
 from tests.workers.conftest import workers
 
@@ -49,8 +50,19 @@ def test_where_there_is_no_such_call_nothing_happens(monkeypatch: pytest.MonkeyP
     assert not take_long_slices()
 
 
-def test_what_a_worker_imports_is_left_out_of_garbage_collections() -> None:
+def test_what_a_worker_imports_is_left_out_of_garbage_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it loads its model; what loading leaves behind is collected."""
+    frozen: list[int] = []
+
+    def load(*_: object) -> None:
+        frozen.append(gc.get_freeze_count())
+        raise RuntimeError("no model here")
+
+    for name in ("leave_with_parent", "take_long_slices"):
+        monkeypatch.setattr(f"pvlm.workers.process.{name}", lambda: None)
+    monkeypatch.setattr("pvlm.workers.process.connect", lambda _: Mailbox())
+    monkeypatch.setattr("pvlm.workers.process.load_backend", load)
     before = gc.get_freeze_count()
-    import_for_good()
+    assert run_worker("draft", WorkerSpec(model="none", backend="torch", connect="ipc://nowhere")) == 1
     assert gc.isenabled()
-    assert gc.get_freeze_count() > before
+    assert frozen[0] > before
