@@ -17,7 +17,8 @@ The rule that makes it lossless: *only the target's verdicts commit tokens*.
 The `Mode` decides what an event leads to; `TRANSITIONS` at the end of this module is the table. Where the window policy
 finds that drafting does not pay, the target decodes alone for a while. Then the draft writes one window, a *probe*,
 while the target continues, so the comparison costs the target nothing. The first window is a probe too, unless the
-policy is patient: a draft that is slow to start delays nobody.
+policy is patient: a draft that is slow to start delays nobody. An answer that begins in a long rest is not opened at the
+draft at all.
 
 `Ledger` holds what is known of the session. `prefill` and `recovery` have the handlers of a prefill, and of actors that
 are lost and come back.
@@ -66,6 +67,12 @@ from pvlm_protocols.messages import (
     SetMode,
     Verdict,
 )
+
+
+WITHOUT_DRAFT = 256
+"""An answer that began without the draft gets it after so many tokens, if the draft's rest is over: joining costs the
+draft its prefill, beside a target that is at work.
+"""
 
 
 class Coordinator(Ledger):
@@ -155,7 +162,6 @@ class Coordinator(Ledger):
             return Mode.ALONE, commands
         if not together:
             return self._begin_rest(commands)
-        self.rest.reset()
         return self.paired, [*commands, *(self.advance() if ahead else self.roll_back())]
 
     def _extend_line(self, window: DraftWindow) -> Transition | None:
@@ -218,6 +224,7 @@ class Coordinator(Ledger):
         if not self.measurements.pays:
             self.measurements.forget_rejection()
             return self._begin_rest([])
+        self.rest.wrote_together(len(verdict.tokens))
         # A draft that takes turns waits for the target's token. One that writes on may have guessed that token, and
         # its next window will show it.
         mode = self.paired
@@ -233,19 +240,21 @@ class Coordinator(Ledger):
     def _continue_alone(self, verdict: Verdict) -> Transition:
         """ALONE, PROBING: work together again if drafting has come to pay; else probe the draft after its rest."""
         self.measurements.forget_rejection()
+        self.rest.wrote_alone(len(verdict.tokens))
+        if self.held_back and self.rest.over and len(self.committed) >= WITHOUT_DRAFT:
+            return Mode.PROBING, self.join_draft()
         if not self.drafting:
             return self.mode, []
         if (verdict.accepted or verdict.rejected) and self.measurements.pays:
-            self.rest.reset()
             return self.paired, self.roll_back()
-        if self.mode is Mode.PROBING or not self.rest.over(len(self.committed)):
+        if self.mode is Mode.PROBING or not self.rest.over:
             return self.mode, []
         return Mode.PROBING, self.send_back(self.measurements.probe())
 
     def _begin_rest(self, commands: list[Command]) -> Transition:
         """The draft stops by itself, since nothing it writes is confirmed."""
         self.counts.rests += 1
-        self.rest.begin(len(self.committed))
+        self.rest.begin()
         return Mode.ALONE, commands
 
 

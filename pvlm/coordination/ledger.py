@@ -6,7 +6,7 @@ The handlers of `pvlm.coordination.coordinator`, `prefill` and `recovery` read a
 from __future__ import annotations
 
 from pvlm.coordination.events import Command, ToDraftActor, ToTargetActor
-from pvlm.coordination.modes import Mode, Rest, State
+from pvlm.coordination.modes import Mode, State
 from pvlm.coordination.openings import Openings
 from pvlm.coordination.statistics import Counts, Measurements
 from pvlm.coordination.text import Text
@@ -19,7 +19,8 @@ Transition = tuple[Mode, list[Command]]
 
 class Ledger:
     """``state``, ``mode``: where the session is. ``text``: what was committed and drafted. ``openings``: how it is
-    opened at an actor. ``drafting``: a draft holds the session. ``target_window``: what the target knows of the window.
+    opened at an actor. ``drafting``: a draft holds the session. ``held_back``: it is not opened at the draft, which is there,
+    because a long rest is not over. ``target_window``: what the target knows of the window.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Ledger:
         self.counts.draft_lost = draft_away
         self.text = Text(opening.committed, opening.epoch)
         self.openings = Openings(opening, draft_opening)
-        self.drafting = draft_opening is not None and not draft_away
+        there = draft_opening is not None and not draft_away
+        self.rest = policy.rest
+        self.held_back = there and self.rest.long
+        self.drafting = there and not self.held_back
         self.target_window = opening.window
-        self.rest = Rest(policy)
         self.mode = self.first_mode()
 
     @property
@@ -110,15 +113,21 @@ class Ledger:
     def to_draft(self, message: ToDraft) -> list[Command]:
         return [ToDraftActor(message)] if self.drafting else []
 
+    def join_draft(self, shares: bool = True) -> list[Command]:
+        """Open the session at the draft, after the committed text, for a probe."""
+        assert self.openings.draft is not None
+        self.drafting, self.held_back = True, False
+        self.text.restart()
+        return self.openings.at_draft(self.openings.draft, self.text, self.measurements.probe(), shares)
+
     # ---- losing the draft, and ending -----------------------------------------------------------------------------
 
     def lose_draft(self, reason: str) -> Transition:
         """Continue without the draft: the text does not depend on it."""
-        if not self.drafting:
+        if not (self.drafting or self.held_back):
             return self.mode, []
         self.counts.draft_lost = reason
-        self.drafting = False
-        self.rest.reset()
+        self.drafting = self.held_back = False
         return Mode.ALONE, []
 
     def end(self, state: State, *told: Command) -> Transition:

@@ -1,10 +1,9 @@
-"""The states and modes of a session, and how long the draft rests."""
+"""The states and modes of a session."""
 
 from __future__ import annotations
 
 from enum import Enum, auto
 
-from pvlm.speculation.windows import REST_TOKENS, REST_TOKENS_MAX, WindowPolicy
 from pvlm_protocols.messages import TargetMode
 
 
@@ -43,27 +42,3 @@ class Mode(Enum):
                 return "together"
             case Mode.ALONE | Mode.PROBING:
                 return "alone"
-
-
-class Rest:
-    """How long the draft rests: longer each time, until draft and target work together again.
-
-    The policy keeps the length, so that the next answer does not begin with short rests anew.
-    """
-
-    def __init__(self, policy: WindowPolicy) -> None:
-        self._policy = policy
-        self._until = 0
-
-    def begin(self, length: int) -> None:
-        """Rest from an answer of ``length`` tokens on."""
-        self._until = length + self._policy.rest_tokens
-        self._policy.rest_tokens = min(2 * self._policy.rest_tokens, REST_TOKENS_MAX)
-
-    def over(self, length: int) -> bool:
-        """Has the target written enough tokens alone?"""
-        return length >= self._until
-
-    def reset(self) -> None:
-        """The next rest is a short one."""
-        self._policy.rest_tokens = REST_TOKENS

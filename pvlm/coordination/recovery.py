@@ -27,7 +27,6 @@ def on_target_back(ledger: Ledger, back: TargetBack) -> Transition:
     ledger.measurements.interrupted()
     ledger.text.epoch += 1  # the lost target may have drawn in the next epoch already, and nobody has heard of it
     rollback = ledger.send_back(ledger.measurements.window())
-    ledger.rest.reset()
     ledger.mode = ledger.first_mode()
     ledger.state = State.PREFILLING
     openings = ledger.openings.at_target(ledger.text, ledger.target_window, ledger.mode, back.shares)
@@ -54,9 +53,7 @@ def on_draft_gone(ledger: Ledger, gone: DraftGone) -> Transition:
 
 def on_draft_back(ledger: Ledger, back: DraftBack) -> Transition:
     """Let it join after the committed text; the target continues alone until the draft's first window arrives."""
-    if ledger.drafting or (opening := ledger.openings.draft) is None:
+    if ledger.drafting or ledger.held_back or ledger.openings.draft is None:
         return ledger.mode, []
-    ledger.drafting = True
     ledger.counts.draft_rejoins += 1
-    ledger.text.restart()
-    return Mode.PROBING, ledger.openings.at_draft(opening, ledger.text, ledger.measurements.probe(), back.shares)
+    return Mode.PROBING, ledger.join_draft(back.shares)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from pvlm.speculation.estimates import Estimates, Pace
 from pvlm.speculation.outcomes import COUNTS, OutcomeTimes
+from pvlm.speculation.rest import Rest
 from pvlm.speculation.theory import LoopTimes, best_vanilla_window, window_grid
 from pvlm_protocols.messages import TargetMode
 
@@ -31,10 +32,6 @@ OUTCOME_SLACK = 0.02
 OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.08, 1.03
 """By which factor theorem 8 must predict more than theorem 7 before outcomes are prepared, and while they are: branches
 take time that no theorem counts.
-"""
-
-REST_TOKENS, REST_TOKENS_MAX = 16, 256
-"""Tokens that the target first writes alone where a draft does not pay; each rest is twice as long, up to the second.
 """
 
 _TIMING_CHANGE = 0.05
@@ -72,12 +69,11 @@ class WindowPolicy(Protocol):
     """Learns from one session, and chooses its next window.
 
     ``patient``: the target waits for the draft's first window without a limit. ``baselined``: the policy knows how fast
-    the target is alone, or does not ask. ``rest_tokens``: how many tokens the target writes alone when the draft rests
-    next.
+    the target is alone, or does not ask. ``rest``: how long the draft rests where it does not pay.
     """
 
     patient: bool
-    rest_tokens: int
+    rest: Rest
 
     @property
     def baselined(self) -> bool: ...
@@ -137,7 +133,7 @@ class FixedWindow:
         if n < 1 or not 0 <= wait <= n:
             raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
         self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0, outcomes=outcomes)
-        self.rest_tokens = REST_TOKENS
+        self.rest = Rest()
 
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         pass
@@ -190,7 +186,7 @@ class AutoWindow:
         if gamma_max < 1:
             raise ValueError(f"gamma_max is {gamma_max}: a window has at least 1 token")
         self.estimates = Estimates()
-        self.rest_tokens = REST_TOKENS
+        self.rest = Rest()
         self._gamma_max = gamma_max
         self._grid = window_grid(gamma_max)
         self._vanilla = vanilla

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvlm.coordination.events import Cancelled, DraftGone, TargetGone
+from pvlm.coordination.events import Cancelled, DraftBack, DraftGone, TargetGone
 from pvlm.coordination.modes import Mode, State
+from pvlm.coordination.statistics import Counts
 from pvlm.errors import InvalidTransition
+from pvlm.speculation.rest import Rest
 from pvlm.speculation.windows import AutoWindow, FixedWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window
 from tests.coordination.harness import SCHEDULES, Harness, sampling
@@ -345,7 +347,7 @@ def test_going_alone_and_together_again_changes_nothing(seed, order, noise, gamm
     rng = random.Random(order)
     target = ToyBackend(seed=seed, end_logit=-100)
     policy = Moody(gamma, min(wait, gamma), rng)
-    policy.rest_tokens = rest
+    policy.rest = Rest(rest)
     harness = Harness(
         target=target,
         draft=ToyBackend(noise=noise, seed=seed, end_logit=-100),
@@ -399,23 +401,67 @@ class Hopeless(FixedWindow):
 
 def test_where_a_draft_does_not_pay_the_target_goes_on_alone_and_the_draft_is_probed_now_and_then():
     policy = Hopeless(4)
-    # Of 16, 32, 64 and 128 tokens; the next answer of the engine begins with one of 256.
-    for rests in (4, 1):
-        harness = Harness(
-            target=ToyBackend(seed=3, end_logit=-100),
-            draft=ToyBackend(noise=2.0, seed=3, end_logit=-100),
-            policy=policy,
-            sampling=sampling(max_tokens=200),
-        )
-        in_turn = itertools.cycle(["hear target", "hear draft", "run target", "run draft"])
-        tokens = harness.play(lambda moves, turn=in_turn: next(move for move in turn if move in moves))
-        counts = harness.coordinator.counts
-        assert tokens == ToyBackend(seed=3, end_logit=-100).greedy(200)
+    # Of 16, 32, 64 and 128 tokens; the next answer of the engine goes on with the last, and then with one of 256.
+    for rests in (4, 2):
+        counts = answered_in_turn(policy, 200, noise=2.0)
         assert counts.rests == rests
         assert counts.rollbacks == 0
         # At each rest's end a probe of at least 4, and one window that was under way after each.
         assert 4 * rests - 4 <= counts.drafted_tokens <= 12 * rests
     assert policy.tested >= 3
+
+
+def answered_in_turn(policy: FixedWindow, tokens: int, *, noise: float) -> Counts:
+    """Play an answer of the toy models, whose text must be the target's, in turns."""
+    harness = Harness(
+        target=ToyBackend(seed=3, end_logit=-100),
+        draft=ToyBackend(noise=noise, seed=3, end_logit=-100),
+        policy=policy,
+        sampling=sampling(max_tokens=tokens),
+    )
+    in_turn = itertools.cycle(["hear target", "hear draft", "run target", "run draft"])
+    played = harness.play(lambda moves: next(move for move in in_turn if move in moves))
+    assert played == ToyBackend(seed=3, end_logit=-100).greedy(tokens)
+    return harness.coordinator.counts
+
+
+def test_an_answer_that_begins_in_a_long_rest_does_without_the_draft():
+    """A long one gets it when the rest is over and it has many tokens itself."""
+    policy = Hopeless(4)
+    policy.rest = Rest(first=150)
+    assert answered_in_turn(policy, 60, noise=0.0).rests == 1  # about 90 tokens of it are left
+    short = answered_in_turn(policy, 80, noise=0.0)
+    assert (short.rests, short.drafted_tokens, short.draft_lost, short.draft_rejoins) == (0, 0, "", 0)
+    assert "draft" not in short.prefill_ms
+    assert answered_in_turn(policy, 20, noise=0.0).drafted_tokens, "the rest is nearly over: a short one is no reason"
+    policy.rest = Rest(first=150)
+    policy.rest.begin()
+    long = answered_in_turn(policy, 300, noise=0.0)
+    assert (long.rests, long.draft_rejoins) == (1, 0)
+    assert long.accepted_tokens == 0 < long.drafted_tokens <= 8, "its one probe came after 256 tokens"
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_draft_that_is_lost_while_an_answer_does_without_it_does_not_join_until_it_is_back(back):
+    policy = FixedWindow(4)
+    policy.rest = Rest(first=100)
+    policy.rest.begin()
+    harness = Harness(
+        target=ToyBackend(seed=3, end_logit=-100),
+        draft=ToyBackend(seed=3, end_logit=-100),
+        policy=policy,
+        sampling=sampling(max_tokens=300),
+    )
+    harness.deliver(DraftBack(shares=True))  # of a session that does not wait for it
+    assert harness.coordinator.held_back
+    harness.deliver(DraftGone("it was killed"))
+    assert not harness.coordinator.held_back
+    if back:
+        harness.deliver(DraftBack(shares=True))
+    assert harness.play(any_order(random.Random(4))) == ToyBackend(seed=3, end_logit=-100).greedy(300)
+    counts = harness.coordinator.counts
+    assert (counts.draft_lost, counts.draft_rejoins) == ("it was killed", int(back))
+    assert bool(counts.drafted_tokens) == back
 
 
 def test_a_draft_that_has_come_to_pay_is_used_again():

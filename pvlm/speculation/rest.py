@@ -1,0 +1,50 @@
+"""How long a draft rests that does not pay. Imports no torch."""
+
+from __future__ import annotations
+
+FIRST_REST, LONGEST_REST = 16, 1024
+"""Tokens of the first rest of a draft; each further one is twice as long, up to the second."""
+
+LONG_REST = 64
+"""An answer that begins with so much of a rest still to come does not need the draft at once."""
+
+
+class Rest:
+    """Counts the tokens that the target writes alone while the draft rests. The answers of one policy share it, so that
+    the next answer does not begin with short rests anew.
+
+    A rest is as short as the first again once draft and target have worked together for as long as the next rest would
+    have been. A try that was worthwhile for a moment only does not count.
+    """
+
+    def __init__(self, first: int = FIRST_REST) -> None:
+        self._first = self._next = first
+        self._left = self._worked = 0
+
+    def begin(self) -> None:
+        """Rest from now on, unless another answer has begun a rest that is not over."""
+        if self.over:
+            self._left = self._next
+            self._next = min(2 * self._next, max(LONGEST_REST, self._first))
+        self._worked = 0
+
+    def wrote_alone(self, tokens: int) -> None:
+        """The target wrote so many tokens by itself."""
+        self._left = max(0, self._left - tokens)
+
+    def wrote_together(self, tokens: int) -> None:
+        """Draft and target wrote so many tokens together, which paid."""
+        self._left = 0
+        self._worked += tokens
+        if self._worked >= self._next:
+            self._next = self._first
+
+    @property
+    def over(self) -> bool:
+        """Has the target written enough tokens alone?"""
+        return self._left == 0
+
+    @property
+    def long(self) -> bool:
+        """Is there so much of it to come that an answer had better begin without the draft?"""
+        return self._left >= LONG_REST

@@ -1,0 +1,57 @@
+"""How long a draft rests that does not pay."""
+
+from __future__ import annotations
+
+from pvlm.speculation.rest import LONGEST_REST, Rest
+
+
+def lengths(rest: Rest, count: int) -> list[int]:
+    """Of further rests, one after the other."""
+    found = []
+    for _ in range(count):
+        rest.begin()
+        length = 0
+        while not rest.over:
+            rest.wrote_alone(1)
+            length += 1
+        found.append(length)
+    return found
+
+
+def test_each_rest_is_twice_as_long_up_to_a_limit():
+    assert lengths(Rest(), 9) == [16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
+    assert LONGEST_REST == 1024
+
+
+def test_a_try_that_paid_for_a_moment_changes_nothing():
+    rest = Rest()
+    lengths(rest, 3)
+    rest.wrote_together(100)
+    assert lengths(rest, 1) == [128]
+
+
+def test_work_as_long_as_the_next_rest_makes_it_a_short_one():
+    rest = Rest()
+    lengths(rest, 3)
+    for _ in range(32):
+        rest.wrote_together(4)
+    assert lengths(rest, 2) == [16, 32]
+
+
+def test_answers_at_once_share_one_rest():
+    rest = Rest()
+    for _ in range(8):
+        rest.begin()
+    rest.wrote_alone(16)
+    assert rest.over
+    assert lengths(rest, 1) == [32]
+
+
+def test_a_rest_is_long_while_much_of_it_is_to_come():
+    rest = Rest(first=100)
+    assert not rest.long
+    rest.begin()
+    rest.wrote_alone(36)
+    assert rest.long
+    rest.wrote_alone(1)
+    assert not rest.long
