@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +25,7 @@ from pvlm_protocols.backend import BackendError, LoadOptions, PassCost, Prompt, 
 QUESTION = "Describe the video in detail."
 FRAME_SIDE = 64
 """Pixels; frames are noise, and the processor resizes them."""
+LeastTime = Callable[[int, int], float]
 _MATRIX, _READS, _WARM_UP = 1024, 15, 3
 
 
@@ -108,6 +110,37 @@ def read_gb_s(size: int) -> float:
     return size / 1e6 / _median_ms(lambda: torch.sum(buffer))
 
 
+def least_pass_time(config: EngineConfig, role: Role, threads: int) -> LeastTime | None:
+    """Load a model, measure this machine on ``threads`` threads of this process, and return the least time in ms for a
+    pass by its tokens and the rows in the cache afterwards. None where the backend does not report its costs.
+
+    Raises ModelError and ConfigError as `measure_passes`.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gflop_s = matrix_gflop_s()
+        backend = _LoadedModel(config, role, threads).backend
+    except BackendError as error:
+        raise ModelError(f"the passes cannot be measured: {error}") from error
+    finally:
+        torch.set_num_threads(before)
+    return (lambda tokens, rows: _limit(backend, tokens, rows, gflop_s).ms) if isinstance(backend, PassCost) else None
+
+
+class _Limit(NamedTuple):
+    read: int
+    operations: int
+    bandwidth_gb_s: float
+    ms: float
+
+
+def _limit(backend: PassCost, tokens: int, rows: int, gflop_s: float) -> _Limit:
+    read, operations = backend.pass_cost(tokens, rows)
+    bandwidth = read_gb_s(read)
+    return _Limit(read, operations, bandwidth, max(read / bandwidth, operations / gflop_s) / 1e6)
+
+
 class _LoadedModel:
     def __init__(self, config: EngineConfig, role: Role, threads: int) -> None:
         checkpoint = _checkpoint(config, role)
@@ -119,13 +152,13 @@ class _LoadedModel:
         self.role = role
         self._prune_ratio = config.prune_ratio if draft else 0.0
         self._processor = plugin.processor(checkpoint)
-        self._backend = plugin.load(options)
+        self.backend = plugin.load(options)
 
     def prefill(self, frames: int, capacity: int) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (frames, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)
         prompt = Prompt(QUESTION, self._processor.resize(noise), tuple(map(float, range(frames))))
         started = time.perf_counter()
-        self._session = self._backend.open(prompt, capacity)
+        self._session = self.backend.open(prompt, capacity)
         self.tower_ms = (time.perf_counter() - started) * 1e3
         keep = None
         if self._prune_ratio:
@@ -150,22 +183,18 @@ class _LoadedModel:
 
     def _row(self, count: int, ms: float, gflop_s: float) -> PassRow:
         rows = self._rows + count
-        read = operations = bandwidth = limit_ms = None
-        if isinstance(self._backend, PassCost):
-            read, operations = self._backend.pass_cost(count, rows)
-            bandwidth = read_gb_s(read)
-            limit_ms = max(read / bandwidth, operations / gflop_s) / 1e6
+        limit = _limit(self.backend, count, rows, gflop_s) if isinstance(self.backend, PassCost) else None
         return PassRow(
             role=self.role,
-            layers=self._backend.info.layers,
+            layers=self.backend.info.layers,
             tokens=count,
             rows=rows,
             ms=ms,
-            read_mb=None if read is None else read / 1e6,
-            gflop=None if operations is None else operations / 1e9,
-            bandwidth_gb_s=bandwidth,
-            limit_ms=limit_ms,
-            of_limit=None if limit_ms is None else limit_ms / ms,
+            read_mb=None if limit is None else limit.read / 1e6,
+            gflop=None if limit is None else limit.operations / 1e9,
+            bandwidth_gb_s=None if limit is None else limit.bandwidth_gb_s,
+            limit_ms=None if limit is None else limit.ms,
+            of_limit=None if limit is None else limit.ms / ms,
         )
 
 

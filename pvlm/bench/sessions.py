@@ -13,18 +13,21 @@ from itertools import cycle, islice, pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
+import anyio
 import msgspec
 import numpy as np
 
 from pvlm.bench.emulated import FRAMES, QUESTION, emulated_settings, warm_up
 from pvlm.bench.methods import read_clip
 from pvlm.bench.pairs import PAIRS, PRUNE_RATIO, Pair
+from pvlm.bench.passes import LeastTime, least_pass_time
 from pvlm.bench.rows import measured
 from pvlm.config import BUNDLED, EngineConfig, Transport, engine_config
 from pvlm.engine import Engine
 from pvlm.errors import OptionError
 from pvlm.results import Answer
 from pvlm.speculation.theory import acceptance_from_length
+from pvlm.workers.placement import worker_spec
 
 NAMES = (*PAIRS, BUNDLED)
 """The pairs that may be measured."""
@@ -56,8 +59,9 @@ class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
     Times are the models' own: measured times over ``time_scale``. ``first_token_s_*``: percentiles of the time to the
     first token. ``between_tokens_ms_*``: of the time between two pieces of a stream. ``prefill_gap_ms``: the longest
     such time of a running answer during the prefill of another; ``prefill_ms``: that prefill. ``busy``: the share of
-    the time without prefill in which the target ran a pass. ``tokens``: of all answers of a round; ``same_tokens``:
-    whether each answer equals plain decoding.
+    the time without prefill in which the target ran a pass. ``of_limit``: the least time for the arithmetic of the
+    target's passes (`least_pass_time`), over the time that they took; None where the backend does not tell their cost.
+    ``tokens``: of all answers of a round; ``same_tokens``: whether each answer equals plain decoding.
     """
 
     pair: str
@@ -75,6 +79,7 @@ class SessionsRow(msgspec.Struct, frozen=True, kw_only=True):
     prefill_gap_ms: float
     prefill_ms: float
     busy: float
+    of_limit: float | None
     same_tokens: bool
     time_scale: float | None
     further_token: float | None
@@ -117,12 +122,14 @@ async def measure_sessions(
     rows: list[SessionsRow] = []
     for pair in pairs:
         emulated = pair != BUNDLED
+        limit = None
         if emulated:
             settings, asked = _emulated(PAIRS[pair], tokens, time_scale, further_token, transport)
         else:
             settings = {"transport": transport, "prefix_cache_bytes": 0}
             settings |= {} if backend is None else {"backend": backend}
             asked = [await _read(engine_config(settings), path, question, tokens) for path, question in clips]
+            limit = await anyio.to_thread.run_sync(_target_limit, engine_config(settings))
         async with Engine.create(settings, max_sessions=max(2, *sessions)) as engine:
             await (warm_up(engine) if emulated else _written(engine, asked[0]))
             plain = [(await _written(engine, one, method="ar")).answer.tokens for one in asked]
@@ -152,6 +159,7 @@ async def measure_sessions(
                         prefill_gap_ms=beside.gap_ms / scale,
                         prefill_ms=beside.prefill_ms / scale,
                         busy=median(one.together.busy for one in found),
+                        of_limit=None if limit is None else median(one.together.of_limit(limit) for one in found),
                         same_tokens=all(
                             run.all_tokens == expected for one in found for run in (one.one_by_one, one.together)
                         ),
@@ -216,10 +224,21 @@ class _Run:
         return (self.tokens - len(self.answers)) / self.decoding_s
 
     @property
+    def passes(self) -> set[tuple[int, float]]:
+        """Tokens and time of each pass of the target. One that several answers shared counts once."""
+        return {one for written in self.answers for one in written.answer.stats.target_passes_ms}
+
+    @property
     def busy(self) -> float:
-        """The share of `decoding_s` in which the target ran a pass. One that several answers shared counts once."""
-        passes = {one for written in self.answers for one in written.answer.stats.target_passes_ms}
-        return sum(ms for _, ms in passes) / 1000 / self.decoding_s
+        """The share of `decoding_s` in which the target ran a pass."""
+        return sum(ms for _, ms in self.passes) / 1000 / self.decoding_s
+
+    def of_limit(self, least_ms: LeastTime) -> float:
+        """The least time for all passes over the time that they took, with half of an answer in the cache."""
+        stats, passes = self.answers[0].answer.stats, self.passes
+        rows = stats.prompt_tokens + stats.new_tokens // 2
+        least = {tokens: least_ms(tokens, rows) for tokens in {tokens for tokens, _ in passes}}
+        return sum(least[tokens] for tokens, _ in passes) / sum(ms for _, ms in passes)
 
 
 class _Round(NamedTuple):
@@ -269,6 +288,12 @@ async def _written(
             if running is not None and tokens > running_after:
                 running.set()
     return Written(chunks.answer, began_s, arrived_s)
+
+
+def _target_limit(config: EngineConfig) -> LeastTime | None:
+    """The least time of the bundled target's passes, on as many threads as its worker has."""
+    spec = worker_spec(config, "target", "", config.backend_of("target"), alone=False)
+    return least_pass_time(config, "target", spec.threads or 1)
 
 
 async def _read(config: EngineConfig, path: str, question: str, tokens: int) -> Asked:

@@ -17,8 +17,8 @@ The rule that makes it lossless: *only the target's verdicts commit tokens*.
 The `Mode` decides what an event leads to; `TRANSITIONS` at the end of this module is the table. Where the window policy
 finds that drafting does not pay, the target decodes alone for a while. Then the draft writes one window, a *probe*,
 while the target continues, so the comparison costs the target nothing. The first window is a probe too, unless the
-policy is patient: a draft that is slow to start delays nobody. An answer that begins in a long rest is not opened at the
-draft at all.
+policy is patient: a draft that is slow to start delays nobody. An answer that begins in a long rest is not opened at
+the draft at all.
 
 `Ledger` holds what is known of the session. `prefill` and `recovery` have the handlers of a prefill, and of actors that
 are lost and come back.
@@ -67,7 +67,6 @@ from pvlm_protocols.messages import (
     SetMode,
     Verdict,
 )
-
 
 WITHOUT_DRAFT = 256
 """An answer that began without the draft gets it after so many tokens, if the draft's rest is over: joining costs the

@@ -19,8 +19,8 @@ Transition = tuple[Mode, list[Command]]
 
 class Ledger:
     """``state``, ``mode``: where the session is. ``text``: what was committed and drafted. ``openings``: how it is
-    opened at an actor. ``drafting``: a draft holds the session. ``held_back``: it is not opened at the draft, which is there,
-    because a long rest is not over. ``target_window``: what the target knows of the window.
+    opened at an actor. ``drafting``: a draft holds the session. ``held_back``: a draft is there, but the session is not
+    opened at it, because a long rest is not over. ``target_window``: what the target knows of the window.
     """
 
     def __init__(

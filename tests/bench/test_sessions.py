@@ -38,6 +38,7 @@ def test_the_command_writes_a_row_for_each_number(tmp_path: Path, capsys: pytest
         assert row["prefill_gap_ms"] >= 0
         assert row["prefill_ms"] > 44_000
         assert 0 < row["busy"] <= 1
+        assert row["of_limit"] is None
     printed = capsys.readouterr().out
     assert "ov-7b-72b" in printed
     assert "(1 + 0.02 (n - 1))" in printed

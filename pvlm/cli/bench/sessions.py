@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "busy: the share of the time without prefill in which the target ran a pass",
+    "of limit: the least time for the arithmetic of the target's passes, over the time that they took",
     "first token, between: time to the first token, and between two pieces of an answer (median/99th percentile)",
 )
 """What columns of the table mean; the picture has no such columns."""
@@ -107,6 +108,7 @@ def _table(rows: Sequence[SessionsRow]) -> Table:
             "first token s": lambda row: f"{number(row.first_token_s_p50)}/{number(row.first_token_s_p99)}",
             "between ms": lambda row: f"{number(row.between_tokens_ms_p50, 0)}/{number(row.between_tokens_ms_p99, 0)}",
             "busy": lambda row: number(row.busy),
+            "of limit": lambda row: number(row.of_limit),
             "rounds": lambda row: " ".join(number(ratio) for ratio in sorted(row.decoding_ratios)),
             "same": same,
         },
