@@ -107,7 +107,7 @@ soak: setup
 chaos: setup
 	rm -rf build/chaos
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || echo "NOT FUZZED: atheris is not installed ($(BIN)/pip install atheris)"
-	@$(BIN)/python -m pytest -m chaos --numprocesses 2 --dist loadfile tests/chaos; status=$$?; \
+	@$(BIN)/python -m pytest -m chaos --numprocesses 2 --dist loadfile tests/chaos tests/engine/test_kept.py; status=$$?; \
 	    $(BIN)/python -m tests.chaos.report; exit $$status
 
 generic: build/generic/.installed
