@@ -7,15 +7,17 @@ import sys
 from collections.abc import Sequence
 
 import anyio
+import msgspec
 
 from benchmarks.evaluation import evaluate
+from benchmarks.kept import KeptReport, measure_kept
 from benchmarks.load import first_tokens, measure_load, running_server
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
 from pvlm.cli.console import configure_logs, write_json
 from pvlm.cli.progress import ProgressDisplay
-from pvlm.config import bundled, engine_config
+from pvlm.config import EngineConfig, bundled, engine_config
 from pvlm.errors import PvlmError
 
 FIRST_TOKENS = 20
@@ -48,14 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slower.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: 256)")
     slower.add_argument("--rounds", type=int, default=5, metavar="N", help="alternating rounds (default: 5)")
     slower.add_argument("--json", metavar="FILE", help="write the rows to a file")
-    for name in ("target", "draft", "backend", "prune"):
-        slower.add_argument(f"--{name}", help="as in pvlm bench")
+    _add_pair(slower, "target", "draft", "backend", "prune")
     slower.set_defaults(run=run_never_slower)
     pad = commands.add_parser("pad", help=f"write a padded checkpoint: {PADDING}")
     pad.add_argument("folder", metavar="FOLDER", help="folder to write; it must not exist yet")
     pad.add_argument("--layers", type=int, required=True, metavar="K", help="decoder layers to append")
     pad.add_argument("--target", default=bundled("target"), help="checkpoint directory (default: the bundled target)")
     pad.set_defaults(run=run_pad)
+    kept = commands.add_parser("kept", help="many questions on five videos, with room for a part of them")
+    kept.add_argument("--questions", type=int, default=1000, metavar="N", help="default: 1000")
+    kept.add_argument(
+        "--prefix-cache-bytes", type=int, default=60_000_000, metavar="N", help="of each model (default: 60000000)"
+    )
+    kept.add_argument("--json", metavar="FILE", help="write the figures to a file")
+    _add_pair(kept, "target", "draft", "backend")
+    kept.set_defaults(run=run_kept)
     evaluation = commands.add_parser("lmms-eval", help="a task of lmms-eval by `ar`, `parallel`, and the server")
     evaluation.set_defaults(run=run_evaluation)
     load = commands.add_parser("load", help="a server under load: answers, memory, the time to the first token")
@@ -76,6 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _add_pair(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that choose the models, and how they run."""
+    for name in names:
+        parser.add_argument(f"--{name}", help="as in pvlm bench")
+
+
+def _config(options: argparse.Namespace, *names: str) -> EngineConfig:
+    given = {name: getattr(options, name) for name in names}
+    return engine_config({name: value for name, value in given.items() if value is not None})
+
+
 def run_bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
     with padded_arguments(options.target, options.draft, options.pad_layers, options.early_layer) as padded:
         return pvlm_main(["bench", *rest, *padded])
@@ -83,8 +103,7 @@ def run_bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
     configure_logs(False)
-    given = {name: getattr(options, name) for name in ("target", "draft", "backend", "prune")}
-    config = engine_config({name: value for name, value in given.items() if value is not None})
+    config = _config(options, "target", "draft", "backend", "prune")
     clips = drawn_clips(options.clips)
 
     async def measure() -> list[SpeedRow]:
@@ -109,6 +128,27 @@ def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print("the tokens are NOT the same")
         return 1
     return 0
+
+
+def run_kept(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    configure_logs(False)
+    config = _config(options, "target", "draft", "backend")
+
+    async def measure() -> KeptReport:
+        with ProgressDisplay() as shown:
+            return await measure_kept(
+                config, options.questions, options.prefix_cache_bytes, lambda fraction: shown.update("ask", fraction)
+            )
+
+    report = anyio.run(measure)
+    for name, value in msgspec.to_builtins(report).items():
+        if name != "memory_mb":
+            print(f"{name}: {value}")
+    for name, found in report.memory_mb.items():
+        print(f"resident memory of the {name}: {', '.join(f'{mb:.0f}' for mb in found)} MB")
+    if options.json:
+        write_json(options.json, report)
+    return 0 if report.passed else 1
 
 
 def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -253,7 +253,7 @@ class Coordinator(Ledger):
     def _begin_rest(self, commands: list[Command]) -> Transition:
         """The draft stops by itself, since nothing it writes is confirmed."""
         self.counts.rests += 1
-        self.rest.begin()
+        self.rest.begin(hopeless=self.measurements.hopeless)
         return Mode.ALONE, commands
 
 

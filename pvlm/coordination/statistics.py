@@ -221,6 +221,11 @@ class Measurements:
         return self._choice.pays and self._policy.baselined
 
     @property
+    def hopeless(self) -> bool:
+        """Would drafting not pay either if every drafted token were accepted?"""
+        return self._choice.hopeless
+
+    @property
     def turns(self) -> bool:
         """Do draft and target work together in turns?"""
         return self._choice.turns

@@ -19,6 +19,9 @@ FEW = 3
 PRIOR, PRIOR_WEIGHT = 0.8, 4.0
 """Acceptance rate before the first tested token, and how many tokens it counts as."""
 
+HIT_PRIOR_WEIGHT = 2.0
+"""How many rejections the hit rates before the first one count as."""
+
 PACE_TOKENS, FADE_TOKENS = 48.0, 512.0
 """Half-lives of what a `Pace` has measured, in tokens written in its way, and in another one."""
 
@@ -145,8 +148,8 @@ class HitEstimate:
 
     def __init__(self, half_life: float = 40.0) -> None:
         self._decay = 0.5 ** (1 / half_life)
-        self._met = [chance * PRIOR_WEIGHT for chance in HIT_PRIOR]
-        self._missed = [(1 - chance) * PRIOR_WEIGHT for chance in HIT_PRIOR]
+        self._met = [chance * HIT_PRIOR_WEIGHT for chance in HIT_PRIOR]
+        self._missed = [(1 - chance) * HIT_PRIOR_WEIGHT for chance in HIT_PRIOR]
 
     def observe(self, rank: int | None, prepared: int) -> None:
         """``prepared`` ranks were prepared at the rejected position; ``rank`` had the token (None: none had it)."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-FIRST_REST, LONGEST_REST = 16, 1024
+FIRST_REST, LONGEST_REST = 16, 256
 """Tokens of the first rest of a draft; each further one is twice as long, up to the second."""
 
+LONGEST_HOPELESS_REST = 1024
+"""The same where drafting would not pay either if every drafted token were accepted: the next video changes nothing."""
+
 LONG_REST = 64
-"""An answer that begins with so much of a rest still to come does not need the draft at once."""
+"""An answer that begins with so much of a hopeless rest still to come does not need the draft at once."""
 
 
 class Rest:
@@ -20,13 +23,17 @@ class Rest:
     def __init__(self, first: int = FIRST_REST) -> None:
         self._first = self._next = first
         self._left = self._worked = 0
+        self._hopeless = False
 
-    def begin(self) -> None:
-        """Rest from now on, unless another answer has begun a rest that is not over."""
+    def begin(self, *, hopeless: bool = False) -> None:
+        """Rest from now on, unless another answer has begun a rest that is not over. ``hopeless``: no acceptance rate
+        makes drafting pay.
+        """
         if self.over:
-            self._left = self._next
-            self._next = min(2 * self._next, max(LONGEST_REST, self._first))
-        self._worked = 0
+            longest = LONGEST_HOPELESS_REST if hopeless else LONGEST_REST
+            self._left = min(self._next, longest)
+            self._next = min(2 * self._next, longest)
+        self._worked, self._hopeless = 0, hopeless
 
     def wrote_alone(self, tokens: int) -> None:
         """The target wrote so many tokens by itself."""
@@ -46,5 +53,5 @@ class Rest:
 
     @property
     def long(self) -> bool:
-        """Is there so much of it to come that an answer had better begin without the draft?"""
-        return self._left >= LONG_REST
+        """Is it hopeless, with so much of it to come that an answer had better begin without the draft?"""
+        return self._hopeless and self._left >= LONG_REST

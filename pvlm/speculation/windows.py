@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pvlm.speculation.estimates import Estimates, Pace
 from pvlm.speculation.outcomes import COUNTS, OutcomeTimes
@@ -41,8 +41,15 @@ _PASSES_BETWEEN = 8
 """Passes between two looks at the times. On a busy machine they change with every pass, and a new choice takes CPU time
 from the models."""
 
+_BETA_MAX = 0.998
+"""The largest acceptance rate for which a window is chosen."""
+
 _STEPS_PER_OCTAVE = 8
 """Grid of beta: 1 - beta in steps of 9%. A choice is computed once for each step and then looked up."""
+
+
+Way = TargetMode | Literal["prepared"]
+"""How tokens are written: as the target's mode says, or together with prepared outcomes."""
 
 
 class WindowChoice(NamedTuple):
@@ -50,10 +57,11 @@ class WindowChoice(NamedTuple):
     pass.
 
     ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
-    and one drafted token more, for the draft may have been in the middle of one.
-    ``speedup``: predicted against plain decoding, None before there are measurements. ``pays``: whether that is enough
-    for drafting to pay. ``turns``: draft and target take turns; else the draft writes further windows meanwhile.
-    ``outcomes``: how many other tokens the draft prepares for at each offset of a window (see `Window`).
+    and one drafted token more, for the draft may have been in the middle of one. ``speedup``: predicted against plain
+    decoding, None before there are measurements. ``pays``: whether that is enough for drafting to pay. ``hopeless``:
+    drafting would not pay either if every drafted token were accepted. ``turns``: draft and target take turns; else the
+    draft writes further windows meanwhile. ``outcomes``: how many other tokens the draft prepares for at each offset of
+    a window (see `Window`).
     """
 
     gamma: int
@@ -61,6 +69,7 @@ class WindowChoice(NamedTuple):
     patience_ms: float = 0.0
     speedup: float | None = None
     pays: bool = True
+    hopeless: bool = False
     turns: bool = False
     outcomes: tuple[int, ...] = ()
 
@@ -206,8 +215,9 @@ class AutoWindow:
         self._loop = LoopTimes(*self._grid, 1.0, 1.0)
         self._outcome_times: OutcomeTimes | None = None
         self._made: dict[int, tuple[WindowChoice, WindowChoice, WindowChoice | None]] = {}
-        self._paces: dict[TargetMode, Pace] = {"turns": Pace(), "together": Pace()}
-        self._predicted: dict[TargetMode, float] = {}
+        self._paces: dict[Way, Pace] = {"turns": Pace(), "together": Pace(), "prepared": Pace()}
+        self._predicted: dict[Way, float] = {}
+        self._at_best: dict[Way, float] | None = None
         self._turns = vanilla
         self._pays = False
 
@@ -245,8 +255,12 @@ class AutoWindow:
             self._moved |= self._step_ms is None or _differ(self.estimates.step.value, self._step_ms)
             for pace in self._paces.values():
                 pace.fade(tokens)
-        elif self._step_ms is not None and (predicted := self._predicted.get(mode)):
-            self._paces[mode].observe(tokens, tokens * self._step_ms / predicted, ms)
+            return
+        way: Way = self._together if mode == "together" else mode
+        if way == "together":
+            self._paces["prepared"].fade(tokens)
+        if self._step_ms is not None and (predicted := self._predicted.get(way)):
+            self._paces[way].observe(tokens, tokens * self._step_ms / predicted, ms)
 
     @property
     def baselined(self) -> bool:
@@ -287,7 +301,8 @@ class AutoWindow:
                     self._gamma_max, self._pass_time, self._draft_ms, branch_ms, lag_ms, self._step_ms
                 )
             self._made.clear()
-        step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, 0.998)))
+            self._at_best = None
+        step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, _BETA_MAX)))
         if step not in self._made:
             beta = 1 - 2 ** (-step / _STEPS_PER_OCTAVE)
             together = self._best_together(beta)
@@ -295,30 +310,47 @@ class AutoWindow:
         turns, together, prepared = self._made[step]
         if self._vanilla:
             return turns
-        self._branching &= prepared is not None
-        if prepared is not None:
-            together = self._better(together, prepared)
-        self._predicted = {"turns": turns.speedup or 0.0, "together": together.speedup or 0.0}
-        in_turns, at_once = (self._predicted[mode] * pace.factor for mode, pace in self._paces.items())
+        self._branching = prepared is not None and self._better(together, prepared)
+        if self._branching and prepared is not None:
+            together = prepared
+        self._predicted = {"turns": turns.speedup or 0.0, self._together: together.speedup or 0.0}
+        in_turns, at_once = self._paced("turns", turns), self._paced(self._together, together)
         self._turns = in_turns * PREFERENCE > at_once if self._turns else in_turns > PREFERENCE * at_once
         self._turns &= not self._forced  # outcomes that were asked for are prepared while both work
         chosen, speedup = (turns, in_turns) if self._turns else (together, at_once)
         if self._pays:
             needed = STILL_WORTHWHILE
         else:
-            tried = self._paces["turns" if self._turns else "together"].known
+            tried = self._paces["turns" if self._turns else self._together].known
             needed = AGAIN_WORTHWHILE if tried else WORTHWHILE
         self._pays = speedup >= needed
-        return chosen._replace(speedup=speedup, pays=self._pays)
+        hopeless = not self._pays and self._most() < needed
+        return chosen._replace(speedup=speedup, pays=self._pays, hopeless=hopeless)
+
+    def _most(self) -> float:
+        """The predicted speed-up if nearly every drafted token were accepted."""
+        if self._at_best is None:
+            turns, together = self._best_turns(_BETA_MAX), self._best_together(_BETA_MAX)
+            self._at_best = {"turns": turns.speedup or 0.0, "together": together.speedup or 0.0}
+        return max(speedup * self._paces[way].factor for way, speedup in self._at_best.items())
 
     def _pass_time(self, n: int) -> float:
         return self._pass_ms[n - 1]
 
-    def _better(self, together: WindowChoice, prepared: WindowChoice) -> WindowChoice:
-        """Prepare outcomes? What it has been doing is kept unless the other way is clearly better."""
-        without, with_outcomes = together.speedup or 0.0, prepared.speedup or 0.0
-        self._branching = self._forced or with_outcomes > self._outcomes_needed * without
-        return prepared if self._branching else together
+    @property
+    def _together(self) -> Way:
+        """How draft and target work at the same time at the moment."""
+        return "prepared" if self._branching else "together"
+
+    def _paced(self, way: Way, choice: WindowChoice) -> float:
+        """The predicted speed-up, corrected by the pace that was reached in this way."""
+        return (choice.speedup or 0.0) * self._paces[way].factor
+
+    def _better(self, together: WindowChoice, prepared: WindowChoice) -> bool:
+        """Prepare outcomes? Only where that is clearly better, both as predicted and by what was reached."""
+        gain = (prepared.speedup or 0.0) / (together.speedup or math.inf)
+        reached = self._paces["prepared"].factor / self._paces["together"].factor
+        return self._forced or gain * min(1.0, reached) > self._outcomes_needed
 
     @property
     def _outcomes_needed(self) -> float:

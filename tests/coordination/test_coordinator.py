@@ -396,7 +396,7 @@ class Hopeless(FixedWindow):
         self.tested += accepted + rejected
 
     def choice(self):
-        return super().choice()._replace(pays=False)
+        return super().choice()._replace(pays=False, hopeless=True)
 
 
 def test_where_a_draft_does_not_pay_the_target_goes_on_alone_and_the_draft_is_probed_now_and_then():
@@ -435,7 +435,7 @@ def test_an_answer_that_begins_in_a_long_rest_does_without_the_draft():
     assert "draft" not in short.prefill_ms
     assert answered_in_turn(policy, 20, noise=0.0).drafted_tokens, "the rest is nearly over: a short one is no reason"
     policy.rest = Rest(first=150)
-    policy.rest.begin()
+    policy.rest.begin(hopeless=True)
     long = answered_in_turn(policy, 300, noise=0.0)
     assert (long.rests, long.draft_rejoins) == (1, 0)
     assert long.accepted_tokens == 0 < long.drafted_tokens <= 8, "its one probe came after 256 tokens"
@@ -445,7 +445,7 @@ def test_an_answer_that_begins_in_a_long_rest_does_without_the_draft():
 def test_a_draft_that_is_lost_while_an_answer_does_without_it_does_not_join_until_it_is_back(back):
     policy = FixedWindow(4)
     policy.rest = Rest(first=100)
-    policy.rest.begin()
+    policy.rest.begin(hopeless=True)
     harness = Harness(
         target=ToyBackend(seed=3, end_logit=-100),
         draft=ToyBackend(seed=3, end_logit=-100),

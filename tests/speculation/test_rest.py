@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pvlm.speculation.rest import LONGEST_REST, Rest
+from pvlm.speculation.rest import LONGEST_HOPELESS_REST, LONGEST_REST, Rest
 
 
-def lengths(rest: Rest, count: int) -> list[int]:
+def lengths(rest: Rest, count: int, *, hopeless: bool = False) -> list[int]:
     """Of further rests, one after the other."""
     found = []
     for _ in range(count):
-        rest.begin()
+        rest.begin(hopeless=hopeless)
         length = 0
         while not rest.over:
             rest.wrote_alone(1)
@@ -19,8 +19,15 @@ def lengths(rest: Rest, count: int) -> list[int]:
 
 
 def test_each_rest_is_twice_as_long_up_to_a_limit():
-    assert lengths(Rest(), 9) == [16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
-    assert LONGEST_REST == 1024
+    assert lengths(Rest(), 7) == [16, 32, 64, 128, 256, 256, 256]
+    assert lengths(Rest(), 9, hopeless=True) == [16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
+    assert (LONGEST_REST, LONGEST_HOPELESS_REST) == (256, 1024)
+
+
+def test_a_rest_is_shorter_again_where_there_is_hope():
+    rest = Rest()
+    lengths(rest, 7, hopeless=True)
+    assert lengths(rest, 2) == [256, 256]
 
 
 def test_a_try_that_paid_for_a_moment_changes_nothing():
@@ -47,11 +54,13 @@ def test_answers_at_once_share_one_rest():
     assert lengths(rest, 1) == [32]
 
 
-def test_a_rest_is_long_while_much_of_it_is_to_come():
+def test_a_hopeless_rest_is_long_while_much_of_it_is_to_come():
     rest = Rest(first=100)
-    assert not rest.long
     rest.begin()
-    rest.wrote_alone(36)
+    assert not rest.long
+    rest.wrote_alone(100)
+    rest.begin(hopeless=True)
+    rest.wrote_alone(200 - 64)
     assert rest.long
     rest.wrote_alone(1)
     assert not rest.long

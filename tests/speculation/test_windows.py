@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pvlm.speculation.estimates import HISTORY, AcceptanceEstimate, Estimates, PassTimeEstimate, RunningMedian
 from pvlm.speculation.theory import BestWindow, LoopTimes, MeasuredCurve, best_window, loop_speedup
-from pvlm.speculation.windows import START_GAMMA, AutoWindow, FixedWindow, WindowChoice, WindowPolicy
+from pvlm.speculation.windows import START_GAMMA, AutoWindow, FixedWindow, Way, WindowChoice, WindowPolicy
 from pvlm_protocols.messages import TargetMode
 
 
@@ -299,11 +299,12 @@ def test_windows_that_arrive_late_gain_less() -> None:
     assert fed(late, 0.8, 20.0, 2.0).speedup < fed(prompt, 0.8, 20.0, 2.0).speedup  # type: ignore[operator]
 
 
-def paced(policy: AutoWindow, mode: TargetMode, share: float, tokens: int) -> WindowChoice:
-    """After so many tokens in a mode at a share of the predicted speed; a step alone takes 20 ms."""
+def paced(policy: AutoWindow, way: Way, share: float, tokens: int) -> WindowChoice:
+    """After so many tokens in a way at a share of the predicted speed."""
+    assert policy._step_ms is not None
     for _ in range(tokens // 4):
-        predicted = policy._predicted[mode]
-        policy.observe_pace(mode, 4, 4 * 20.0 / predicted / share)
+        mode: TargetMode = "together" if way == "prepared" else way
+        policy.observe_pace(mode, 4, 4 * policy._step_ms / policy._predicted[way] / share)
     return policy.choice()
 
 
@@ -341,6 +342,28 @@ def test_what_did_not_pay_has_to_promise_more_to_be_tried_again() -> None:
     assert again.speedup is not None
     assert again.speedup > 1.02
     assert not again.pays
+
+
+def test_a_slow_draft_is_hopeless_and_one_that_guesses_badly_is_not() -> None:
+    """The next video may be an easy one for it; no video makes a draft faster."""
+    slow, bad, good = (AutoWindow(16) for _ in range(3))
+    for policy in (slow, bad, good):
+        stepped(policy, 19.0)
+    assert fed(slow, 0.9, 20.0, 24.0)[4:6] == (False, True)
+    assert fed(bad, 0.02, 20.0, 4.0)[4:6] == (False, False)
+    assert fed(good, 0.9, 20.0, 4.0)[4:6] == (True, False)
+
+
+def test_outcomes_that_gain_less_than_predicted_are_given_up_and_tried_again_later() -> None:
+    policy = AutoWindow(16, outcomes=None)
+    stepped(policy, 60.0)
+    fed(policy, 0.87, 60.0, 7.0)
+    policy.observe_branches(6, 7.2)
+    prepared = policy.choice()
+    assert prepared.outcomes
+    assert not paced(policy, "prepared", 0.6, 64).outcomes
+    assert not paced(policy, "together", 1.0, 256).outcomes
+    assert paced(policy, "together", 1.0, 4000).outcomes
 
 
 def test_an_interruption_is_no_evidence() -> None:
