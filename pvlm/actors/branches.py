@@ -84,6 +84,8 @@ class Preparation:
         self._last_id = 0
         self._window: tuple[int, int, Written] | None = None
         """Id, start and tokens of a window that was sent and that no branch is planned for yet."""
+        self.last = 0
+        """Tokens of the last window that was sent or that the target continued with."""
         self._first = 0
         """The first position of the last planned window that had not been settled."""
         self._branches: list[Branch] = []
@@ -106,6 +108,7 @@ class Preparation:
     def follow(self, id: int, start: int, written: Written) -> None:
         """A window was sent, or the target continues with it."""
         self._window = id, start, written
+        self.last = len(written.tokens)
 
     def plan(self, counts: Sequence[int], committed: int, size: int) -> None:
         """Plan branches of ``size`` tokens for the last window: so many of the other tokens at its first position after

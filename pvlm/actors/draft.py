@@ -177,8 +177,10 @@ class DraftSession(ActorSession):
         return self._line_ready() or self._preparation.pending or self._due()
 
     def _line_ready(self) -> bool:
-        # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict.
-        lead = self.window.gamma if self.window.ahead and self.opening.schedule.mode != "turns" else 0
+        # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict,
+        # which may be longer than the next one.
+        ahead = self.window.ahead and self.opening.schedule.mode != "turns"
+        lead = max(self.window.gamma, self._preparation.last) if ahead else 0
         return self._work.start <= self.committed + lead and not self._ended()
 
     def _due(self) -> bool:

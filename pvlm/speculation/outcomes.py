@@ -99,6 +99,7 @@ class OutcomeTimes:
         """
         time = pass_time(target_ms)
         self._size = size
+        self._rows = np.arange(size)
         self._target = np.array([time(n + 1) for n in range(size + 1)])
         self._draft_ms = draft_ms
         most = (len(HIT_PRIOR) + 1) * (size + 1)
@@ -108,31 +109,29 @@ class OutcomeTimes:
 
     def speedups(self, beta: float, rates: FloatArray, branches: int | NDArray[np.int64]) -> FloatArray:
         """S for each s (row) and k (column) from 1 on. ``rates``: ``H_i`` for each s (row) and offset,
-        ``(size, size + 1)``; ``branches``: their number, or one for each s.
+        ``(..., size, size + 1)``; ``branches``: their number, or one for each s, ``(..., size)``. Leading axes are
+        other plans, and stay.
         """
-        size = self._size
         # Without any miss the loop has no cycle; a miss in a million changes nothing.
         beta, rates = min(beta, 1 - 1e-6), np.minimum(rates, 1 - 1e-6)
-        held = beta ** np.arange(size + 1)
+        held = beta ** np.arange(self._size + 1)
+        row, s = self._rows, self._rows + 1
         tokens = np.cumsum(held)
-        rejected_by = np.cumsum(held * (1 - beta) * rates, axis=1)
-        rejected = np.concatenate([np.zeros((size, 1)), rejected_by[:, :-1]], axis=1)
+        rejected = np.zeros_like(rates)
+        np.cumsum((held * (1 - beta))[:-1] * rates[..., :-1], axis=-1, out=rejected[..., 1:])
         whole = held * (beta + (1 - beta) * rates)
-        s = np.arange(1, size + 1)[:, None]
-        k = np.arange(1, size + 1)[None, :]
-        row = s - 1
+        # At s, at s - 1, and for each k.
+        rejected_s, rejected_1, rejected_k = rejected[..., row, s, None], rejected[..., row, row, None], rejected[..., 1:]
+        whole_s, whole_1, whole_k = whole[..., row, s, None], whole[..., row, row, None], whole[..., 1:]
         # The states in terms of the miss, whose weight is 1.
-        det = (1 - rejected[row, s]) * (1 - whole[row, s - 1]) - rejected[row, s - 1] * whole[row, s]
-        after_hit = (rejected[row, k] * (1 - whole[row, s - 1]) + rejected[row, s - 1] * whole[row, k]) / det
-        after_whole = ((1 - rejected[row, s]) * whole[row, k] + whole[row, s] * rejected[row, k]) / det
-        drafting = self._lag_ms + s * np.broadcast_to(self._branch_ms[branches], size)[:, None]
-        miss_ms = self._lag_ms + k * self._draft_ms + np.maximum(self._target[k], drafting)
-        committed = after_hit * tokens[s] + after_whole * tokens[s - 1] + tokens[k]
-        took = (
-            after_hit * np.maximum(self._target[s], drafting)
-            + after_whole * np.maximum(self._target[s - 1], drafting)
-            + miss_ms
-        )
+        det = (1 - rejected_s) * (1 - whole_1) - rejected_1 * whole_s
+        after_hit = (rejected_k * (1 - whole_1) + rejected_1 * whole_k) / det
+        after_whole = ((1 - rejected_s) * whole_k + whole_s * rejected_k) / det
+        drafting = self._lag_ms + s * self._branch_ms[branches]
+        took_s, took_1 = np.maximum(self._target[1:], drafting), np.maximum(self._target[:-1], drafting)
+        miss_ms = self._lag_ms + s * self._draft_ms + np.maximum(self._target[1:], drafting[..., None])
+        committed = after_hit * tokens[1:, None] + after_whole * tokens[:-1, None] + tokens[1:]
+        took = after_hit * took_s[..., None] + after_whole * took_1[..., None] + miss_ms
         speedups: FloatArray = self._step_ms * committed / took
         return speedups
 
@@ -143,20 +142,16 @@ class OutcomeTimes:
 
     def best(self, beta: float, hits: Sequence[float], counts: Sequence[int] = COUNTS) -> BestOutcomes:
         """The best s, k and number of branches, one of ``counts``. ``hits``: as `cumulative` returns."""
-        size, best = self._size, BestOutcomes(1, 1, (), 0.0)
-        ranking = _ranking(beta, hits, size)
-        orders = [[offset for offset in ranking if offset <= s] for s in range(1, size + 1)]
-        plans = np.zeros((size, size + 1), int)
-        done = 0
-        for count in counts:
-            for plan, order in zip(plans, orders, strict=True):
-                np.add.at(plan, order[done:count], 1)
-            done = count
-            speedups = self.speedups(beta, np.array(hits)[plans], plans.sum(axis=1))
-            row, column = divmod(int(speedups.argmax()), size)
-            if (speedup := float(speedups[row, column])) > best.speedup:
-                best = BestOutcomes(row + 1, column + 1, tuple(plans[row, : row + 2].tolist()), speedup)
-        return best
+        ranking = np.array(_ranking(beta, hits, self._size))
+        # Of each s the outcomes that its windows have, and of these the likeliest: (counts, s, outcomes).
+        possible = ranking <= self._rows[:, None] + 1
+        chosen = possible & (np.cumsum(possible, axis=1) <= np.array(counts)[:, None, None])
+        plans = chosen.astype(float) @ (ranking[:, None] == np.arange(self._size + 1)).astype(float)
+        plans = plans.astype(np.int64)
+        speedups = self.speedups(beta, np.array(hits)[plans], plans.sum(axis=2))
+        count, row, column = np.unravel_index(int(speedups.argmax()), speedups.shape)
+        plan = plans[count, row, : row + 2].tolist()
+        return BestOutcomes(int(row) + 1, int(column) + 1, tuple(plan), float(speedups[count, row, column]))
 
 
 def outcome_speedup(

@@ -87,7 +87,9 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
-    if spec.device == "cpu":
+    # A target without cores of its own computes elsewhere, or not at all. It goes on at once after a verdict whose
+    # outcome is prepared, and would wait for the engine in vain.
+    if spec.device == "cpu" and (spec.affinity or role == "draft"):
         take_long_slices()
     mark = _mark(spec)
     mailbox = connect(spec.connect)

@@ -277,6 +277,30 @@ def test_a_draft_whose_branches_are_complete_writes_on() -> None:
     assert tried
 
 
+@pytest.mark.parametrize("outcomes", [(), (1,) * 5])
+def test_a_draft_writes_on_where_the_next_window_is_shorter_than_the_one_in_verification(
+    outcomes: tuple[int, ...],
+) -> None:
+    box = Mailbox()
+    actor = DraftActor(ForkingToyBackend(end_logit=-100), box)
+    mask = PruneMask(session=1, bits=b"", video_tokens=16, kept=16, method="none", ratio=0.0)
+    box.incoming += [opening(1), mask]
+
+    def windows() -> list[DraftWindow]:
+        while box.incoming or actor._next_ready() is not None:
+            actor.turn(0)
+        return [message for message in box.outgoing if isinstance(message, DraftWindow)]
+
+    first, second = windows()  # one is verified, and the next one waits
+    assert second.start == first.start + len(first.tokens) == 4
+    box.outgoing.clear()
+    window = Window(gamma=2, outcomes=outcomes)
+    box.incoming.append(Advance(session=1, epoch=0, length=second.start, window=window))
+    third, *_ = windows()
+    assert third.start == 8
+    assert third.parent == second.id
+
+
 def test_the_draft_prepares_nothing_twice() -> None:
     for seed in range(4):
         rng = random.Random(seed)

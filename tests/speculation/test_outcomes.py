@@ -71,6 +71,37 @@ def test_where_outcomes_help_no_choice_is_much_faster_than_the_bound(beta: float
     assert times.best(beta, hits).speedup <= 1.02 * max(times.bound(beta, hits), without)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    beta=st.floats(0.2, 1.0),
+    cost=st.floats(0.0, 0.5),
+    c=st.floats(1.0, 20.0),
+    rising=st.floats(0.0, 0.1),
+    lag_ms=st.floats(0.0, 5.0),
+    size=st.integers(1, 10),
+    first=st.floats(0.0, 1.0),
+)
+def test_the_best_plan_is_the_best_of_all(
+    beta: float, cost: float, c: float, rising: float, lag_ms: float, size: int, first: float
+) -> None:
+    """Of every number of branches that is considered, every s and every k, each in a search of its own."""
+    hits = cumulative((first, 0.475))
+    times = OutcomeTimes(
+        size, lambda n: 20.0 * c * (1 + rising * (n - 1)), 20.0, lambda n: 20.0 * (1 + cost * (n - 1)), lag_ms
+    )
+    every = 0.0
+    for count in COUNTS:
+        plans = [plan_outcomes(count, beta, hits, s) for s in range(1, size + 1)]
+        rates = np.zeros((size, size + 1))
+        for row, plan in zip(rates, plans, strict=True):
+            row[: len(plan)] = [hits[ranks] for ranks in plan]
+        every = max(every, float(times.speedups(beta, rates, np.array([sum(plan) for plan in plans])).max()))
+    best = times.best(beta, hits)
+    assert best.speedup == pytest.approx(every, rel=1e-9)
+    assert len(best.plan) == best.steps + 1
+    assert best.plan == plan_outcomes(sum(best.plan), beta, hits, best.steps)
+
+
 def test_points_of_the_design() -> None:
     """With a flat hit rate and the best s and k, without lags: (T_p, T_q, beta), q_B / T_q, h, S."""
     for (target, draft, beta), cost, hit_rate, speedup in (

@@ -29,6 +29,17 @@ async def test_models_take_longer_slices_than_their_engine() -> None:
 
 
 @changeable
+@pytest.mark.anyio
+@pytest.mark.usefixtures("_nothing_left")
+async def test_a_target_without_cores_of_its_own_gives_way_to_nobody() -> None:
+    """After a hit it goes on at once. Its draft gives way: what it has just sent is to be forwarded."""
+    async with Engine.create({**PAIR, "affinity": (), "draft_affinity": ()}) as engine:
+        found = {role: slice_of(pid) for role, pid in engine.processes.items()}
+    assert found["draft"] == SLICE_S
+    assert found["target"] == slice_of(0)
+
+
+@changeable
 def test_of_a_thread_nothing_else_is_changed() -> None:
     seen: list[float | None] = []
 
