@@ -1,4 +1,4 @@
-"""Is parallel decoding ever slower than plain decoding, or than taking turns? Side by side, on many clips.
+"""Is parallel decoding ever slower than plain decoding, without prepared outcomes, or taking turns? Side by side, on many clips.
 
 Each clip is answered by every method in every round, in an order that alternates, by one engine. The decoding time of a
 method on a clip is the median over the rounds. The figure is the mean, over the clips, of the ratio of two methods'
@@ -24,9 +24,10 @@ from pvlm.errors import OptionError
 METHODS: dict[str, dict[str, Any]] = {
     "ar": {"method": "ar"},
     "parallel": {"method": "parallel", "window": "auto"},
+    "no outcomes": {"method": "parallel", "window": "auto", "outcomes": 0},
     "sd": {"method": "sd"},
 }
-COMPARED = (("parallel", "ar"), ("parallel", "sd"), ("sd", "ar"))
+COMPARED = (("parallel", "ar"), ("parallel", "no outcomes"), ("parallel", "sd"), ("sd", "ar"))
 """The speed of the first over the speed of the second."""
 QUESTION = "Describe the video."
 _T_975 = 2.0

@@ -9,6 +9,7 @@ from statistics import median
 import msgspec
 
 from pvlm.bench.emulated import FRAMES, QUESTION, emulated_settings, warm_up
+from pvlm.bench.pairs import HIT_RATES
 from pvlm.config import Transport, WindowSetting
 from pvlm.engine import Engine
 from pvlm.results import Answer
@@ -132,6 +133,7 @@ async def _answer(
         "pass_ms": scenario.draft_ms,
         "acceptance": [{"beta": phase.beta, "tokens": phase.tokens} for phase in phases],
         "stratified": True,
+        "hit_rates": HIT_RATES,
         "time_scale": time_scale,
     }
     async with Engine.create(emulated_settings(target, draft, transport), prune="none") as engine:

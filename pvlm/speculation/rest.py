@@ -16,8 +16,8 @@ class Rest:
     """Counts the tokens that the target writes alone while the draft rests. The answers of one policy share it, so that
     the next answer does not begin with short rests anew.
 
-    A rest is as short as the first again once draft and target have worked together for as long as the next rest would
-    have been. A try that was worthwhile for a moment only does not count.
+    A rest is as short as the first again once draft and target have worked together; after a hopeless one, once they
+    have done so for as long as the next rest would have been. A hopeless try that paid for a moment does not count.
     """
 
     def __init__(self, first: int = FIRST_REST) -> None:
@@ -43,7 +43,7 @@ class Rest:
         """Draft and target wrote so many tokens together, which paid."""
         self._left = 0
         self._worked += tokens
-        if self._worked >= self._next:
+        if not self._hopeless or self._worked >= self._next:
             self._next = self._first
 
     @property

@@ -28,6 +28,7 @@ def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = json.loads(rows.read_text())
     assert [(row["method"], row["against"]) for row in written] == [
         ("parallel", "ar"),
+        ("parallel", "no outcomes"),
         ("parallel", "sd"),
         ("sd", "ar"),
     ]

@@ -30,16 +30,23 @@ def test_a_rest_is_shorter_again_where_there_is_hope():
     assert lengths(rest, 2) == [256, 256]
 
 
-def test_a_try_that_paid_for_a_moment_changes_nothing():
+def test_work_makes_the_next_rest_a_short_one():
     rest = Rest()
     lengths(rest, 3)
+    rest.wrote_together(4)
+    assert lengths(rest, 2) == [16, 32]
+
+
+def test_a_hopeless_try_that_paid_for_a_moment_changes_nothing():
+    rest = Rest()
+    lengths(rest, 3, hopeless=True)
     rest.wrote_together(100)
-    assert lengths(rest, 1) == [128]
+    assert lengths(rest, 1, hopeless=True) == [128]
 
 
-def test_work_as_long_as_the_next_rest_makes_it_a_short_one():
+def test_work_as_long_as_the_next_hopeless_rest_makes_it_a_short_one():
     rest = Rest()
-    lengths(rest, 3)
+    lengths(rest, 3, hopeless=True)
     for _ in range(32):
         rest.wrote_together(4)
     assert lengths(rest, 2) == [16, 32]
