@@ -93,6 +93,7 @@ CONTENDERS = {
         _parallel("parallel", "parallel speculative decoding"),
         _parallel("parallel-no-pp", "... without parallel prefill", parallel_prefill=False),
         _parallel("parallel-no-pd", "... without parallel decoding", parallel_decode=False),
+        _parallel("parallel-no-outcomes", "... without prepared outcomes", outcomes=0),
         _parallel("parallel-no-pruning", "... with an unpruned draft", prune="none"),
         _parallel("parallel-uniform", "... with uniform pruning", prune="uniform"),
         _parallel("parallel-attention", "... with pruning by attention", prune="attention"),
