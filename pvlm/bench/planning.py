@@ -56,7 +56,8 @@ class PlannedWindow(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted speed-ups over plain decoding for windows of ``gamma`` tokens.
 
     ``vanilla``: theorem 4 with T_p(n). ``parallel``: pvlm's loop with whole windows, at its best ``k``. ``theorem_7``:
-    the paper's loop with the same k.
+    the paper's loop with the same k. ``theorem_8``: the loop with prepared outcomes and steps of ``gamma`` tokens, at
+    its best k and number of outcomes.
     """
 
     gamma: int
@@ -64,6 +65,7 @@ class PlannedWindow(msgspec.Struct, frozen=True, kw_only=True):
     vanilla: float
     parallel: float
     theorem_7: float
+    theorem_8: float
 
 
 class RatioPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,27 +116,13 @@ def plan(figures: PairFigures, gamma_max: int = 16, branch_cost: float = BRANCH_
     return [_plan_ratio(figures, ratio, gamma_max, branch_cost) for ratio in sorted(figures.draft_ms)]
 
 
-def _plan_prepared(
-    beta: float, target_ms: MeasuredCurve, draft_ms: float, gamma_max: int, branch_cost: float
-) -> PreparedPlan:
-    hits = cumulative(HIT_PRIOR)
-    times = OutcomeTimes(gamma_max, target_ms, draft_ms, lambda n: draft_ms * (1 + branch_cost * (n - 1)))
-    best = times.best(beta, hits)
-    return PreparedPlan(
-        steps=best.steps,
-        wait=best.wait,
-        branches=sum(best.plan),
-        speedup=best.speedup,
-        branch_cost=branch_cost,
-        hit_rates=hits[1:],
-    )
-
-
 def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int, branch_cost: float) -> RatioPlan:
     target_ms = MeasuredCurve(figures.target_ms)
     draft_ms, beta = figures.draft_ms[ratio], figures.acceptance[ratio]
+    hits = cumulative(HIT_PRIOR)
+    outcomes = OutcomeTimes(gamma_max, target_ms, draft_ms, lambda n: draft_ms * (1 + branch_cost * (n - 1)))
     windows = []
-    for gamma in range(1, gamma_max + 1):
+    for gamma, prepared in enumerate(outcomes.best_by_steps(beta, hits), 1):
         by_k = [loop_speedup(gamma, k, beta, target_ms, draft_ms, whole_windows=True) for k in range(gamma + 1)]
         highest = max(by_k)
         # Of equal ones the first: rounding must not decide.
@@ -146,10 +134,12 @@ def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int, branch_cost:
                 vanilla=vanilla_loop_speedup(gamma, beta, target_ms, draft_ms),
                 parallel=by_k[k],
                 theorem_7=parallel_speedup(gamma, k, beta, target_ms, draft_ms),
+                theorem_8=prepared,
             )
         )
     best = best_window(beta, target_ms, draft_ms, gamma_max, whole_windows=True)
     vanilla = best_vanilla_window(beta, target_ms, draft_ms, gamma_max)
+    prepared_best = outcomes.best(beta, hits)
     return RatioPlan(
         ratio=ratio,
         draft_ms=draft_ms,
@@ -161,7 +151,14 @@ def _plan_ratio(figures: PairFigures, ratio: float, gamma_max: int, branch_cost:
         vanilla_gamma=vanilla.gamma,
         vanilla_speedup=vanilla.speedup,
         windows=tuple(windows),
-        prepared=_plan_prepared(beta, target_ms, draft_ms, gamma_max, branch_cost),
+        prepared=PreparedPlan(
+            steps=prepared_best.steps,
+            wait=prepared_best.wait,
+            branches=sum(prepared_best.plan),
+            speedup=prepared_best.speedup,
+            branch_cost=branch_cost,
+            hit_rates=hits[1:],
+        ),
     )
 
 

@@ -27,6 +27,7 @@ from pvlm.cli.options import (
 from pvlm.cli.plotting import (
     INK,
     PARALLEL,
+    PREPARED,
     VANILLA,
     add_caption,
     check_plot,
@@ -50,8 +51,8 @@ BY_HAND, MEASURED = "Figures by hand", "Measured figures"
 PANELS_A_ROW = 3
 SYMBOLS = (
     "c = T_p / T_q: the target's time for a pass over the draft's time for a token. β: accepted of the drafted tokens "
-    "that are tested. γ*: the best window. k: drafted tokens that the target waits for after a rejection. Dotted line: "
-    "plain decoding."
+    "that are tested. s*: the best window with prepared outcomes. k: drafted tokens that the target waits for after a "
+    "rejection. Dotted line: plain decoding."
 )
 
 
@@ -287,7 +288,7 @@ def _table(ratio_plan: RatioPlan) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("γ", "vanilla SD", "parallel SD", "k", "theorem 7", ""):
+    for column in ("γ", "vanilla SD", "parallel SD", "k", "theorem 7", "theorem 8", ""):
         table.add_column(column, justify="right" if column else "left")
     for window in ratio_plan.windows:
         best = window.gamma == ratio_plan.gamma
@@ -297,6 +298,7 @@ def _table(ratio_plan: RatioPlan) -> Table:
             f"{window.parallel:.2f}×",
             str(window.k),
             f"{window.theorem_7:.2f}×",
+            f"{window.theorem_8:.2f}×",
             "← γ*" if best else "",
             style="bold green" if best else None,
         )
@@ -307,7 +309,7 @@ def _table(ratio_plan: RatioPlan) -> Table:
 
 
 def draw(plans: Sequence[RatioPlan]) -> Figure:
-    """Speed-up over the window, a panel for each prune ratio: parallel and vanilla, the best window marked."""
+    """Speed-up over the window, a panel for each prune ratio, by each way of decoding, the best window marked."""
     columns = min(len(plans), PANELS_A_ROW)
     rows = -(-len(plans) // columns)
     figure = new_figure(max(5.4, 3.3 * columns), 0.6 + 3.3 * rows)
@@ -328,13 +330,16 @@ def _draw_ratio(panel: Axes, ratio_plan: RatioPlan) -> None:
 
     windows = ratio_plan.windows
     gammas = [window.gamma for window in windows]
+    panel.plot(gammas, [w.theorem_8 for w in windows], color=PREPARED, lw=2.2, label="parallel, with prepared outcomes")
     panel.plot(gammas, [w.parallel for w in windows], color=PARALLEL, lw=2.2, label="parallel speculative decoding")
     panel.plot(gammas, [w.vanilla for w in windows], color=VANILLA, lw=2.2, label="vanilla speculative decoding")
-    best = f"γ* = {ratio_plan.gamma}, k = {ratio_plan.k}: {ratio_plan.speedup:.2f}×"
     _mark(
         panel, ratio_plan.vanilla_gamma, ratio_plan.vanilla_speedup, f"{ratio_plan.vanilla_speedup:.2f}×", VANILLA, -15
     )
-    _mark(panel, ratio_plan.gamma, ratio_plan.speedup, best, PARALLEL, 9, weight="bold")
+    _mark(panel, ratio_plan.gamma, ratio_plan.speedup, f"{ratio_plan.speedup:.2f}×", PARALLEL, -15)
+    prepared = ratio_plan.prepared
+    text = f"s* = {prepared.steps}, k = {prepared.wait}: {prepared.speedup:.2f}×"
+    _mark(panel, prepared.steps, prepared.speedup, text, PREPARED, 9, weight="bold")
     panel.axhline(1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
     panel.set_title(
         f"prune ratio {ratio_plan.ratio:g}  ·  c = {ratio_plan.c:.1f}  ·  β = {ratio_plan.acceptance:.2f}",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pvlm.config import EngineConfig
 
-PARALLEL, VANILLA, INK, PALE = "#1f5fa8", "#d07c2e", "#444444", "#ebebeb"
+PARALLEL, VANILLA, PREPARED, INK, PALE = "#1f5fa8", "#d07c2e", "#2a8c5a", "#444444", "#ebebeb"
 CHARACTERS_AN_INCH = 13
 LINE_INCHES = 0.17
 """Height of a line of a caption."""

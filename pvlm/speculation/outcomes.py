@@ -121,7 +121,11 @@ class OutcomeTimes:
         np.cumsum((held * (1 - beta))[:-1] * rates[..., :-1], axis=-1, out=rejected[..., 1:])
         whole = held * (beta + (1 - beta) * rates)
         # At s, at s - 1, and for each k.
-        rejected_s, rejected_1, rejected_k = rejected[..., row, s, None], rejected[..., row, row, None], rejected[..., 1:]
+        rejected_s, rejected_1, rejected_k = (
+            rejected[..., row, s, None],
+            rejected[..., row, row, None],
+            rejected[..., 1:],
+        )
         whole_s, whole_1, whole_k = whole[..., row, s, None], whole[..., row, row, None], whole[..., 1:]
         # The states in terms of the miss, whose weight is 1.
         det = (1 - rejected_s) * (1 - whole_1) - rejected_1 * whole_s
@@ -142,16 +146,26 @@ class OutcomeTimes:
 
     def best(self, beta: float, hits: Sequence[float], counts: Sequence[int] = COUNTS) -> BestOutcomes:
         """The best s, k and number of branches, one of ``counts``. ``hits``: as `cumulative` returns."""
+        plans, speedups = self._every(beta, hits, counts)
+        count, row, column = np.unravel_index(int(speedups.argmax()), speedups.shape)
+        plan = plans[count, row, : row + 2].tolist()
+        return BestOutcomes(int(row) + 1, int(column) + 1, tuple(plan), float(speedups[count, row, column]))
+
+    def best_by_steps(self, beta: float, hits: Sequence[float], counts: Sequence[int] = COUNTS) -> list[float]:
+        """The speed-up for each s from 1 on, with the best k and number of branches."""
+        _, speedups = self._every(beta, hits, counts)
+        best: list[float] = speedups.max(axis=(0, 2)).tolist()
+        return best
+
+    def _every(self, beta: float, hits: Sequence[float], counts: Sequence[int]) -> tuple[NDArray[np.int64], FloatArray]:
+        """For each of ``counts`` and each s: how many other tokens to prepare for at each offset, and S for each k."""
         ranking = np.array(_ranking(beta, hits, self._size))
         # Of each s the outcomes that its windows have, and of these the likeliest: (counts, s, outcomes).
         possible = ranking <= self._rows[:, None] + 1
         chosen = possible & (np.cumsum(possible, axis=1) <= np.array(counts)[:, None, None])
         plans = chosen.astype(float) @ (ranking[:, None] == np.arange(self._size + 1)).astype(float)
         plans = plans.astype(np.int64)
-        speedups = self.speedups(beta, np.array(hits)[plans], plans.sum(axis=2))
-        count, row, column = np.unravel_index(int(speedups.argmax()), speedups.shape)
-        plan = plans[count, row, : row + 2].tolist()
-        return BestOutcomes(int(row) + 1, int(column) + 1, tuple(plan), float(speedups[count, row, column]))
+        return plans, self.speedups(beta, np.array(hits)[plans], plans.sum(axis=2))
 
 
 def outcome_speedup(

@@ -63,6 +63,7 @@ def test_predictions_are_those_of_the_theory() -> None:
     assert result.windows[vanilla.gamma - 1].vanilla == pytest.approx(vanilla.speedup)
     assert max(window.vanilla for window in result.windows) == pytest.approx(result.vanilla_speedup)
     for window in result.windows:
+        assert window.theorem_8 <= result.prepared.speedup == max(planned.theorem_8 for planned in result.windows)
         assert window.theorem_7 == pytest.approx(parallel_speedup(window.gamma, window.k, 0.8, curve, 2.0))
 
 
