@@ -1,4 +1,4 @@
-"""Is parallel decoding ever slower than plain decoding, without prepared outcomes, or taking turns? Side by side, on many clips.
+"""Is parallel decoding ever slower than plain decoding, than itself without outcomes, or than taking turns?
 
 Each clip is answered by every method in every round, in an order that alternates, by one engine. The decoding time of a
 method on a clip is the median over the rounds. The figure is the mean, over the clips, of the ratio of two methods'
