@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import anyio
 
 from benchmarks.evaluation import evaluate
+from benchmarks.hit_rate import HitRow, measure_hit_rates
 from benchmarks.load import first_tokens, measure_load, running_server
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
 from pvlm.cli.console import configure_logs, write_json
 from pvlm.cli.progress import ProgressDisplay
-from pvlm.config import bundled, engine_config
+from pvlm.config import EngineConfig, bundled, engine_config
 from pvlm.errors import PvlmError
 
 FIRST_TOKENS = 20
@@ -51,6 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("target", "draft", "backend", "prune"):
         slower.add_argument(f"--{name}", help="as in pvlm bench")
     slower.set_defaults(run=run_never_slower)
+    hits = commands.add_parser(
+        "hit-rate",
+        help="which of the draft's other tokens the target writes where it rejects one, by coupling, on many clips",
+        allow_abbrev=False,
+    )
+    hits.add_argument("--clips", type=int, default=40, metavar="N", help="clips to draw (default: 40)")
+    hits.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: 256)")
+    hits.add_argument("--outcomes", default="auto", metavar="N", help="as in pvlm bench (default: auto)")
+    hits.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    for name in ("target", "draft", "backend", "prune"):
+        hits.add_argument(f"--{name}", help="as in pvlm bench")
+    hits.set_defaults(run=run_hit_rate)
     pad = commands.add_parser("pad", help=f"write a padded checkpoint: {PADDING}")
     pad.add_argument("folder", metavar="FOLDER", help="folder to write; it must not exist yet")
     pad.add_argument("--layers", type=int, required=True, metavar="K", help="decoder layers to append")
@@ -83,8 +96,7 @@ def run_bench(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
     configure_logs(False)
-    given = {name: getattr(options, name) for name in ("target", "draft", "backend", "prune")}
-    config = engine_config({name: value for name, value in given.items() if value is not None})
+    config = _config(options)
     clips = drawn_clips(options.clips)
 
     async def measure() -> list[SpeedRow]:
@@ -109,6 +121,40 @@ def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print("the tokens are NOT the same")
         return 1
     return 0
+
+
+def run_hit_rate(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    configure_logs(False)
+    config = _config(options)
+    clips = drawn_clips(options.clips)
+
+    async def measure() -> list[HitRow]:
+        with ProgressDisplay() as shown:
+            return await measure_hit_rates(
+                config,
+                clips,
+                max_tokens=options.max_tokens,
+                outcomes=options.outcomes if options.outcomes == "auto" else int(options.outcomes),
+                on_turn=lambda fraction: shown.update("measure", fraction),
+            )
+
+    rows = anyio.run(measure)
+    for row in rows:
+        shares = ", ".join("–" if share is None else f"{share:.2f}" for share in row.by_rank)
+        rate = "–" if row.hit_rate is None else f"{row.hit_rate:.2f}"
+        print(
+            f"{row.coupling}: {row.rejections} rejections in {row.positions} tokens of {row.clips} clips; the target's "
+            f"token was the draft's other token of rank 1, 2, ...: {shares}; in the engine {row.hits} hits, "
+            f"{row.late_hits} late hits, {row.misses} misses: {rate}"
+        )
+    if options.json:
+        write_json(options.json, rows)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> EngineConfig:
+    given = {name: getattr(options, name) for name in ("target", "draft", "backend", "prune")}
+    return engine_config({name: value for name, value in given.items() if value is not None})
 
 
 def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:
