@@ -99,6 +99,7 @@ speed: setup
 	    --json build/evidence/never-slower-equal.json
 	$(BIN)/python -m benchmarks never-slower --prune none --target tests/pair/target --draft tests/pair/draft \
 	    --json build/evidence/never-slower-small.json
+	$(BIN)/python -m benchmarks hit-rate --prune none --json build/evidence/hit-rate.json
 
 evidence: accuracy pruning speed chaos soak
 

@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from benchmarks.evaluation import evaluate
+from benchmarks.hit_rate import HitRow, measure_hit_rates
 from benchmarks.kept import KeptReport, measure_kept
 from benchmarks.load import first_tokens, measure_load, running_server
 from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
@@ -52,6 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slower.add_argument("--json", metavar="FILE", help="write the rows to a file")
     _add_pair(slower, "target", "draft", "backend", "prune")
     slower.set_defaults(run=run_never_slower)
+    hits = commands.add_parser(
+        "hit-rate",
+        help="which of the draft's other tokens the target writes where it rejects one, by coupling, on many clips",
+        allow_abbrev=False,
+    )
+    hits.add_argument("--clips", type=int, default=40, metavar="N", help="clips to draw (default: 40)")
+    hits.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: 256)")
+    hits.add_argument("--outcomes", default="auto", metavar="N", help="as in pvlm bench (default: auto)")
+    hits.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    _add_pair(hits, "target", "draft", "backend", "prune")
+    hits.set_defaults(run=run_hit_rate)
     pad = commands.add_parser("pad", help=f"write a padded checkpoint: {PADDING}")
     pad.add_argument("folder", metavar="FOLDER", help="folder to write; it must not exist yet")
     pad.add_argument("--layers", type=int, required=True, metavar="K", help="decoder layers to append")
@@ -149,6 +161,35 @@ def run_kept(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.json:
         write_json(options.json, report)
     return 0 if report.passed else 1
+
+
+def run_hit_rate(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    configure_logs(False)
+    config = _config(options, "target", "draft", "backend", "prune")
+    clips = drawn_clips(options.clips)
+
+    async def measure() -> list[HitRow]:
+        with ProgressDisplay() as shown:
+            return await measure_hit_rates(
+                config,
+                clips,
+                max_tokens=options.max_tokens,
+                outcomes=options.outcomes if options.outcomes == "auto" else int(options.outcomes),
+                on_turn=lambda fraction: shown.update("measure", fraction),
+            )
+
+    rows = anyio.run(measure)
+    for row in rows:
+        shares = ", ".join("–" if share is None else f"{share:.2f}" for share in row.by_rank)
+        rate = "–" if row.hit_rate is None else f"{row.hit_rate:.2f}"
+        print(
+            f"{row.coupling}: {row.rejections} rejections in {row.positions} tokens of {row.clips} clips; the target's "
+            f"token was the draft's other token of rank 1, 2, ...: {shares}; in the engine {row.hits} hits, "
+            f"{row.late_hits} late hits, {row.misses} misses: {rate}"
+        )
+    if options.json:
+        write_json(options.json, rows)
+    return 0
 
 
 def run_pad(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -121,11 +121,8 @@ class OutcomeTimes:
         np.cumsum((held * (1 - beta))[:-1] * rates[..., :-1], axis=-1, out=rejected[..., 1:])
         whole = held * (beta + (1 - beta) * rates)
         # At s, at s - 1, and for each k.
-        rejected_s, rejected_1, rejected_k = (
-            rejected[..., row, s, None],
-            rejected[..., row, row, None],
-            rejected[..., 1:],
-        )
+        rejected_s, rejected_1 = rejected[..., row, s, None], rejected[..., row, row, None]
+        rejected_k = rejected[..., 1:]
         whole_s, whole_1, whole_k = whole[..., row, s, None], whole[..., row, row, None], whole[..., 1:]
         # The states in terms of the miss, whose weight is 1.
         det = (1 - rejected_s) * (1 - whole_1) - rejected_1 * whole_s

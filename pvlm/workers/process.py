@@ -87,8 +87,8 @@ def run_worker(role: Role, spec: WorkerSpec) -> int:
     leave_with_parent()
     if spec.affinity:
         os.sched_setaffinity(0, spec.affinity)
-    # A target without cores of its own computes elsewhere, or not at all. It goes on at once after a verdict whose
-    # outcome is prepared, and would wait for the engine in vain.
+    # A target without cores of its own may share one with the engine. It goes on at once after a verdict whose outcome
+    # is prepared, so a long slice would keep the engine from hearing of it.
     if spec.device == "cpu" and (spec.affinity or role == "draft"):
         take_long_slices()
     mark = _mark(spec)
