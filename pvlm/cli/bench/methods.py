@@ -268,10 +268,14 @@ def _draw_speed(panel: Axes, rows: Sequence[MethodRow], places: range) -> None:
     for place, row in zip(places, rows, strict=True):
         inside = row.speedup_vs_ar > 0.2 * longest
         panel.annotate(
-            f"{row.speedup_vs_ar:.2f}×" + _remark(row),
+            f"{row.speedup_vs_ar:.2f}×",
             (0 if inside else row.speedup_vs_ar_quartiles[1], place),
             xytext=(6, 0), textcoords="offset points", va="center", color="white" if inside else INK,
             fontweight="bold" if row.method == "parallel" else "normal",
+        )  # fmt: skip
+        panel.annotate(
+            _remark(row), (row.speedup_vs_ar_quartiles[1], place),
+            xytext=(6, 0), textcoords="offset points", va="center", color=INK,
         )  # fmt: skip
     predicted = [(row.predicted, place) for row, place in zip(rows, places, strict=True) if row.predicted is not None]
     if predicted:
@@ -293,5 +297,5 @@ def _color(row: MethodRow) -> str:
 
 def _remark(row: MethodRow) -> str:
     if row.lossy:
-        return f"  {row.agreement:.0%} of the tokens"
-    return "" if row.same_tokens else "  other tokens!"
+        return f"{row.agreement:.0%} of the tokens"
+    return "" if row.same_tokens else "other tokens!"
