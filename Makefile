@@ -84,10 +84,15 @@ pruning: setup
 # Each table of docs/evidence that shows speed. The lossy methods are in the first.
 speed: setup
 	@mkdir -p build/evidence
+	for number in 1 2 3 4 5; do $(BIN)/pvlm demo; done
 	$(BIN)/pvlm bench --prune novelty --json build/evidence/methods.json --plot build/evidence/methods.png
-	$(BIN)/pvlm bench scaling --prune none --rounds 2 --max-tokens 128 --json build/evidence/scaling.json \
+	for backend in torch native; do $(BIN)/pvlm bench --backend $$backend --prune novelty --rounds 3 \
+	    --methods ar ar-all-cores sd parallel --json build/evidence/methods-$$backend.json; done
+	$(BIN)/pvlm bench scaling --prune novelty --rounds 1 --max-tokens 128 --json build/evidence/scaling.json \
 	    --plot build/evidence/scaling.png
-	$(BIN)/pvlm bench passes --json build/evidence/passes.json
+	for backend in torch native; do $(BIN)/pvlm bench passes --backend $$backend --tokens 1 2 5 8 12 24 48 \
+	    --json build/evidence/passes-$$backend.json; done
+	for number in 1 2 3; do $(BIN)/pvlm bench emulated --tokens 512 --json build/evidence/emulated-$$number.json; done
 	$(BIN)/pvlm bench emulated --time-scale 1 --tokens 512 --json build/evidence/emulated.json
 	$(BIN)/pvlm bench adaptive --time-scale 0.5 --json build/evidence/adaptive.json
 	$(BIN)/pvlm bench sessions --json build/evidence/sessions.json --plot build/evidence/sessions.png
@@ -100,6 +105,7 @@ speed: setup
 	$(BIN)/python -m benchmarks never-slower --prune none --target tests/pair/target --draft tests/pair/draft \
 	    --json build/evidence/never-slower-small.json
 	$(BIN)/python -m benchmarks hit-rate --prune none --json build/evidence/hit-rate.json
+	$(BIN)/python -m benchmarks load --json build/evidence/load.json
 
 evidence: accuracy pruning speed chaos soak
 
