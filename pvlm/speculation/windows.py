@@ -358,7 +358,7 @@ class AutoWindow:
         return OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
 
     def _best_prepared(self, beta: float, together: WindowChoice) -> WindowChoice | None:
-        """None where outcomes are not worthwhile. The search takes milliseconds, so a bound comes before it."""
+        """None where outcomes are not worthwhile. A bound comes before the search, which takes longer."""
         if self._outcome_times is None:
             return None
         hits, without = self.estimates.hits.hits, together.speedup or 0.0
