@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = commands.add_parser("kept", help="many questions on five videos, with room for a part of them")
     kept.add_argument("--questions", type=int, default=1000, metavar="N", help="default: 1000")
     kept.add_argument(
-        "--prefix-cache-bytes", type=int, default=60_000_000, metavar="N", help="of each model (default: 60000000)"
+        "--prefix-cache-bytes", type=int, default=20_000_000, metavar="N", help="of each model (default: 20000000)"
     )
     kept.add_argument("--json", metavar="FILE", help="write the figures to a file")
     _add_pair(kept, "target", "draft", "backend")

@@ -19,7 +19,6 @@ import psutil
 from benchmarks.never_slower import drawn_clips
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine
-from pvlm.results import Answer
 from pvlm.telemetry.metrics import PREFIX_BYTES, PREFIX_EVICTIONS, PREFIX_HITS, PREFIX_QUERIES, Metric
 
 QUESTIONS = (
@@ -79,15 +78,19 @@ async def measure_kept(
     clips, source, metrics = drawn_clips(VIDEOS), random.Random(1), _Counted()
     asked = [(source.randrange(VIDEOS), source.choice(QUESTIONS)) for _ in range(questions)]
     plain = await _plain(config, clips, {*asked})
-    answers: list[tuple[tuple[int, str], Answer]] = []
+    answered = Counter[str]()
     memory_mb: dict[str, list[float]] = {}
     async with Engine.create(config, prefix_cache_bytes=prefix_cache_bytes, metrics=metrics) as engine:
 
         async def ask_every(first: int) -> None:
             for video, question in asked[first::AT_ONCE]:
-                answers.append(((video, question), await engine.answer(clips[video], question, max_tokens=64)))
-                on_turn(len(answers) / questions)
-                if len(answers) % max(1, questions // LOOKS) == 0:
+                answer = await engine.answer(clips[video], question, max_tokens=64)
+                answered["all"] += 1
+                answered["different"] += answer.tokens != plain[video, question]
+                answered["prompt"] += answer.stats.prompt_tokens
+                answered["cached"] += answer.stats.cached_tokens
+                on_turn(answered["all"] / questions)
+                if answered["all"] % max(1, questions // LOOKS) == 0:
                     for name, resident in _resident_mb(engine.processes).items():
                         memory_mb.setdefault(name, []).append(resident)
 
@@ -97,15 +100,9 @@ async def measure_kept(
     return KeptReport(
         questions=questions,
         prefix_cache_bytes=prefix_cache_bytes,
-        different=sum(answer.tokens != plain[key] for key, answer in answers),
-        prompt_tokens=(
-            metrics.now[PREFIX_QUERIES.name, "target"],
-            sum(answer.stats.prompt_tokens for _, answer in answers),
-        ),
-        cached_tokens=(
-            metrics.now[PREFIX_HITS.name, "target"],
-            sum(answer.stats.cached_tokens for _, answer in answers),
-        ),
+        different=answered["different"],
+        prompt_tokens=(metrics.now[PREFIX_QUERIES.name, "target"], answered["prompt"]),
+        cached_tokens=(metrics.now[PREFIX_HITS.name, "target"], answered["cached"]),
         evictions=metrics.now[PREFIX_EVICTIONS.name, "target"],
         most_bytes={role: metrics.most[PREFIX_BYTES.name, role] for role in ("target", "draft")},
         left_bytes={role: metrics.now[PREFIX_BYTES.name, role] for role in ("target", "draft")},

@@ -45,7 +45,7 @@ def test_the_pair_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert most_pruned["acceptance"] == pytest.approx(6.8 / 7.8)
     assert written["source"] == "given"
     (marked,) = [line.split() for line in shown.splitlines() if "←" in line and line.startswith(" 9")]
-    assert marked == ["9", "2.91×", "3.63×", "3", "3.63×", "←", "γ*"]
+    assert marked == ["9", "2.91×", "3.63×", "3", "3.63×", "4.02×", "←", "γ*"]
     assert "γ* = 9, k = 3: 3.63×; vanilla at its best, γ = 8: 2.93×" in shown
     assert "one given acceptance rate" in shown
 

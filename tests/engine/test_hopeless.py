@@ -1,4 +1,4 @@
-"""A draft that is slower than its target: answers come to do without it. Times are given, and only their order counts."""
+"""A draft that is slower than its target: answers come to do without it. Only the order of the given times counts."""
 
 from __future__ import annotations
 
