@@ -98,7 +98,7 @@ speed: setup
 	$(BIN)/pvlm bench sessions --json build/evidence/sessions.json --plot build/evidence/sessions.png
 	$(BIN)/pvlm bench sessions --pairs bundled --json build/evidence/sessions-bundled.json
 	$(BIN)/pvlm bench repeats --json build/evidence/repeats.json
-	$(BIN)/python -m benchmarks kept --json build/evidence/kept.json
+	MALLOC_MMAP_THRESHOLD_=131072 $(BIN)/python -m benchmarks kept --json build/evidence/kept.json
 	$(BIN)/python -m benchmarks never-slower --prune none --json build/evidence/never-slower.json
 	$(BIN)/python -m benchmarks never-slower --prune none --draft pvlm/bundled/target \
 	    --json build/evidence/never-slower-equal.json
