@@ -177,10 +177,9 @@ class DraftSession(ActorSession):
         return self._line_ready() or self._preparation.pending or self._due()
 
     def _line_ready(self) -> bool:
-        # Taking turns, it begins a window only when all before is committed; else one window may wait for its verdict,
-        # which may be longer than the next one.
-        ahead = self.window.ahead and self.opening.schedule.mode != "turns"
-        lead = max(self.window.gamma, self._preparation.last) if ahead else 0
+        # In turns it begins a window when all before is committed; else one, of any length, may wait for its verdict.
+        turns = self.opening.schedule.mode == "turns" or not self.window.ahead
+        lead = 0 if turns else max(self.window.gamma, self._preparation.last)
         return self._work.start <= self.committed + lead and not self._ended()
 
     def _due(self) -> bool:
@@ -189,8 +188,7 @@ class DraftSession(ActorSession):
 
     def _ended(self) -> bool:
         """Is the answer complete, as far as the draft knows it?"""
-        last = self.tokens[-1] if self.tokens else None
-        return finish_reason(len(self.tokens), last, self.opening.sampling) is not None
+        return finish_reason(len(self.tokens), next(reversed(self.tokens), None), self.opening.sampling) is not None
 
     def urgent(self) -> bool:
         """A session is urgent whose windows have all been verified; one that writes further ahead can wait."""

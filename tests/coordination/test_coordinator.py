@@ -401,7 +401,7 @@ class Hopeless(FixedWindow):
 
 def test_where_a_draft_does_not_pay_the_target_goes_on_alone_and_the_draft_is_probed_now_and_then():
     policy = Hopeless(4)
-    # Of 16, 32, 64 and 128 tokens; the next answer of the engine goes on with the last, and then with one of 256.
+    # Of 16, 32, 64 and 128 tokens; the next answer of the engine continues the last, and then with one of 256.
     for rests in (4, 2):
         counts = answered_in_turn(policy, 200, noise=2.0)
         assert counts.rests == rests
