@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import anyio
 import msgspec
 
 from benchmarks.evaluation import evaluate
-from benchmarks.hit_rate import HitRow, measure_hit_rates
-from benchmarks.kept import KeptReport, measure_kept
+from benchmarks.hit_rate import measure_hit_rates
+from benchmarks.kept import measure_kept
 from benchmarks.load import first_tokens, measure_load, running_server
-from benchmarks.never_slower import SpeedRow, drawn_clips, measure_speeds
+from benchmarks.never_slower import drawn_clips, measure_speeds
 from benchmarks.padding import PADDING, pad_layers, padded_arguments
 from pvlm.cli import main as pvlm_main
 from pvlm.cli.console import configure_logs, write_json
 from pvlm.cli.progress import ProgressDisplay
-from pvlm.config import EngineConfig, bundled, engine_config
+from pvlm.config import EngineConfig, OutcomesSetting, bundled, engine_config
 from pvlm.errors import PvlmError
 
+Measured = TypeVar("Measured")
 FIRST_TOKENS = 20
 """Requests by which the time to the first token of one caller is measured."""
 
@@ -60,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     hits.add_argument("--clips", type=int, default=40, metavar="N", help="clips to draw (default: 40)")
     hits.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens of an answer (default: 256)")
-    hits.add_argument("--outcomes", default="auto", metavar="N", help="as in pvlm bench (default: auto)")
+    hits.add_argument(
+        "--outcomes", type=_outcomes, default="auto", metavar="N", help="as in pvlm bench (default: auto)"
+    )
     hits.add_argument("--json", metavar="FILE", help="write the rows to a file")
     _add_pair(hits, "target", "draft", "backend", "prune")
     hits.set_defaults(run=run_hit_rate)
@@ -103,6 +107,22 @@ def _add_pair(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", help="as in pvlm bench")
 
 
+def _outcomes(text: str) -> OutcomesSetting:
+    if text == "auto" or text.isdecimal():
+        return "auto" if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number of windows to prepare")
+
+
+def _shown(measure: Callable[[Callable[[float], None]], Awaitable[Measured]]) -> Measured:
+    """Run a measurement, which gets a function that shows the finished fraction."""
+
+    async def run() -> Measured:
+        with ProgressDisplay() as shown:
+            return await measure(lambda fraction: shown.update("measure", fraction))
+
+    return anyio.run(run)
+
+
 def _config(options: argparse.Namespace, *names: str) -> EngineConfig:
     given = {name: getattr(options, name) for name in names}
     return engine_config({name: value for name, value in given.items() if value is not None})
@@ -118,17 +138,11 @@ def run_never_slower(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = _config(options, "target", "draft", "backend", "prune")
     clips = drawn_clips(options.clips)
 
-    async def measure() -> list[SpeedRow]:
-        with ProgressDisplay() as shown:
-            return await measure_speeds(
-                config,
-                clips,
-                rounds=options.rounds,
-                max_tokens=options.max_tokens,
-                on_turn=lambda fraction: shown.update("measure", fraction),
-            )
-
-    rows = anyio.run(measure)
+    rows = _shown(
+        lambda on_turn: measure_speeds(
+            config, clips, rounds=options.rounds, max_tokens=options.max_tokens, on_turn=on_turn
+        )
+    )
     for row in rows:
         print(
             f"{row.method} over {row.against}: {row.ratio:.3f} ± {row.half:.3f} in decoding (mean of {row.clips} clips "
@@ -146,13 +160,7 @@ def run_kept(options: argparse.Namespace, rest: Sequence[str]) -> int:
     configure_logs(False)
     config = _config(options, "target", "draft", "backend")
 
-    async def measure() -> KeptReport:
-        with ProgressDisplay() as shown:
-            return await measure_kept(
-                config, options.questions, options.prefix_cache_bytes, lambda fraction: shown.update("ask", fraction)
-            )
-
-    report = anyio.run(measure)
+    report = _shown(lambda on_turn: measure_kept(config, options.questions, options.prefix_cache_bytes, on_turn))
     for name, value in msgspec.to_builtins(report).items():
         if name != "memory_mb":
             print(f"{name}: {value}")
@@ -168,17 +176,11 @@ def run_hit_rate(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = _config(options, "target", "draft", "backend", "prune")
     clips = drawn_clips(options.clips)
 
-    async def measure() -> list[HitRow]:
-        with ProgressDisplay() as shown:
-            return await measure_hit_rates(
-                config,
-                clips,
-                max_tokens=options.max_tokens,
-                outcomes=options.outcomes if options.outcomes == "auto" else int(options.outcomes),
-                on_turn=lambda fraction: shown.update("measure", fraction),
-            )
-
-    rows = anyio.run(measure)
+    rows = _shown(
+        lambda on_turn: measure_hit_rates(
+            config, clips, max_tokens=options.max_tokens, outcomes=options.outcomes, on_turn=on_turn
+        )
+    )
     for row in rows:
         shares = ", ".join("–" if share is None else f"{share:.2f}" for share in row.by_rank)
         rate = "–" if row.hit_rate is None else f"{row.hit_rate:.2f}"

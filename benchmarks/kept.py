@@ -19,6 +19,7 @@ import psutil
 from benchmarks.never_slower import drawn_clips
 from pvlm.config import EngineConfig
 from pvlm.engine import Engine
+from pvlm.errors import OptionError
 from pvlm.telemetry.metrics import PREFIX_BYTES, PREFIX_EVICTIONS, PREFIX_HITS, PREFIX_QUERIES, Metric
 
 QUESTIONS = (
@@ -74,7 +75,9 @@ class _Counted:
 async def measure_kept(
     config: EngineConfig, questions: int, prefix_cache_bytes: int, on_turn: Callable[[float], None]
 ) -> KeptReport:
-    """Ask ``questions`` questions on five clips. ``on_turn`` gets the finished fraction."""
+    """Ask ``questions`` questions on five clips. ``on_turn`` gets the finished fraction. OptionError for none."""
+    if questions < 1:
+        raise OptionError(f"{questions} questions: at least 1 is needed")
     clips, source, metrics = drawn_clips(VIDEOS), random.Random(1), _Counted()
     asked = [(source.randrange(VIDEOS), source.choice(QUESTIONS)) for _ in range(questions)]
     plain = await _plain(config, clips, {*asked})

@@ -188,7 +188,7 @@ class DraftSession(ActorSession):
 
     def _ended(self) -> bool:
         """Is the answer complete, as far as the draft knows it?"""
-        return finish_reason(len(self.tokens), next(reversed(self.tokens), None), self.opening.sampling) is not None
+        return finish_reason(self.tokens, self.opening.sampling) is not None
 
     def urgent(self) -> bool:
         """A session is urgent whose windows have all been verified; one that writes further ahead can wait."""

@@ -325,5 +325,4 @@ class TargetSession(ActorSession):
         self.finished = self._finish_reason() is not None
 
     def _finish_reason(self) -> FinishReason | None:
-        last = self.committed[-1] if self.committed else None
-        return finish_reason(len(self.committed), last, self.opening.sampling)
+        return finish_reason(self.committed, self.opening.sampling)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ import msgspec
 import torch
 
 from pvlm.bench.architectures import PAIRS, write_architecture
+from pvlm.bench.threads import torch_threads
 from pvlm.errors import ModelError, OptionError
 from pvlm.plugins import load_plugin
 from pvlm.speculation.pruning import default_early_layer
@@ -110,7 +110,7 @@ def measure_device(
     rows: list[DeviceRow] = []
     devices: dict[Role, str] = {"target": device, "draft": draft_device or device}
     capacity = max(*tokens, window) + 1
-    with TemporaryDirectory(prefix="pvlm-decoders-") as folder, _threads(threads):
+    with TemporaryDirectory(prefix="pvlm-decoders-") as folder, torch_threads(threads):
         for role, decoder in PAIRS[pair].items():
             write_architecture(Path(folder) / role, decoder, max(32_768, video_tokens + 2 * TEXT_TOKENS + capacity))
         for name in backends:
@@ -268,16 +268,6 @@ class _Model:
         """Wait until the device has finished this thread's work. The streams of other threads are not waited for."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_words(device: str) -> str:

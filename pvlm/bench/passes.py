@@ -9,7 +9,9 @@ in a CPU cache, the bandwidth of that cache counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from statistics import median
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ import msgspec
 import numpy as np
 import torch
 
+from pvlm.bench.threads import torch_threads
 from pvlm.config import BUNDLED, EngineConfig, bundled
 from pvlm.errors import ModelError, OptionError
 from pvlm.workers.backends import choose_backend
@@ -77,18 +80,12 @@ def measure_passes(
         if least < 1:
             raise OptionError(f"{least} {what}: at least 1 is needed")
     threads = config.threads or 1
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with _measuring(threads):
         gflop_s = matrix_gflop_s()
         models = [_LoadedModel(config, role, threads) for role in ("target", "draft") if _checkpoint(config, role)]
         for model in models:
             model.prefill(frames, max(tokens))
         passes = [row for model in models for row in model.time_passes(gflop_s, tokens, rounds)]
-    except BackendError as error:
-        raise ModelError(f"the passes cannot be measured: {error}") from error
-    finally:
-        torch.set_num_threads(before)
     return PassReport(
         threads=threads,
         gflop_s=gflop_s,
@@ -116,16 +113,29 @@ def least_pass_time(config: EngineConfig, role: Role, threads: int) -> LeastTime
 
     Raises ModelError and ConfigError as `measure_passes`.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with _measuring(threads):
         gflop_s = matrix_gflop_s()
         backend = _LoadedModel(config, role, threads).backend
+    if not isinstance(backend, PassCost):
+        return None
+    cost = backend
+
+    @cache
+    def least_ms(tokens: int, rows: int) -> float:
+        with _measuring(threads):
+            return _limit(cost, tokens, rows, gflop_s).ms
+
+    return least_ms
+
+
+@contextmanager
+def _measuring(threads: int) -> Iterator[None]:
+    """Compute on so many threads. Raises ModelError where a backend fails."""
+    try:
+        with torch_threads(threads):
+            yield
     except BackendError as error:
         raise ModelError(f"the passes cannot be measured: {error}") from error
-    finally:
-        torch.set_num_threads(before)
-    return (lambda tokens, rows: _limit(backend, tokens, rows, gflop_s).ms) if isinstance(backend, PassCost) else None
 
 
 class _Limit(NamedTuple):

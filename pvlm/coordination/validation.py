@@ -62,7 +62,7 @@ def verdict_problem(verdict: Verdict, committed: int, epoch: int, sampling: Samp
         return f"{committed + len(tokens)} tokens of an answer that may have {sampling.max_tokens}"
     if any(token in sampling.end_token_ids for token in tokens[:-1]):
         return "tokens after an end token"
-    finish = finish_reason(committed + len(tokens), tokens[-1] if tokens else None, sampling)
+    finish = finish_reason(tokens, sampling, before=committed)
     if verdict.finish != finish:
         return f"the answer ends with {verdict.finish} where it should with {finish}"
     return ""

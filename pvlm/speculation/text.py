@@ -29,8 +29,8 @@ def agreement(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def finish_reason(length: int, last: int | None, sampling: Sampling) -> FinishReason | None:
-    """Why an answer of ``length`` tokens, the last of which is ``last``, is complete; None if it is not."""
-    if length and last in sampling.end_token_ids:
+def finish_reason(tokens: Sequence[int], sampling: Sampling, *, before: int = 0) -> FinishReason | None:
+    """Why an answer that ends with ``tokens``, after ``before`` others, is complete; None if it is not."""
+    if tokens and tokens[-1] in sampling.end_token_ids:
         return "stop"
-    return "length" if length >= sampling.max_tokens else None
+    return "length" if before + len(tokens) >= sampling.max_tokens else None
