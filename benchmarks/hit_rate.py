@@ -134,8 +134,8 @@ def rejected_ranks(target: Backend, draft: Backend, answered: _Answered) -> list
     coupling = coupling_for(opening.sampling, session=opening.session)
     ranks: list[int | None] = []
     theirs, ours = _rows(target, opening, answer.tokens), _rows(draft, opening, answer.tokens)
-    for position, (judging, guessing) in enumerate(zip(theirs, ours, strict=True)):
-        drafted = coupling.draft(guessing, position=position, epoch=0, others=RANKS)
+    drafts = coupling.draft(ours, positions=range(len(ours)), epoch=0, others=RANKS)
+    for position, (judging, drafted) in enumerate(zip(theirs, drafts, strict=True)):
         accepted, token = coupling.judge(judging, drafted.token, drafted.proposal, position=position, epoch=0)
         if not accepted:
             ranks.append(drafted.others.index(token) if token in drafted.others else None)

@@ -64,9 +64,19 @@ class Branch:
         return self.parent.start
 
     @property
+    def reach(self) -> int:
+        """The position of its next token."""
+        return self.point + 1 + len(self.written.tokens)
+
+    @property
     def tokens(self) -> list[int]:
         """From ``parent.token`` on."""
         return [self.parent.token, *self.written.tokens]
+
+    def grow(self, drafted: Drafted, end_tokens: Sequence[int]) -> None:
+        """Append its next token."""
+        self.written.add(drafted)
+        self.complete = drafted.token in end_tokens or len(self.written.tokens) >= self.size
 
     @property
     def outcome(self) -> Outcome:

@@ -271,7 +271,8 @@ class DraftSession(ActorSession):
             if unfed:
                 logits = (yield [(self._cache, unfed)]).logits[0][-1]
             assert logits is not None  # it is prepared
-            if self._take(self._draft(logits, len(self.tokens))) or not self.actor.undisturbed():
+            (drafted,) = self._draft([logits], [len(self.tokens)])
+            if self._take(drafted) or not self.actor.undisturbed():
                 return
             self._look()
 
@@ -293,15 +294,16 @@ class DraftSession(ActorSession):
                 return
             rows = (yield parts).logits
             self._work.beside += len(growing)
-            for branch, logits in zip(growing, rows[int(line) :], strict=True):
-                self._grow(branch, logits[-1])
+            places = [branch.reach for branch in growing]
+            drafted = self._draft([row[-1] for row in rows], [len(self.tokens), *places] if line else places)
+            for branch, next_one in zip(growing, drafted[int(line) :], strict=True):
+                branch.grow(next_one, self.opening.sampling.end_token_ids)
             if line:
-                work = self._work
-                drafted = self._draft(rows[0][-1], len(self.tokens))
+                work, own = self._work, drafted[0]
                 if not work.written.tokens:
                     counts, size = self.window.outcomes, self.window.gamma - 1
-                    preparation.plan_after(counts, work.id, work.start, drafted.others, size)
-                self._take(drafted)
+                    preparation.plan_after(counts, work.id, work.start, own.others, size)
+                self._take(own)
             self._send_prepared(preparation.finished())
             if not self.actor.undisturbed():
                 return
@@ -317,7 +319,8 @@ class DraftSession(ActorSession):
         while True:
             text = self.tokens[: branch.point] + branch.tokens
             rows = (yield [(self._cache, self._unfed(text))]).logits[0]
-            self._grow(branch, rows[-1])
+            (drafted,) = self._draft([rows[-1]], [branch.reach])
+            branch.grow(drafted, self.opening.sampling.end_token_ids)
             branch.draft_ms += milliseconds_since(self._since_s)
             if branch.complete:
                 self._send_prepared([self._preparation.finish(branch)])
@@ -326,15 +329,11 @@ class DraftSession(ActorSession):
                 return
             self._look()
 
-    def _grow(self, branch: Branch, logits: torch.Tensor) -> None:
-        drafted = self._draft(logits, branch.point + 1 + len(branch.written.tokens))
-        branch.written.add(drafted)
-        end = drafted.token in self.opening.sampling.end_token_ids
-        branch.complete = end or len(branch.written.tokens) >= branch.size
-
-    def _draft(self, logits: torch.Tensor, position: int) -> Drafted:
+    def _draft(self, rows: Sequence[torch.Tensor], positions: Sequence[int]) -> list[Drafted]:
+        """A token from each of the logits ``rows`` ``(V,)``, for its position of the answer."""
         others = max(self.window.outcomes, default=0)
-        return self.coupling.draft(logits, position=position, epoch=self.epoch, others=others)
+        logits = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(list(rows))
+        return self.coupling.draft(logits, positions=positions, epoch=self.epoch, others=others)
 
     @property
     def _cache(self) -> Session:

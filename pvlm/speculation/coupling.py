@@ -64,8 +64,10 @@ class Coupling(Protocol):
     methods again for a committed token, and decide whether to verify before you look at p(x).
     """
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
-        """Draft side: draw a token from one row of the draft's logits. ``others``: how many other tokens to name."""
+    def draft(self, logits: Tensor, *, positions: Sequence[int], epoch: int, others: int = 0) -> list[Drafted]:
+        """Draft side: draw a token from each row of the draft's logits, ``(n, V)``, for the answer indices
+        ``positions``. ``others``: how many other tokens to name.
+        """
         ...
 
     def judge(self, logits: Tensor, token: int, proposal: Proposal | None, *, position: int, epoch: int) -> Judgement:
@@ -105,12 +107,13 @@ class GreedyCoupling:
 
     vocab_limit: int
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
-        token = greedy(logits, self.vocab_limit)
+    def draft(self, logits: Tensor, *, positions: Sequence[int], epoch: int, others: int = 0) -> list[Drafted]:
+        tokens = greedy_rows(logits, self.vocab_limit)
         if not others:
-            return Drafted(token, None)
+            return [Drafted(token, None) for token in tokens]
         scores = within_vocabulary(logits, self.vocab_limit)
-        return Drafted(token, None, _others(scores.topk(min(others + 1, len(scores))).indices.tolist(), token, others))
+        ranked = scores.topk(min(others + 1, scores.shape[-1])).indices.tolist()
+        return [Drafted(token, None, _others(best, token, others)) for token, best in zip(tokens, ranked, strict=True)]
 
     def judge(
         self,
@@ -151,11 +154,14 @@ class GumbelCoupling:
     vocab_limit: int
     seed: int
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
-        scores = filtered_scores(logits.unsqueeze(0), self.settings, self.vocab_limit)[0]
-        best = scores.topk(min(PROPOSAL_SIZE, len(scores)))
-        ranked = gumbel_ranks(best.values, self.seed, position, best.indices, others + 1)
-        return Drafted(ranked[0], None, tuple(ranked[1:]))
+    def draft(self, logits: Tensor, *, positions: Sequence[int], epoch: int, others: int = 0) -> list[Drafted]:
+        scores = filtered_scores(logits, self.settings, self.vocab_limit)
+        best = scores.topk(min(PROPOSAL_SIZE, scores.shape[-1]))
+        ranked = [
+            gumbel_ranks(values, self.seed, position, ids, others + 1)
+            for values, ids, position in zip(best.values, best.indices, positions, strict=True)
+        ]
+        return [Drafted(tokens[0], None, tuple(tokens[1:])) for tokens in ranked]
 
     def judge(
         self,
@@ -200,12 +206,14 @@ class SpeculativeCoupling:
     seed: int
     session: int
 
-    def draft(self, logits: Tensor, *, position: int, epoch: int, others: int = 0) -> Drafted:
-        probs = processed(logits.unsqueeze(0), self.settings, self.vocab_limit)[0]
-        u = uniform(self.seed, "draft", "propose", self.session, epoch, position)
-        token, proposal = propose(probs, u)
-        named = proposal.ids[: others + 1].tolist() if others else []
-        return Drafted(token, proposal, _others(named, token, others))
+    def draft(self, logits: Tensor, *, positions: Sequence[int], epoch: int, others: int = 0) -> list[Drafted]:
+        drafted = []
+        for probs, position in zip(processed(logits, self.settings, self.vocab_limit), positions, strict=True):
+            u = uniform(self.seed, "draft", "propose", self.session, epoch, position)
+            token, proposal = propose(probs, u)
+            named = proposal.ids[: others + 1].tolist() if others else []
+            drafted.append(Drafted(token, proposal, _others(named, token, others)))
+        return drafted
 
     def judge(self, logits: Tensor, token: int, proposal: Proposal | None, *, position: int, epoch: int) -> Judgement:
         accepted, correction = self.judge_window(logits.unsqueeze(0), [token], [proposal], start=position, epoch=epoch)

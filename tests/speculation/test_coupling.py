@@ -60,7 +60,7 @@ def decode(coupling: Coupling, length: int, gammas: Sequence[int], target: ToyMo
         start = len(tokens)
         window, proposals = list(tokens), []
         for position in range(start, start + gammas[turn % len(gammas)]):
-            token, proposal, _ = coupling.draft(draft.row(window), position=position, epoch=epoch)
+            ((token, proposal, _),) = coupling.draft(draft.row(window)[None], positions=[position], epoch=epoch)
             window.append(token)
             proposals.append(proposal)
         drafted = window[start:]
@@ -82,7 +82,7 @@ def test_judging_a_window_is_judging_its_tokens(coupling: Coupling, noise: float
     for trial in range(20):
         tokens, proposals = [trial], []
         for position in range(1, 7):
-            token, proposal, _ = coupling.draft(draft.row(tokens), position=position, epoch=trial)
+            ((token, proposal, _),) = coupling.draft(draft.row(tokens)[None], positions=[position], epoch=trial)
             tokens.append(token)
             proposals.append(proposal)
         rows = target.rows(tokens, 1)
@@ -134,10 +134,22 @@ def test_greedy_ties_go_to_the_lowest_id_on_both_sides() -> None:
     row = torch.zeros(WIDTH)
     row[[9, 30]] = 1.0
     row[45] = 2.0
-    assert coupling.draft(row, position=0, epoch=0) == (9, None, ())
+    assert coupling.draft(row[None], positions=[0], epoch=0) == [(9, None, ())]
     assert coupling.judge(row, 30, None, position=0, epoch=0) == (False, 9)
     assert coupling.judge(row, 9, None, position=0, epoch=0) == (True, 9)
     assert coupling.choose(row, position=0, epoch=0) == 9
+
+
+@by_name
+def test_rows_drafted_at_once_are_those_drafted_one_by_one(coupling: Coupling) -> None:
+    rows, positions = ToyModel(1.0).rows([1, 2, 3, 4], 0), [4, 9, 4, 5, 6]
+    together = coupling.draft(rows, positions=positions, epoch=2, others=3)
+    alone = [
+        coupling.draft(row[None], positions=[position], epoch=2, others=3)[0]
+        for row, position in zip(rows, positions, strict=True)
+    ]
+    assert [(one.token, one.others) for one in together] == [(one.token, one.others) for one in alone]
+    assert all(len({one.token, *one.others}) == 4 for one in together)
 
 
 @by_name
@@ -178,7 +190,7 @@ def test_speculative_draws_are_keyed_by_session_epoch_and_position() -> None:
     settings = SamplingOptions(temperature=1.0)
     drafts = {
         (session, epoch, position): SpeculativeCoupling(settings, VOCABULARY, 1, session)
-        .draft(row, position=position, epoch=epoch)
+        .draft(row[None], positions=[position], epoch=epoch)[0]
         .token
         for session in range(3)
         for epoch in range(3)
