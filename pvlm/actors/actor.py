@@ -180,6 +180,10 @@ class Actor(ABC):
         """No message is waiting and there is but one session: what it does in small steps need not end yet."""
         return not self._inbox and len(self._sessions) == 1
 
+    def shared(self, session: ActorSession) -> bool:
+        """Do others decode too?"""
+        return any(other.prepared for other in self._sessions.values() if other is not session)
+
     def look(self, *sessions: ActorSession) -> None:
         """Look into the mailbox in the middle of work for ``sessions``. Raises as `tick`."""
         self._looked_s = time.monotonic()

@@ -60,6 +60,8 @@ class Employer(Protocol):
 
     def undisturbed(self) -> bool: ...
 
+    def shared(self, session: ActorSession) -> bool: ...
+
 
 class ActorSession(ABC):
     """See the module. First it is prepared, then it decodes in rounds."""

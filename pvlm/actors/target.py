@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 import torch
 
@@ -223,17 +224,18 @@ class TargetSession(ActorSession):
     def round(self) -> Round:
         """Verify the drafted tokens with at most one pass, commit, and report the verdict."""
         start, tested = len(self.committed), Tested()
-        window = len(self.held.queue)
+        window = left = self._at_hand()
         pass_tokens, pass_ms = 0, 0.0
         if self._logits is not None:
             self._settle_held(self._logits, tested)
+            left = max(0, left - 1)
         # A token that was accepted without a pass is now pending, and its pass takes in the rest of the window. A
         # correction, or a token that the target drew, is reported first.
         drawn_alone = len(self.committed) > start and not tested.accepted
         if self._logits is None and not (tested.rejected or drawn_alone or self.finished):
             model = self.model
             assert model is not None  # it is prepared
-            drafted = list(self.held.queue)
+            drafted = list(islice(self.held.queue, left))
             done = yield [(model, [*self.committed[model.length :], *(waiting.token for waiting in drafted)])]
             if self.window.outcomes:
                 for message in self.actor.arrived(self, self._continues):
@@ -263,6 +265,15 @@ class TargetSession(ActorSession):
                 finish=self._finish_reason(),
             )
         )
+
+    def _at_hand(self) -> int:
+        """How many drafted tokens a round is to settle: all, or those of one window if others have turns, for whom the
+        next one would make the pass longer, though it counts only if this one is accepted whole.
+        """
+        queue = self.held.queue
+        if not queue or not self.actor.shared(self):
+            return len(queue)
+        return sum(1 for _ in takewhile(lambda waiting: waiting.window == queue[0].window, queue))
 
     def _settle_held(self, logits: torch.Tensor, tested: Tested) -> None:
         """Holding: settle one token."""

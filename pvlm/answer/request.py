@@ -14,7 +14,7 @@ from pvlm.config import AnswerOptions, EngineConfig, Method
 from pvlm.errors import OptionError
 from pvlm.plugins import plugin_names
 from pvlm.runtime.pair import Pair
-from pvlm.speculation.windows import WindowPolicy
+from pvlm.speculation.policy import WindowPolicy
 from pvlm_protocols.backend import Role
 from pvlm_protocols.messages import Coupling, Open, Pruning, Sampling, Schedule, Window
 

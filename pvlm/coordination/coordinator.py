@@ -246,8 +246,10 @@ class Coordinator(Ledger):
             return self.mode, []
         if (verdict.accepted or verdict.rejected) and self.measurements.pays:
             return self.paired, self.roll_back()
-        if self.mode is Mode.PROBING or not self.rest.over:
+        again = self.measurements.pays and self.rest.may_end
+        if self.mode is Mode.PROBING or not (self.rest.over or again):
             return self.mode, []
+        self.rest.end()
         return Mode.PROBING, self.send_back(self.measurements.probe())
 
     def _begin_rest(self, commands: list[Command]) -> Transition:

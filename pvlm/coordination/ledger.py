@@ -10,7 +10,7 @@ from pvlm.coordination.modes import Mode, State
 from pvlm.coordination.openings import Openings
 from pvlm.coordination.statistics import Counts, Measurements
 from pvlm.coordination.text import Text
-from pvlm.speculation.windows import WindowPolicy
+from pvlm.speculation.policy import WindowPolicy
 from pvlm_protocols.messages import Advance, Close, FinishReason, Open, Rollback, SetWindow, ToDraft, Window
 
 Transition = tuple[Mode, list[Command]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pvlm.coordination.events import Found
 from pvlm.results import ratio_or_none
 from pvlm.speculation.gaps import Gap, Gaps
-from pvlm.speculation.windows import WindowPolicy
+from pvlm.speculation.policy import WindowPolicy
 from pvlm_protocols.limits import MAX_MILLISECONDS
 from pvlm_protocols.messages import DraftWindow, Outcome, Prepared, TargetMode, Verdict, Window
 
@@ -74,8 +74,8 @@ class Measurements:
 
     def __init__(self, policy: WindowPolicy) -> None:
         self.counts = Counts()
-        self.shared = False
-        """Other sessions have turns at the same actors, so the waits of this one do not measure draft and target."""
+        self._sessions = 1
+        self._undisturbed = True
         self._policy = policy
         self._choice = policy.choice()
         self._outdated = False
@@ -91,6 +91,18 @@ class Measurements:
 
     # ---- what happened --------------------------------------------------------------------------------------------
 
+    def decoding(self, sessions: int, prefilling: int) -> None:
+        """So many sessions have turns at the actors, this one included. Their waits do not measure draft and target,
+        and with one that prefills the pace measures nothing.
+        """
+        self._sessions, self._undisturbed = sessions, not prefilling
+        self._policy.observe_sessions(sessions)
+
+    @property
+    def _alone(self) -> bool:
+        """Is this the only session at the actors?"""
+        return self._sessions == 1 and self._undisturbed
+
     def drafted(self, window: DraftWindow) -> None:
         """A window has arrived, of whatever epoch."""
         self.counts.drafted_tokens += len(window.tokens)
@@ -104,7 +116,7 @@ class Measurements:
     def continued(self, window: DraftWindow) -> None:
         """A window has arrived that continues the line."""
         if self._rejected_s is not None:
-            if not self.shared:
+            if self._alone:
                 self._policy.observe_lag(max(0.0, window.began_s - self._rejected_s) * 1000)
             self._rejected_s = None
 
@@ -170,7 +182,7 @@ class Measurements:
 
     def _observe_gap(self, verdict: Verdict, gap: Gap) -> None:
         """What the time before a pass teaches. While sessions share the actors it measures the others."""
-        if self.shared:
+        if not self._alone:
             return
         if gap.transit_ms is not None:
             self._policy.observe_transit(gap.transit_ms)
@@ -182,9 +194,10 @@ class Measurements:
         if not verdict.tokens:
             return
         before, self._paced = self._paced, (mode, verdict.ended_s)
-        if before is None or before[0] != mode or self.shared:
+        if before is None or before[0] != mode or not self._undisturbed:
             return
-        if mode != "alone" or (verdict.pass_tokens and not verdict.window):
+        # Plain decoding is a pass over one token; of several sessions, over one of each at least.
+        if mode != "alone" or (verdict.pass_tokens >= self._sessions and not verdict.window):
             self._policy.observe_pace(mode, len(verdict.tokens), max(0.0, verdict.ended_s - before[1]) * 1000)
 
     def probed(self, agreed: int, parted: bool) -> None:

@@ -47,7 +47,7 @@ from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.limits import MAX_PINNED
-from pvlm_protocols.messages import Failed, FromActor, Pin, SessionMessage
+from pvlm_protocols.messages import Failed, FromActor, Pin, PrefillDone, SessionMessage
 
 OnLoading = Callable[[Role, float], None]
 
@@ -169,8 +169,8 @@ class Pair:
         """
         session = LiveSession(self._actors, coordinator, on_command, self._reporter, report, recorder)
         self._sessions[coordinator.session] = session
-        self._tell_shared()
         session.execute(coordinator.start())
+        self._tell_others()
         return session
 
     async def close(self, session: LiveSession) -> None:
@@ -179,7 +179,7 @@ class Pair:
             await session.freed()
         finally:
             self._sessions.pop(session.id, None)
-            self._tell_shared()
+            self._tell_others()
 
     def pin(self, videos: Set[bytes]) -> None:
         """Keep the prefixes of these videos, by their digests, in both actors; until `unpin`."""
@@ -200,9 +200,13 @@ class Pair:
         """Run work of an answer in the task group. ``work`` must not raise, for it would end the engine."""
         self._tasks.start_soon(work)
 
-    def _tell_shared(self) -> None:
-        for session in self._sessions.values():
-            session.coordinator.measurements.shared = len(self._sessions) > 1
+    def _tell_others(self) -> None:
+        """Tell each session how many there are at the actors."""
+        there = [session for session in self._sessions.values() if not session.done.is_set()]
+        prefilling = sum(bool(session.prefilling) for session in there)
+        decoding = len(there) - sum("target" in session.prefilling for session in there)
+        for session in there:
+            session.coordinator.measurements.decoding(max(1, decoding), prefilling)
 
     async def target_there(self) -> None:
         """Wait while a lost target is being restarted. Raises TargetLost, EngineStateError."""
@@ -289,6 +293,8 @@ class Pair:
     def heard(self, role: Role, message: FromActor) -> None:
         if isinstance(message, SessionMessage) and (session := self._sessions.get(message.session)) is not None:
             session.receive(role, message)
+            if isinstance(message, PrefillDone | Failed) or session.done.is_set():
+                self._tell_others()
             if self._revivals[role].waiting:
                 self._revivals[role].proceed()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pvlm.config import OutcomesSetting, WindowSetting
 from pvlm.speculation.estimates import PRIOR
 from pvlm.speculation.outcomes import HIT_PRIOR, cumulative, plan_outcomes
-from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
+from pvlm.speculation.policy import FixedWindow, WindowPolicy
+from pvlm.speculation.windows import AutoWindow
 from pvlm_protocols.messages import Coupling, Pruning, Schedule
 
 POLICIES = 64

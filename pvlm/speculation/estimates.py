@@ -203,7 +203,7 @@ class Estimates:
 
     The lag lasts from a verdict that the draft waits for to the start of its new window, the transit from the end of a
     window that the target waits for to its pass. The coordination is the time between two passes without any wait.
-    ``step``: plain decoding's time for a token while the draft rests, coordination included.
+    ``sessions``: how many the target decodes at the moment.
     """
 
     def __init__(self) -> None:
@@ -213,7 +213,8 @@ class Estimates:
         self.lag = RunningMedian()
         self.transit = RunningMedian()
         self.coordination = RunningMedian()
-        self.step = RunningMedian()
+        self._steps: dict[int, RunningMedian] = {}
+        self.sessions = 1
         self.acceptance = AcceptanceEstimate()
         self.branches = PassTimeEstimate()
         self.hits = HitEstimate()
@@ -234,7 +235,7 @@ class Estimates:
         """Tokens of a pass for each one of a session: with each token more of its own, the other sessions that share
         the pass have one more too. 1 before the first measurement, and for a session alone.
         """
-        return self._sharing.value if self._sharing.count else 1.0
+        return self._sharing.value if self._sharing.count and self.sessions > 1 else 1.0
 
     def observe_draft(self, ms_per_token: float) -> None:
         self.draft.add(_checked_ms(ms_per_token))
@@ -249,7 +250,8 @@ class Estimates:
         self.coordination.add(_checked_ms(ms))
 
     def observe_step(self, ms: float) -> None:
-        self.step.add(_checked_ms(ms))
+        """While the draft rests in all sessions, a token of each takes ``ms``, coordination included."""
+        self._steps.setdefault(self.sessions, RunningMedian()).add(_checked_ms(ms))
 
     def observe_branches(self, beside: float, ms: float) -> None:
         """A step of the draft over the line and ``beside`` branches took ``ms``."""
@@ -275,9 +277,29 @@ class Estimates:
         return sum(median.value for median in (self.lag, self.transit) if median.count)
 
     @property
+    def groups(self) -> float:
+        """The sessions in so many groups take turns at the target; those of a group share its passes."""
+        return max(1.0, self.sessions / self.sharing)
+
+    @property
+    def steps(self) -> int:
+        """How many steps of plain decoding have been measured."""
+        return sum(step.count for step in self._steps.values())
+
+    @property
     def step_ms(self) -> float | None:
-        """None before the first measurement."""
-        return self.step.value if self.step.count else None
+        """Plain decoding's time for a token of each session; None before the first measurement.
+
+        It is taken from the nearest number of sessions that was measured, and corrected by the times of the passes.
+        """
+        if not self._steps:
+            return None
+        nearest = min(self._steps, key=lambda measured: abs(measured - self.sessions))
+        step_ms = self._steps[nearest].value
+        if nearest == self.sessions:
+            return step_ms
+        curve = self.passes.curve()
+        return max(step_ms + curve(self.sessions) - curve(nearest), curve(self.sessions))
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.acceptance.observe(accepted, rejected)

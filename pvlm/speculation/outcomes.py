@@ -83,6 +83,8 @@ class OutcomeTimes:
 
     Its time is ``max(T_p(n + 1), lag + s q_B)``, and after a miss ``lag + k T_q`` more. With the stationary
     distribution pi of the three states ``S = T_p(1) sum(pi A) / sum(pi t)``.
+
+    ``groups`` as in `LoopTimes`: each pass is followed by ``R = (groups - 1) T_p(n + 1)``, in which the draft goes on.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class OutcomeTimes:
         branch_ms: Callable[[int], float],
         lag_ms: float = 0.0,
         step_ms: float | None = None,
+        groups: float = 1.0,
     ) -> None:
         """``branch_ms``: q_B by the number of continuations in a step, the line included. ``step_ms``: plain decoding's
         time for a token (None: T_p(1)).
@@ -100,7 +103,8 @@ class OutcomeTimes:
         time = pass_time(target_ms)
         self._size = size
         self._rows = np.arange(size)
-        self._target = np.array([time(n + 1) for n in range(size + 1)])
+        self._target = np.array([groups * time(n + 1) for n in range(size + 1)])
+        self._others = self._target * (1 - 1 / groups)
         self._draft_ms = draft_ms
         most = (len(HIT_PRIOR) + 1) * (size + 1)
         self._branch_ms = np.array([branch_ms(branches + 1) for branches in range(max(most, COUNTS[-1]) + 1)])
@@ -130,7 +134,8 @@ class OutcomeTimes:
         after_whole = ((1 - rejected_s) * whole_k + whole_s * rejected_k) / det
         drafting = self._lag_ms + s * self._branch_ms[branches]
         took_s, took_1 = np.maximum(self._target[1:], drafting), np.maximum(self._target[:-1], drafting)
-        miss_ms = self._lag_ms + s * self._draft_ms + np.maximum(self._target[1:], drafting[..., None])
+        miss_ms = np.maximum(0.0, self._lag_ms + s * self._draft_ms - self._others[1:])
+        miss_ms = miss_ms + np.maximum(self._target[1:], drafting[..., None])
         committed = after_hit * tokens[1:, None] + after_whole * tokens[:-1, None] + tokens[1:]
         took = after_hit * took_s[..., None] + after_whole * took_1[..., None] + miss_ms
         speedups: FloatArray = self._step_ms * committed / took

@@ -130,6 +130,10 @@ def loop_speedup(
     return LoopTimes([gamma], [k], target_ms, draft_ms).best(beta, whole_windows=whole_windows).speedup
 
 
+ROUNDING = 1e-12
+"""Rounding must not decide between equals."""
+
+
 class BestWindow(NamedTuple):
     """A window, the tokens to wait for after a rejection, and the speed-up that theory predicts for them."""
 
@@ -167,6 +171,10 @@ class LoopTimes:
                + beta^(k+1+gamma) / (1 - beta^gamma) [(P - w) + beta^(gamma-1) w]
 
     For a flat ``T_p >= T_q`` this is theorem 7, because there the first bracket is P.
+
+    Sessions in ``groups`` groups take turns at the target, and those of a group share its passes. While the others have
+    theirs, for ``R = (groups - 1) T``, the draft goes on: a pass begins R after the last one at the earliest. A token
+    whose distribution the target holds needs no pass, and does not wait for theirs.
     """
 
     def __init__(
@@ -177,6 +185,7 @@ class LoopTimes:
         draft_ms: float,
         lag_ms: float = 0.0,
         step_ms: float | None = None,
+        groups: float = 1.0,
     ) -> None:
         """``step_ms``: plain decoding's time for a token (None: T_p(1))."""
         time = pass_time(target_ms)
@@ -184,11 +193,13 @@ class LoopTimes:
         self._impossible = self._k > self._gamma
         self._step_ms = time(1) if step_ms is None else step_ms
         self._target = np.array([[time(n)] for n in gammas])
+        others = (groups - 1) * self._target
         first = np.array([[time(n + 1) for n in ks]])
-        self._first_end = np.where(self._k > 0, lag_ms + self._k * draft_ms, 0.0) + first
-        self._window_start = np.maximum(self._first_end, lag_ms + (self._k + self._gamma) * draft_ms)
+        self._first_end = np.maximum(others, np.where(self._k > 0, lag_ms + self._k * draft_ms, 0.0)) + first
+        self._window_settled = np.maximum(self._first_end, lag_ms + (self._k + self._gamma) * draft_ms)
+        self._window_start = np.maximum(self._first_end + others, self._window_settled)
         self._token_settled = np.maximum(self._first_end, lag_ms + (self._k + 1) * draft_ms)
-        self._period = np.maximum(self._target, self._gamma * draft_ms)
+        self._period = np.maximum(self._target + others, self._gamma * draft_ms)
         self._late_token = np.maximum(0.0, draft_ms - self._target)
         self._late_window = np.maximum(0.0, self._gamma * draft_ms - self._target)
 
@@ -202,7 +213,7 @@ class LoopTimes:
         """E in two parts, also finite at beta = 1: E is the first plus the second over ``1 - beta**gamma``."""
         settled, late = self._token_settled, self._late_token
         if whole_windows:
-            settled, late = self._window_start, self._late_window
+            settled, late = self._window_settled, self._late_window
         late_if_reached = beta ** (self._gamma - 1) * late
         waited = beta**self._k
         head = self._first_end + waited * (settled - self._first_end)
@@ -219,11 +230,10 @@ class LoopTimes:
         speedups[self._impossible] = 0.0
         return speedups
 
-    def best(self, beta: float, *, whole_windows: bool) -> BestWindow:
-        """The best window of all; of equal ones the first gamma, then the first k."""
+    def best(self, beta: float, *, whole_windows: bool, nearly: float = ROUNDING) -> BestWindow:
+        """The first gamma, then the first k, of those whose speed-up is at most ``nearly`` (a share) below the best."""
         speedups = self.speedups(beta, whole_windows=whole_windows)
-        # Rounding must not decide between equals.
-        row, column = divmod(int(np.argmax(speedups >= speedups.max() * (1 - 1e-12))), speedups.shape[1])
+        row, column = divmod(int(np.argmax(speedups >= speedups.max() * (1 - nearly))), speedups.shape[1])
         return BestWindow(int(self._gamma[row, 0]), int(self._k[0, column]), float(speedups[row, column]))
 
 
@@ -256,16 +266,18 @@ def vanilla_loop_speedup(
     draft_ms: float,
     lag_ms: float = 0.0,
     step_ms: float | None = None,
+    groups: float = 1.0,
 ) -> float:
     """Theorem 4 with a measured T_p(n): the speed-up of plain speculative decoding (draft, then verify).
 
     A round takes ``lag_ms + gamma T_q + T_p(gamma + 1)``, because its pass also covers the token before the window.
-    ``lag_ms``: what both ways of the messages take; ``step_ms`` as in `LoopTimes`.
+    ``lag_ms``: what both ways of the messages take; ``step_ms`` and ``groups`` as in `LoopTimes`.
     """
     check_window(gamma, 0, beta)
     time = pass_time(target_ms)
     step = time(1) if step_ms is None else step_ms
-    return geometric_sum(beta, gamma + 1) * step / (lag_ms + gamma * draft_ms + time(gamma + 1))
+    wait_ms = max(lag_ms + gamma * draft_ms, (groups - 1) * time(gamma + 1))
+    return geometric_sum(beta, gamma + 1) * step / (wait_ms + time(gamma + 1))
 
 
 def best_vanilla_window(
@@ -275,12 +287,19 @@ def best_vanilla_window(
     gamma_max: int,
     lag_ms: float = 0.0,
     step_ms: float | None = None,
+    groups: float = 1.0,
+    nearly: float = ROUNDING,
 ) -> BestWindow:
-    """The best window up to ``gamma_max`` by `vanilla_loop_speedup`; of equal ones the smallest."""
+    """The smallest window up to ``gamma_max`` whose `vanilla_loop_speedup` is at most ``nearly`` (a share) below the
+    best.
+    """
     check_window(gamma_max, 0, beta)
     time = pass_time(target_ms)
-    speedups = [vanilla_loop_speedup(gamma, beta, time, draft_ms, lag_ms, step_ms) for gamma in range(1, gamma_max + 1)]
-    best = max(range(gamma_max), key=lambda index: (speedups[index], -index))
+    speedups = [
+        vanilla_loop_speedup(gamma, beta, time, draft_ms, lag_ms, step_ms, groups) for gamma in range(1, gamma_max + 1)
+    ]
+    enough = max(speedups) * (1 - nearly)
+    best = next(index for index, speedup in enumerate(speedups) if speedup >= enough)
     return BestWindow(best + 1, 0, speedups[best])
 
 

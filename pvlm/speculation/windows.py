@@ -1,14 +1,14 @@
-"""Choosing the window while decoding. Imports no torch."""
+"""The window policy that learns. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Protocol
 
 from pvlm.speculation.estimates import Estimates, Pace
 from pvlm.speculation.outcomes import COUNTS, OutcomeTimes
+from pvlm.speculation.policy import Way, WindowChoice
 from pvlm.speculation.rest import Rest
-from pvlm.speculation.theory import LoopTimes, best_vanilla_window, window_grid
+from pvlm.speculation.theory import ROUNDING, LoopTimes, best_vanilla_window, window_grid
 from pvlm_protocols.messages import TargetMode
 
 START_GAMMA = 4
@@ -25,6 +25,16 @@ BASELINE_STEPS = 2
 
 PREFERENCE = 1.02
 """By which factor another way of working together must be predicted to be faster before it is taken."""
+
+SEVERAL_GROUPS = 1.5
+"""With more groups of sessions in turn at the target (see `LoopTimes`) draft and target take turns, unless working at
+the same time is predicted to be faster by `PREFERENCE`.
+"""
+
+NEARLY = 0.03
+"""While others have turns at the target, the shortest window is chosen of those that are at most so much (a share)
+slower: what is drafted in vain takes the others' time.
+"""
 
 OUTCOME_SLACK = 0.02
 """Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
@@ -46,136 +56,6 @@ _BETA_MAX = 0.998
 
 _STEPS_PER_OCTAVE = 8
 """Grid of beta: 1 - beta in steps of 9%. A choice is computed once for each step and then looked up."""
-
-
-Way = TargetMode | Literal["prepared"]
-"""How tokens are written: as the target's mode says, or together with prepared outcomes."""
-
-
-class WindowChoice(NamedTuple):
-    """``gamma`` tokens a window; after a rejection the target waits for ``wait`` (k) drafted tokens before its next
-    pass.
-
-    ``patience_ms``: how long that wait may last (0 where ``wait`` is 0): until stepping alone would have been as good,
-    and one drafted token more, for the draft may have been in the middle of one. ``speedup``: predicted against plain
-    decoding, None before there are measurements. ``pays``: whether that is enough for drafting to pay. ``hopeless``:
-    drafting would not pay either if every drafted token were accepted. ``turns``: draft and target take turns; else the
-    draft writes further windows meanwhile. ``outcomes``: how many other tokens the draft prepares for at each offset of
-    a window (see `Window`).
-    """
-
-    gamma: int
-    wait: int = 0
-    patience_ms: float = 0.0
-    speedup: float | None = None
-    pays: bool = True
-    hopeless: bool = False
-    turns: bool = False
-    outcomes: tuple[int, ...] = ()
-
-
-class WindowPolicy(Protocol):
-    """Learns from one session, and chooses its next window.
-
-    ``patient``: the target waits for the draft's first window without a limit. ``baselined``: the policy knows how fast
-    the target is alone, or does not ask. ``rest``: how long the draft rests where it does not pay.
-    """
-
-    patient: bool
-    rest: Rest
-
-    @property
-    def baselined(self) -> bool: ...
-
-    def observe_pass(self, n_tokens: int, ms: float) -> None:
-        """The target took ``ms`` for a pass over ``n_tokens`` new tokens, of all sessions that shared it."""
-        ...
-
-    def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
-        """Of the ``n_tokens`` of a pass over a window, ``own_tokens`` were those of this session."""
-        ...
-
-    def observe_draft(self, ms_per_token: float) -> None:
-        """The draft took this time for each token of a window."""
-        ...
-
-    def observe_lag(self, ms: float) -> None:
-        """This time passed between a rejection and the start of the draft's new window."""
-        ...
-
-    def observe_transit(self, ms: float) -> None:
-        """This time passed between the end of a window that the target was waiting for and its pass."""
-        ...
-
-    def observe_coordination(self, ms: float) -> None:
-        """The target lost this time before a pass that had to wait for nothing."""
-        ...
-
-    def observe_pace(self, mode: TargetMode, tokens: int, ms: float) -> None:
-        """The target wrote ``tokens`` tokens in ``ms``, gaps included. ``mode``: what it did."""
-        ...
-
-    def observe_tested(self, accepted: int, rejected: int) -> None:
-        """These drafted tokens were tested, in this order. Tokens after a rejection are not tested."""
-        ...
-
-    def observe_branches(self, beside: float, ms: float) -> None:
-        """A step of the draft over the line and ``beside`` branches took ``ms``."""
-        ...
-
-    def observe_outcome(self, rank: int | None, prepared: int) -> None:
-        """At a rejected position ``prepared`` of the draft's other tokens were prepared for; ``rank`` was the target's
-        (None: none of them).
-        """
-        ...
-
-    def choice(self) -> WindowChoice: ...
-
-
-class FixedWindow:
-    """Always ``n`` tokens. After a rejection the target waits at most ``patience_ms`` for ``wait`` drafted tokens."""
-
-    patient = True
-    baselined = True
-
-    def __init__(self, n: int, wait: int = 0, patience_ms: float = math.inf, outcomes: tuple[int, ...] = ()) -> None:
-        if n < 1 or not 0 <= wait <= n:
-            raise ValueError(f"a window of {n} tokens, of which {wait} are waited for")
-        self._choice = WindowChoice(n, wait, patience_ms if wait else 0.0, outcomes=outcomes)
-        self.rest = Rest()
-
-    def observe_pass(self, n_tokens: int, ms: float) -> None:
-        pass
-
-    def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
-        pass
-
-    def observe_draft(self, ms_per_token: float) -> None:
-        pass
-
-    def observe_lag(self, ms: float) -> None:
-        pass
-
-    def observe_transit(self, ms: float) -> None:
-        pass
-
-    def observe_coordination(self, ms: float) -> None:
-        pass
-
-    def observe_pace(self, mode: TargetMode, tokens: int, ms: float) -> None:
-        pass
-
-    def observe_tested(self, accepted: int, rejected: int) -> None:
-        pass
-
-    def observe_branches(self, beside: float, ms: float) -> None:
-        pass
-
-    def observe_outcome(self, rank: int | None, prepared: int) -> None:
-        pass
-
-    def choice(self) -> WindowChoice:
-        return self._choice
 
 
 class AutoWindow:
@@ -204,7 +84,7 @@ class AutoWindow:
         self._branching = False
         self._beside, self._branch_ms = 0, 0.0
         self._moved = True
-        self._sharing = 1.0
+        self._groups = self._sharing = 1.0
         self._passes = 0
         self._look_again = 0
         self._medians: dict[int, float] = {}
@@ -230,6 +110,11 @@ class AutoWindow:
         else:
             self._moved |= _differ(median, known)
 
+    def observe_sessions(self, sessions: int) -> None:
+        if sessions != self.estimates.sessions:
+            self.estimates.sessions = sessions
+            self._moved, self._look_again = True, 0
+
     def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
         self.estimates.observe_sharing(n_tokens, own_tokens)
         self._moved |= _differ(self.estimates.sharing, self._sharing)
@@ -252,7 +137,8 @@ class AutoWindow:
     def observe_pace(self, mode: TargetMode, tokens: int, ms: float) -> None:
         if mode == "alone":
             self.estimates.observe_step(ms / tokens)
-            self._moved |= self._step_ms is None or _differ(self.estimates.step.value, self._step_ms)
+            step_ms = self.estimates.step_ms
+            self._moved |= self._step_ms is None or step_ms is None or _differ(step_ms, self._step_ms)
             for pace in self._paces.values():
                 pace.fade(tokens)
             return
@@ -264,7 +150,7 @@ class AutoWindow:
 
     @property
     def baselined(self) -> bool:
-        return self._vanilla or self.estimates.step.count >= BASELINE_STEPS
+        return self._vanilla or self.estimates.steps >= BASELINE_STEPS
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.estimates.observe_tested(accepted, rejected)
@@ -289,16 +175,18 @@ class AutoWindow:
             self._draft_ms = self.estimates.draft.value
             self._lag_ms = self.estimates.lag_ms
             self._step_ms = self.estimates.step_ms
-            self._sharing = sharing = self.estimates.sharing
+            self._groups, self._sharing = self.estimates.groups, self.estimates.sharing
             curve, extra_ms = self.estimates.passes.curve(), self.estimates.coordination_ms
-            self._pass_ms = tuple(curve(round(n * sharing)) + extra_ms for n in range(1, self._gamma_max + 2))
-            self._loop = LoopTimes(*self._grid, self._pass_time, self._draft_ms, self._lag_ms, self._step_ms)
+            self._pass_ms = tuple(curve(round(n * self._sharing)) + extra_ms for n in range(1, self._gamma_max + 2))
+            self._loop = LoopTimes(
+                *self._grid, self._pass_time, self._draft_ms, self._lag_ms, self._step_ms, self._groups
+            )
             if self._counts:
                 branch_ms = self.estimates.branch_ms()
                 self._branch_ms = branch_ms(self._beside + 1)
                 lag_ms = self._lag_ms + OUTCOME_SLACK * self._pass_time(1)
                 self._outcome_times = OutcomeTimes(
-                    self._gamma_max, self._pass_time, self._draft_ms, branch_ms, lag_ms, self._step_ms
+                    self._gamma_max, self._pass_time, self._draft_ms, branch_ms, lag_ms, self._step_ms, self._groups
                 )
             self._made.clear()
             self._at_best = None
@@ -315,7 +203,9 @@ class AutoWindow:
             together = prepared
         self._predicted = {"turns": turns.speedup or 0.0, self._together: together.speedup or 0.0}
         in_turns, at_once = self._paced("turns", turns), self._paced(self._together, together)
-        self._turns = in_turns * PREFERENCE > at_once if self._turns else in_turns > PREFERENCE * at_once
+        # While others have their passes a draft gains nothing by writing ahead, and takes time from them.
+        first = self._turns or self._groups > SEVERAL_GROUPS
+        self._turns = in_turns * PREFERENCE > at_once if first else in_turns > PREFERENCE * at_once
         self._turns &= not self._forced  # outcomes that were asked for are prepared while both work
         chosen, speedup = (turns, in_turns) if self._turns else (together, at_once)
         if self._pays:
@@ -336,6 +226,10 @@ class AutoWindow:
 
     def _pass_time(self, n: int) -> float:
         return self._pass_ms[n - 1]
+
+    @property
+    def _nearly(self) -> float:
+        return NEARLY if self._groups > 1 else ROUNDING
 
     @property
     def _together(self) -> Way:
@@ -370,11 +264,20 @@ class AutoWindow:
         return WindowChoice(best.steps, best.wait, patience_ms, best.speedup, outcomes=best.plan)
 
     def _best_turns(self, beta: float) -> WindowChoice:
-        best = best_vanilla_window(beta, self._pass_time, self._draft_ms, self._gamma_max, self._lag_ms, self._step_ms)
+        best = best_vanilla_window(
+            beta,
+            self._pass_time,
+            self._draft_ms,
+            self._gamma_max,
+            self._lag_ms,
+            self._step_ms,
+            self._groups,
+            self._nearly,
+        )
         return WindowChoice(best.gamma, speedup=best.speedup, turns=True)
 
     def _best_together(self, beta: float) -> WindowChoice:
-        gamma, k, speedup = self._loop.best(beta, whole_windows=True)
+        gamma, k, speedup = self._loop.best(beta, whole_windows=True, nearly=self._nearly)
         patience_ms = 0.0
         if k > 0:
             by_k = self._loop.cycle_ms(beta, whole_windows=True)[gamma - 1]

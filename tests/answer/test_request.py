@@ -15,7 +15,8 @@ from pvlm.answer.request import Request, build_request, resolve_coupling
 from pvlm.config import answer_options
 from pvlm.runtime.pair import Pair
 from pvlm.runtime.policies import WindowPolicies
-from pvlm.speculation.windows import AutoWindow, WindowChoice
+from pvlm.speculation.policy import WindowChoice
+from pvlm.speculation.windows import AutoWindow
 from pvlm_protocols.codec import decode_for_actor, encode
 from pvlm_protocols.messages import Schedule
 from pvlm_protocols.turns import VideoFrames

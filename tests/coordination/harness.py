@@ -26,7 +26,7 @@ from pvlm.coordination.events import (
     ToDraftActor,
     ToTargetActor,
 )
-from pvlm.speculation.windows import FixedWindow, WindowPolicy
+from pvlm.speculation.policy import FixedWindow, WindowPolicy
 from pvlm.telemetry.reporter import AnswerReport
 from pvlm_protocols.messages import Open, Pruning, Sampling, Schedule, Window
 from tests.support.openings import asking

@@ -13,8 +13,9 @@ from pvlm.coordination.events import Cancelled, DraftBack, DraftGone, TargetGone
 from pvlm.coordination.modes import Mode, State
 from pvlm.coordination.statistics import Counts
 from pvlm.errors import InvalidTransition
+from pvlm.speculation.policy import FixedWindow
 from pvlm.speculation.rest import Rest
-from pvlm.speculation.windows import AutoWindow, FixedWindow
+from pvlm.speculation.windows import AutoWindow
 from pvlm_protocols.messages import DraftWindow, Failed, Opened, PrefillDone, Rollback, Verdict, Window
 from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import ForkingToyBackend, ToyBackend

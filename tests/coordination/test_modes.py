@@ -28,7 +28,7 @@ from pvlm.coordination.events import (
     ToTargetActor,
 )
 from pvlm.coordination.modes import Mode, State
-from pvlm.speculation.windows import FixedWindow
+from pvlm.speculation.policy import FixedWindow
 from pvlm_protocols.messages import (
     Close,
     Closed,

@@ -28,7 +28,8 @@ from pvlm.coordination.events import (
     ToTargetActor,
 )
 from pvlm.coordination.modes import State
-from pvlm.speculation.windows import AutoWindow, FixedWindow, WindowPolicy
+from pvlm.speculation.policy import FixedWindow, WindowPolicy
+from pvlm.speculation.windows import AutoWindow
 from pvlm.workers.factory import make_actor
 from pvlm_backends.emulated import EmulatedBackend
 from pvlm_protocols.backend import Backend, LoadOptions, Role

@@ -17,7 +17,7 @@ from pvlm.actors.branches import Preparation
 from pvlm.actors.draft import DraftSession
 from pvlm.actors.target import TargetSession
 from pvlm.coordination.events import Cancelled
-from pvlm.speculation.windows import FixedWindow
+from pvlm.speculation.policy import FixedWindow
 from pvlm.workers.factory import load_backend
 from pvlm_backends.raw.cache import KeyValueCache
 from pvlm_backends.session import CachedSession

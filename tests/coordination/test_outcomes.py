@@ -17,8 +17,8 @@ from pvlm.actors.draft import DraftActor
 from pvlm.actors.prepared import HeldWindows, Waiting
 from pvlm.actors.target import TargetActor
 from pvlm.coordination.text import Text
+from pvlm.speculation.policy import FixedWindow
 from pvlm.speculation.sampling import normalised, processed
-from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.limits import MAX_OUTCOMES
 from pvlm_protocols.messages import (
     Advance,

@@ -14,8 +14,9 @@ from scipy import stats
 from pvlm.coordination.events import DraftBack, Fail, TargetBack, TargetGivenUp, TargetGone
 from pvlm.coordination.modes import State
 from pvlm.speculation import coupling
+from pvlm.speculation.policy import FixedWindow
 from pvlm.speculation.sampling import normalised, processed
-from pvlm.speculation.windows import AutoWindow, FixedWindow
+from pvlm.speculation.windows import AutoWindow
 from pvlm_protocols.messages import Failed, Open, Verdict
 from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.coordination.test_coordinator import Moody, noises, seeds

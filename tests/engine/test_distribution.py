@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pvlm.speculation import coupling
+from pvlm.speculation.policy import FixedWindow
 from pvlm.speculation.proposals import Proposal
 from pvlm.speculation.sampling import draw, processed
-from pvlm.speculation.windows import FixedWindow
 from pvlm_protocols.messages import Pruning, Sampling
 from tests.coordination.harness import SCHEDULES, Harness, sampling
 from tests.support.toy import VOCABULARY, ToyBackend

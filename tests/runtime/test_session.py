@@ -10,7 +10,7 @@ from pvlm.coordination.coordinator import Coordinator
 from pvlm.coordination.events import Command, Emit, Finish, StopAfter
 from pvlm.coordination.modes import State
 from pvlm.runtime.session import LiveSession
-from pvlm.speculation.windows import FixedWindow
+from pvlm.speculation.policy import FixedWindow
 from pvlm.telemetry.reporter import Reporter
 from pvlm_protocols.messages import Close, DraftWindow, Open, PrefillDone, Verdict, Window
 from tests.coordination.harness import PRUNING, SAMPLING, SCHEDULES

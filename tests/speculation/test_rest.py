@@ -71,3 +71,24 @@ def test_a_hopeless_rest_is_long_while_much_of_it_is_to_come():
     assert rest.long
     rest.wrote_alone(1)
     assert not rest.long
+
+
+def test_a_rest_may_end_after_a_quarter_of_it():
+    rest = Rest()
+    rest.begin()
+    assert not rest.may_end
+    rest.wrote_alone(4)
+    assert rest.may_end
+    assert not rest.over
+    rest.end()
+    assert rest.over
+    assert lengths(rest, 1) == [32], "a try that does not pay makes the next one longer"
+
+
+def test_a_hopeless_rest_does_not_end_early():
+    rest = Rest()
+    rest.begin(hopeless=True)
+    rest.wrote_alone(15)
+    assert not rest.may_end
+    rest.wrote_alone(1)
+    assert rest.may_end

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvlm.speculation.estimates import HISTORY, AcceptanceEstimate, Estimates, PassTimeEstimate, RunningMedian
-from pvlm.speculation.theory import BestWindow, LoopTimes, MeasuredCurve, best_window, loop_speedup
-from pvlm.speculation.windows import START_GAMMA, AutoWindow, FixedWindow, Way, WindowChoice, WindowPolicy
+from pvlm.speculation.policy import FixedWindow, Way, WindowChoice, WindowPolicy
+from pvlm.speculation.theory import BestWindow, LoopTimes, MeasuredCurve, best_window, geometric_sum, loop_speedup
+from pvlm.speculation.windows import BASELINE_STEPS, START_GAMMA, AutoWindow
 from pvlm_protocols.messages import TargetMode
 
 
@@ -184,6 +185,7 @@ def test_a_token_of_a_shared_pass_has_a_price_for_each_session() -> None:
     chosen = {}
     for sessions in (1, 8, 1):
         policy = chosen.setdefault("policy", AutoWindow(16))
+        policy.observe_sessions(sessions)
         for _ in range(40):
             own = policy.choice().gamma + 1
             for tokens in (1, own):
@@ -199,6 +201,46 @@ def test_a_token_of_a_shared_pass_has_a_price_for_each_session() -> None:
     assert abs(again - best) <= 1
     assert abs(chosen[8][0] - best_of_eight) <= 1
     assert best_of_eight < best - 2
+
+
+def test_two_sessions_choose_what_costs_the_target_least() -> None:
+    """Each would gain by longer windows, for which the other waits. Both would lose."""
+    target_ms = MeasuredCurve({1: 4.0, 4: 4.6, 17: 16.0})
+    policy = AutoWindow(16)
+    for _ in range(BASELINE_STEPS):
+        policy.observe_pass(1, 4.0)
+        policy.observe_pace("alone", 1, 4.2)
+    policy.observe_sessions(2)
+    for _ in range(40):
+        for tokens in (1, 4, 5, 8, 16):
+            policy.observe_pass(tokens, target_ms(tokens))
+            policy.observe_sharing(tokens, tokens)
+        policy.observe_draft(0.5)
+        policy.observe_lag(3.0)
+        policy.observe_tested(4, 1)
+    choice = policy.choice()
+
+    def each(gamma: int, other_ms: float) -> float:
+        return geometric_sum(0.8, gamma + 1) / (target_ms(gamma + 1) + other_ms)
+
+    least, selfish = (max(range(1, 17), key=lambda gamma: each(gamma, other)) for other in (0.0, target_ms(4)))
+    assert choice.turns
+    assert choice.pays
+    assert abs(choice.gamma - least) <= 1 < selfish - least
+
+
+def test_plain_decoding_of_several_sessions_is_one_pass() -> None:
+    estimates = Estimates()
+    for tokens, ms in ((1, 4.0), (2, 5.0), (4, 8.0)):
+        estimates.observe_pass(tokens, ms)
+    assert estimates.step_ms is None
+    estimates.observe_step(4.5)
+    estimates.sessions = 4
+    assert estimates.step_ms == pytest.approx(8.5)
+    estimates.observe_step(9.0)
+    assert (estimates.step_ms, estimates.steps) == (9.0, 2)
+    estimates.sessions = 1
+    assert estimates.step_ms == 4.5
 
 
 @pytest.mark.parametrize("seed", range(8))

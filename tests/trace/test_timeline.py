@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pvlm import Engine, EngineStateError, OptionError, PromptError
 from pvlm.coordination.events import Event
 from pvlm.coordination.statistics import Counts
-from pvlm.speculation.windows import FixedWindow
+from pvlm.speculation.policy import FixedWindow
 from pvlm.telemetry.recorder import Recorded
 from pvlm.trace import Trace
 from pvlm.trace.timeline import SHORTEST_WAIT_MS, Timeline, timeline

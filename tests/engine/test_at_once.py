@@ -1,0 +1,25 @@
+"""Answers that never have the target for themselves. Only the order of the given times counts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from pvlm import Engine
+from pvlm.bench.emulated import emulated_settings
+
+pytestmark = pytest.mark.anyio
+
+FRAMES = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+MODEL = {"prefill_ms": 2, "video_tokens": 32, "seed": 3}
+
+
+async def test_answers_at_once_get_drafts_on_a_fresh_engine() -> None:
+    """The engine learns from passes of all of them how fast they are without a draft."""
+    settings = emulated_settings({**MODEL, "pass_ms": 15}, {**MODEL, "pass_ms": 1, "acceptance": 0.95}, "inproc")
+    async with Engine.create(settings) as engine:
+        answers = await asyncio.gather(*(engine.answer(FRAMES, "?", max_tokens=100) for _ in range(3)))
+    assert len({answer.tokens for answer in answers}) == 1
+    assert all(answer.stats.accepted_tokens for answer in answers)
