@@ -20,6 +20,7 @@ from pvlm_protocols.branches import Branches
 from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
     Advance,
+    FromActor,
     Open,
     PrefillDone,
     PruneMask,
@@ -146,9 +147,7 @@ class DraftSession(ActorSession):
         """After a rollback to its prefix: what the branch holds is the beginning of the window, or all of it."""
         self._work.written = branch.written
         self._work.began_s = time.monotonic()
-        if self._complete():
-            self._send()
-            self._start_window(self.window.gamma, parent=self._work.id)
+        self._send(window=self._complete())
 
     def resumable(self) -> bool:
         return self._prefill_logits is not None
@@ -229,7 +228,7 @@ class DraftSession(ActorSession):
         watch = Stopwatch()
         compact = self.opening.pruning.compact_positions
         logits = yield from self.run_prompt(model, watch, keep, compact_positions=compact)
-        self._prefill_logits = logits.clone()
+        self._prefill_logits = logits.unsqueeze(0).clone()
         self.post(
             PrefillDone(
                 session=self.id,
@@ -269,7 +268,7 @@ class DraftSession(ActorSession):
                 return
             logits = self._prefill_logits
             if unfed:
-                logits = (yield [(self._cache, unfed)]).logits[0][-1]
+                logits = (yield [(self._cache, unfed)]).logits[0]
             assert logits is not None  # it is prepared
             (drafted,) = self._draft([logits], [len(self.tokens)])
             if self._take(drafted) or not self.actor.undisturbed():
@@ -279,7 +278,7 @@ class DraftSession(ActorSession):
     def _write_together(self, model: Branches) -> Round:
         """The line and all branches, a token of each in a pass."""
         preparation = self._preparation
-        self._send_prepared(preparation.finished())  # a verdict may have dropped those that were not complete
+        self._send(preparation.finished())  # a verdict may have dropped those that were not complete
         while growing := preparation.growing():
             parts: list[tuple[Session, list[int]]] = []
             if line := self._line_ready():
@@ -295,16 +294,16 @@ class DraftSession(ActorSession):
             rows = (yield parts).logits
             self._work.beside += len(growing)
             places = [branch.reach for branch in growing]
-            drafted = self._draft([row[-1] for row in rows], [len(self.tokens), *places] if line else places)
+            drafted = self._draft(rows, [len(self.tokens), *places] if line else places)
             for branch, next_one in zip(growing, drafted[int(line) :], strict=True):
                 branch.grow(next_one, self.opening.sampling.end_token_ids)
             if line:
-                work, own = self._work, drafted[0]
+                work, window = self._work, self.window
                 if not work.written.tokens:
-                    counts, size = self.window.outcomes, self.window.gamma - 1
-                    preparation.plan_after(counts, work.id, work.start, own.others, size)
-                self._take(own)
-            self._send_prepared(preparation.finished())
+                    preparation.plan_after(window.outcomes, work.id, work.start, drafted[0].others, window.gamma - 1)
+                self._take(drafted[0], preparation.finished())
+            else:
+                self._send(preparation.finished())
             if not self.actor.undisturbed():
                 return
             self._look()
@@ -319,20 +318,21 @@ class DraftSession(ActorSession):
         while True:
             text = self.tokens[: branch.point] + branch.tokens
             rows = (yield [(self._cache, self._unfed(text))]).logits[0]
-            (drafted,) = self._draft([rows[-1]], [branch.reach])
+            (drafted,) = self._draft([rows], [branch.reach])
             branch.grow(drafted, self.opening.sampling.end_token_ids)
             branch.draft_ms += milliseconds_since(self._since_s)
             if branch.complete:
-                self._send_prepared([self._preparation.finish(branch)])
+                self._send([self._preparation.finish(branch)])
                 return
             if not self.actor.undisturbed():
                 return
             self._look()
 
     def _draft(self, rows: Sequence[torch.Tensor], positions: Sequence[int]) -> list[Drafted]:
-        """A token from each of the logits ``rows`` ``(V,)``, for its position of the answer."""
+        """A token from the last row of each logits ``(n, V)``, for its position of the answer."""
         others = max(self.window.outcomes, default=0)
-        logits = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(list(rows))
+        last = [row if len(row) == 1 else row[-1:] for row in rows]
+        logits = last[0] if len(last) == 1 else torch.cat(last)
         return self.coupling.draft(logits, positions=positions, epoch=self.epoch, others=others)
 
     @property
@@ -362,18 +362,15 @@ class DraftSession(ActorSession):
         self.actor.tick(self)
 
     def _look(self) -> None:
-        """Look for messages between two tokens."""
         self._since_s = time.monotonic()
         self.actor.look(self)
 
-    def _take(self, drafted: Drafted) -> bool:
-        """Append a token. Returns whether its window is complete, and sent."""
+    def _take(self, drafted: Drafted, prepared: Sequence[Branch] = ()) -> bool:
+        """Append a token, and send what is complete. Returns whether its window is."""
         self.tokens.append(drafted.token)
         self._work.written.add(drafted)
         self._work.draft_ms += milliseconds_since(self._since_s)
-        if complete := self._complete():
-            self._send()
-            self._start_window(self.window.gamma, parent=self._work.id)
+        self._send(prepared, window=(complete := self._complete()))
         return complete
 
     def _complete(self) -> bool:
@@ -381,15 +378,19 @@ class DraftSession(ActorSession):
         written = len(self._work.written.tokens)
         return written >= self._work.size or (written > 0 and self._ended())
 
-    def _send(self) -> None:
-        work = self._work
-        self.post(window_message(self.id, self.epoch, work, self._stopped))
-        self._stopped.clear()
-        self._preparation.follow(work.id, work.start, work.written)
-
-    def _send_prepared(self, branches: Sequence[Branch]) -> None:
-        if branches:
-            self.post(prepared_message(self.id, self.epoch, branches))
+    def _send(self, prepared: Sequence[Branch] = (), *, window: bool = False) -> None:
+        """Send the window in work and begin the next one, if it is complete; and branches that are."""
+        messages: list[FromActor] = []
+        if window:
+            work = self._work
+            messages.append(window_message(self.id, self.epoch, work, self._stopped))
+            self._stopped.clear()
+            self._preparation.follow(work.id, work.start, work.written)
+            self._start_window(self.window.gamma, parent=work.id)
+        if prepared:
+            messages.append(prepared_message(self.id, self.epoch, prepared))
+        if messages:
+            self.post(*messages)
 
     def _start_window(self, size: int, *, parent: int = 0, start: int | None = None) -> None:
         self._work = Work(self._preparation.new_id(), parent, len(self.tokens) if start is None else start, size)

@@ -183,8 +183,8 @@ class ActorSession(ABC):
         self.start.keep()
         return logits
 
-    def post(self, message: FromActor) -> None:
-        self.actor.mailbox.post(message)
+    def post(self, *messages: FromActor) -> None:
+        self.actor.mailbox.post(*messages)
 
     def close(self) -> None:
         if self.model is not None:

@@ -155,17 +155,18 @@ class _Box:
     def take(self, timeout_s: float | None = None) -> ToActor | None:
         return self.waiting.popleft() if self.waiting else None
 
-    def post(self, message: FromActor) -> None:
-        encode(message)
-        match message:
-            case Verdict():
-                self.verdicts.append(message)
-            case PrefillDone():
-                self.prefilled = message
-            case Failed():
-                self.failed = message
-            case _:
-                self.video_tokens = getattr(message, "video_tokens", self.video_tokens)
+    def post(self, *messages: FromActor) -> None:
+        for message in messages:
+            encode(message)
+            match message:
+                case Verdict():
+                    self.verdicts.append(message)
+                case PrefillDone():
+                    self.prefilled = message
+                case Failed():
+                    self.failed = message
+                case _:
+                    self.video_tokens = getattr(message, "video_tokens", self.video_tokens)
 
     def close(self) -> None:
         pass

@@ -28,6 +28,9 @@ PACE_TOKENS, FADE_TOKENS = 48.0, 512.0
 DOUBTED_TOKENS = 16.0
 """So many measured tokens count half in a `Pace`, and the prediction the other half."""
 
+SURE_TOKENS = 24.0
+"""So many measured tokens are enough to give up a way that is predicted to be faster."""
+
 SLOWEST = 4.0
 """How much longer than predicted the tokens of a verdict may take in a `Pace`: an interruption is no evidence."""
 
@@ -189,6 +192,11 @@ class Pace:
     def known(self) -> bool:
         """Whether a token or more is remembered."""
         return self._tokens >= 1
+
+    @property
+    def sure(self) -> bool:
+        """Whether enough is remembered to speak against a prediction. After a while in other ways it is not."""
+        return self._tokens >= SURE_TOKENS
 
     @property
     def factor(self) -> float:

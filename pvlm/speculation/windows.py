@@ -39,7 +39,7 @@ slower: what is drafted in vain takes the others' time.
 OUTCOME_SLACK = 0.02
 """Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
 
-OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.08, 1.03
+OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.06, 1.0
 """By which factor theorem 8 must predict more than theorem 7 before outcomes are prepared, and while they are: branches
 take time that no theorem counts.
 """
@@ -186,7 +186,14 @@ class AutoWindow:
                 self._branch_ms = branch_ms(self._beside + 1)
                 lag_ms = self._lag_ms + OUTCOME_SLACK * self._pass_time(1)
                 self._outcome_times = OutcomeTimes(
-                    self._gamma_max, self._pass_time, self._draft_ms, branch_ms, lag_ms, self._step_ms, self._groups
+                    self._gamma_max,
+                    self._pass_time,
+                    self._draft_ms,
+                    branch_ms,
+                    lag_ms,
+                    self._step_ms,
+                    self._groups,
+                    in_time=not self._forced,
                 )
             self._made.clear()
             self._at_best = None
@@ -238,12 +245,18 @@ class AutoWindow:
 
     def _paced(self, way: Way, choice: WindowChoice) -> float:
         """The predicted speed-up, corrected by the pace that was reached in this way."""
-        return (choice.speedup or 0.0) * self._paces[way].factor
+        return (choice.speedup or 0.0) * self._factor(way)
+
+    def _factor(self, way: Way) -> float:
+        """By which predictions for a way are to be multiplied. Few tokens say nothing of prepared outcomes."""
+        if way == "prepared" and not self._paces[way].sure:
+            way = "together"
+        return self._paces[way].factor
 
     def _better(self, together: WindowChoice, prepared: WindowChoice) -> bool:
         """Prepare outcomes? Only where that is clearly better, both as predicted and by what was reached."""
         gain = (prepared.speedup or 0.0) / (together.speedup or math.inf)
-        reached = self._paces["prepared"].factor / self._paces["together"].factor
+        reached = self._factor("prepared") / self._factor("together")
         return self._forced or gain * min(1.0, reached) > self._outcomes_needed
 
     @property

@@ -74,8 +74,8 @@ class Mailbox(Protocol):
         """
         ...
 
-    def post(self, message: FromActor) -> None:
-        """Send in order; may wait for an engine that is slow to read.
+    def post(self, *messages: FromActor) -> None:
+        """Send in order; may wait for an engine that is slow to read. Several at once wake it once.
 
         Raises ChannelClosed when the connection is lost.
         """

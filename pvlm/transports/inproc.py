@@ -81,8 +81,9 @@ class InprocMailbox:
             raise ChannelClosed
         return message
 
-    def post(self, message: FromActor) -> None:
-        self._channel.deliver(message)
+    def post(self, *messages: FromActor) -> None:
+        for message in messages:
+            self._channel.deliver(message)
 
     def close(self) -> None:
         """Nothing is held: what was posted is with the event loop already."""

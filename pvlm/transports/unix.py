@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pvlm.transports import ChannelClosed
@@ -119,10 +119,14 @@ class UnixMailbox(WireMailbox):
         self._read.extend(self._reader.feed(data))
         return True
 
-    def _write(self, frames: Frames) -> None:
+    def _write(self, messages: Sequence[Frames]) -> None:
+        """Small parts go together, so that the engine is not woken by the first of them, maybe on this core."""
+        parts = [part for frames in messages for part in framed(frames)]
+        if sum(memoryview(part).nbytes for part in parts) <= READ_BYTES:
+            parts = [b"".join(parts)]
         try:
             self._socket.settimeout(None)
-            for part in framed(frames):
+            for part in parts:
                 self._socket.sendall(part)
         except OSError:
             raise ChannelClosed from None

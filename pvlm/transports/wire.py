@@ -6,7 +6,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from pvlm.log import log
@@ -22,8 +22,10 @@ Incoming = TypeVar("Incoming", bound=Message)
 class Wire(Generic[Incoming]):
     """One end of a connection: a codec over a `Link`."""
 
-    def __init__(self, decode: Callable[[Frames], Incoming], write: Callable[[Frames], None], endpoint: str) -> None:
-        """``write`` sends frames, or queues them; ``endpoint`` is for the log."""
+    def __init__(
+        self, decode: Callable[[Frames], Incoming], write: Callable[[Sequence[Frames]], None], endpoint: str
+    ) -> None:
+        """``write`` sends the frames of messages, or queues them; ``endpoint`` is for the log."""
         self.dropped = 0
         """Messages that arrived as they were sent, and that the codec refused."""
         self._link = Link()
@@ -31,12 +33,9 @@ class Wire(Generic[Incoming]):
         self._write = write
         self._endpoint = endpoint
 
-    def post(self, message: Message) -> None:
-        """Write a message. Raises ProtocolError where it exceeds the limits, and what ``write`` raises."""
-        known: tuple[int | None, ...] = ()
-        if isinstance(message, Open | VideoContent):
-            known = tuple(video.checksum for video in message.visuals if video.pixels.nbytes > INLINE_BYTES)
-        self._write(self._link.send(encode(message), known))
+    def post(self, *messages: Message) -> None:
+        """Write messages. Raises ProtocolError where one exceeds the limits, and what ``write`` raises."""
+        self._write([self._link.send(frames, known) for frames, known in map(_encoded, messages)])
 
     def arrived(self, frames: Frames) -> Incoming | None:
         """Return the message, or None where the codec refuses it. Raises ConnectionDamaged."""
@@ -47,6 +46,14 @@ class Wire(Generic[Incoming]):
             self.dropped += 1
             log.debug("message_unreadable", endpoint=self._endpoint, reason=str(error))  # the supervisor counts them
             return None
+
+
+def _encoded(message: Message) -> tuple[Frames, tuple[int | None, ...]]:
+    """The frames of a message, and the checksums of its arrays that are known."""
+    known: tuple[int | None, ...] = ()
+    if isinstance(message, Open | VideoContent):
+        known = tuple(video.checksum for video in message.visuals if video.pixels.nbytes > INLINE_BYTES)
+    return encode(message), known
 
 
 class WireChannel(ABC):
@@ -105,14 +112,15 @@ class WireChannel(ABC):
         if (message := self._wire.arrived(frames)) is not None:
             self._arrivals.put(message)
 
-    def _write(self, frames: Frames) -> None:
-        if self.gone.is_set():
-            return
-        size = sum(memoryview(frame).nbytes for frame in frames)
-        self._outgoing.append((size, self._parts(frames)))
-        self._outgoing_bytes += size
-        if len(self._outgoing) == 1:  # else the socket takes no more just now
-            self._send()
+    def _write(self, messages: Sequence[Frames]) -> None:
+        for frames in messages:
+            if self.gone.is_set():
+                return
+            size = sum(memoryview(frame).nbytes for frame in frames)
+            self._outgoing.append((size, self._parts(frames)))
+            self._outgoing_bytes += size
+            if len(self._outgoing) == 1:  # else the socket takes no more just now
+                self._send()
 
     def _sent(self) -> None:
         """The first message of `_outgoing` has been sent."""
@@ -155,8 +163,8 @@ class WireMailbox(ABC):
         except ConnectionDamaged as error:
             raise ChannelClosed(str(error)) from None
 
-    def post(self, message: FromActor) -> None:
-        self._wire.post(message)
+    def post(self, *messages: FromActor) -> None:
+        self._wire.post(*messages)
 
     @abstractmethod
     def _waiting(self) -> Iterator[Frames]:
@@ -170,5 +178,5 @@ class WireMailbox(ABC):
         """
 
     @abstractmethod
-    def _write(self, frames: Frames) -> None:
+    def _write(self, messages: Sequence[Frames]) -> None:
         """Raises ChannelClosed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import zmq
 
@@ -57,7 +57,7 @@ class ZmqMailbox(WireMailbox):
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._write([GREETING])
+        self._write([[GREETING]])
 
     def _connect(self, endpoint: str) -> None:
         socket.getaddrinfo(*split_endpoint(endpoint))  # ZeroMQ says nothing of names that are none
@@ -107,15 +107,19 @@ class ZmqMailbox(WireMailbox):
             raise ChannelClosed
         return self._socket in ready
 
-    def _write(self, frames: Frames) -> None:
-        while self._connected:
-            try:
-                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+    def _write(self, messages: Sequence[Frames]) -> None:
+        for frames in messages:
+            while not self._sent(frames):
                 self._wait(self._writing, None)
-            else:
-                return
-        raise ChannelClosed
+
+    def _sent(self, frames: Frames) -> bool:
+        if not self._connected:
+            raise ChannelClosed
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
 
     def close(self) -> None:
         self._context.destroy(linger=LAST_WORDS_MS if self._connected else 0)

@@ -55,10 +55,10 @@ class Cut:
             raise ChannelClosed
         return self.incoming.pop(0) if self.incoming else None
 
-    def post(self, message: FromActor) -> None:
+    def post(self, *messages: FromActor) -> None:
         if self._reads < 0:
             raise ChannelClosed
-        self.outgoing.append(message)
+        self.outgoing.extend(messages)
 
     def close(self) -> None: ...
 

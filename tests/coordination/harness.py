@@ -53,8 +53,8 @@ class Mailbox:
             return None
         return self.incoming.popleft() if self.incoming else None
 
-    def post(self, message: Any) -> None:
-        self.outgoing.append(message)
+    def post(self, *messages: Any) -> None:
+        self.outgoing.extend(messages)
 
     def close(self) -> None:
         pass

@@ -78,8 +78,8 @@ class StrictMailbox(Mailbox):
         assert timeout_s is None or 0 <= timeout_s <= PATIENCE_MAX_S
         return super().take(timeout_s)
 
-    def post(self, message: Any) -> None:
-        super().post(decode_from_actor(encode(message)))
+    def post(self, *messages: Any) -> None:
+        super().post(*(decode_from_actor(encode(message)) for message in messages))
 
 
 def opening(session: int, **changes: Any) -> Open:

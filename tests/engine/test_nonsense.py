@@ -28,11 +28,12 @@ def says(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
     posted: Counter[type] = Counter()
     original = ActorSession.post
 
-    def post(self: ActorSession, message: FromActor) -> None:
-        posted[type(message)] += 1
-        if self.id == 1 and posted[type(message)] >= 3 and type(message) in instead:
-            message = instead[type(message)](message)
-        original(self, message)
+    def post(self: ActorSession, *messages: FromActor) -> None:
+        for message in messages:
+            posted[type(message)] += 1
+            if self.id == 1 and posted[type(message)] >= 3 and type(message) in instead:
+                message = instead[type(message)](message)
+            original(self, message)
 
     monkeypatch.setattr(ActorSession, "post", post)
     return instead

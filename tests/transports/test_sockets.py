@@ -174,22 +174,21 @@ def spoil(end: Any, fault: str, at: int) -> None:
     """Have message ``at`` of one end suffer a fault."""
     write, count, held = end._wire._write, 0, list[Sequence[Buffer]]()
 
-    def spoilt(frames: Sequence[Buffer]) -> None:
+    def spoilt(messages: Sequence[Sequence[Buffer]]) -> None:
         nonlocal count
+        (frames,) = messages
         count += 1
         if count != at:
-            write(frames)
-            while held:
-                write(held.pop())
+            write([frames, *held])
+            held.clear()
         elif fault == "repeated":
-            write(frames)
-            write(frames)
+            write([frames, frames])
         elif fault == "swapped":
             held.append(frames)
         elif fault == "damaged":
             head = bytearray(frames[0])
             head[-1] ^= 0x10
-            write([bytes(head), *frames[1:]])
+            write([[bytes(head), *frames[1:]]])
 
     end._wire._write = spoilt
 
