@@ -16,7 +16,7 @@ from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
 from pvlm.speculation.masks import unpack_mask
 from pvlm.speculation.text import agreement, finish_reason
 from pvlm_protocols.backend import GreedyDrafting, PromptError, Session, SharedPasses
-from pvlm_protocols.branches import Branches
+from pvlm_protocols.branches import Branches, BranchPasses
 from pvlm_protocols.limits import MAX_STOPPED
 from pvlm_protocols.messages import (
     Advance,
@@ -207,7 +207,7 @@ class DraftSession(ActorSession):
             model = self.open_model()
             if isinstance(self.coupling, GreedyCoupling) and isinstance(model, GreedyDrafting):
                 self._greedy_drafting = model
-            if isinstance(model, Branches) and isinstance(self.actor.backend, SharedPasses):
+            if isinstance(model, Branches) and isinstance(self.actor.backend, SharedPasses | BranchPasses):
                 self._forking = model
             yield  # the mask may come later
         yield from self._prefill(model)

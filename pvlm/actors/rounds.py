@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from pvlm.actors.session import ActorSession, Parts, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.transports import ChannelClosed
 from pvlm_protocols.backend import Backend, SharedPasses
+from pvlm_protocols.branches import BranchPasses
 
 if TYPE_CHECKING:
     import torch
@@ -94,5 +95,7 @@ def _extend(actor: Host, wanted: Sequence[_Wanted], on_progress: Callable[[], No
     if len(parts) == 1:
         ((model, tokens),) = parts
         return [model.extend(tokens, on_progress=on_progress)]
-    assert isinstance(actor.backend, SharedPasses)  # or else one session has a turn, without branches
-    return actor.backend.extend_together(parts, on_progress=on_progress)
+    if isinstance(actor.backend, SharedPasses):
+        return actor.backend.extend_together(parts, on_progress=on_progress)
+    assert isinstance(actor.backend, BranchPasses)  # or else one session has a turn, without branches
+    return actor.backend.extend_branches(parts, on_progress=on_progress)

@@ -13,7 +13,7 @@ A plug-in's own tests subclass `BackendContract` and define two fixtures::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -35,7 +35,7 @@ from pvlm_protocols.backend import (
     Turn,
     Visual,
 )
-from pvlm_protocols.branches import Branches
+from pvlm_protocols.branches import Branches, BranchPasses
 from pvlm_protocols.prefixes import KeptPrefix, KeptPrefixes, PrefixSession
 
 CAPACITY = 12
@@ -456,7 +456,7 @@ class BackendContract:
         self, backend: Backend, prompt: Prompt, session: Session
     ) -> None:
         """Each is as a session with the same tokens, in any pass; the one that is adopted is the session then."""
-        shared, trunk = _shared(backend), _branching(session)
+        trunk, run = _branching(session), _branch_pass(backend)
         texts = [TOKENS[:5], [*TOKENS[:2], 40, 41, 42], [*TOKENS[:3], 50, 51], [60, 61]]
         alone = [backend.open(prompt, CAPACITY) for _ in texts]
         expected = []
@@ -468,9 +468,9 @@ class BackendContract:
         branches = [trunk.fork(length, 4) for length in (2, 3, 0)]
         assert [branch.length for branch in branches] == [2, 3, 0]
         parts = [(session, TOKENS[3:4]), (branches[0], [40, 41]), (branches[1], [50]), (branches[2], [60])]
-        rows = [[row.clone() for row in logits] for logits in shared.extend_together(parts)]
+        rows = [[row.clone() for row in logits] for logits in run(parts)]
         parts = [(session, TOKENS[4:5]), (branches[0], [42]), (branches[1], [51]), (branches[2], [61])]
-        for found, logits in zip(rows, shared.extend_together(parts), strict=True):
+        for found, logits in zip(rows, run(parts), strict=True):
             found += [row.clone() for row in logits]
         for found, length, wanted in zip(rows, (3, 2, 3, 0), expected, strict=True):
             self.same(torch.stack(found), wanted[length:])
@@ -486,6 +486,27 @@ class BackendContract:
             branch.close()
             with pytest.raises(BackendError):
                 branch.extend([1])
+
+    def test_a_pass_over_branches_that_is_given_up_leaves_all_as_they_were(
+        self, backend: Backend, prompt: Prompt, session: Session
+    ) -> None:
+        trunk, run = _branching(session), _branch_pass(backend)
+        session.prefill()
+        session.extend(TOKENS[:2])
+        branch = trunk.fork(1, 3)
+        branch.extend([40])
+
+        def cancel() -> None:
+            raise _Cancelled
+
+        parts = [(session, TOKENS[2:3]), (branch, [41])]
+        with pytest.raises(_Cancelled):
+            run(parts, on_progress=cancel)
+        assert [session.length, branch.length] == [2, 2]
+        for logits, text in zip(run(parts), (TOKENS[:3], [TOKENS[0], 40, 41]), strict=True):
+            other = backend.open(prompt, CAPACITY)
+            other.prefill()
+            self.same(logits, other.extend(text)[-1:])
 
     def test_a_branch_has_its_limits(self, backend: Backend, prompt: Prompt, session: Session) -> None:
         trunk, other = _branching(session), backend.open(prompt, CAPACITY)
@@ -597,6 +618,15 @@ def _branching(session: Session) -> _Branching:
     if not isinstance(session, Branches):
         pytest.skip("this backend does not offer it")
     return cast(_Branching, session)
+
+
+def _branch_pass(backend: Backend) -> Callable[..., list[torch.Tensor]]:
+    """Its pass over tokens of a session and its branches."""
+    if isinstance(backend, SharedPasses):
+        return backend.extend_together
+    if isinstance(backend, BranchPasses):
+        return backend.extend_branches
+    pytest.skip("this backend does not offer it")
 
 
 def _shared(backend: Backend) -> SharedPasses:

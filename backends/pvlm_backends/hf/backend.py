@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt
+from pvlm_protocols.backend import BackendError, LoadOptions, ModelInfo, Processor, Prompt, Session
 from pvlm_protocols.limits import MAX_ID
 from pvlm_protocols.prefixes import KeptPrefix
 
@@ -65,6 +65,18 @@ class HuggingFaceBackend:
         on_progress()
         session.keeps = find is not None
         return session
+
+    def extend_branches(
+        self,
+        parts: Sequence[tuple[Session, Sequence[int]]],
+        *,
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """See `pvlm_protocols.branches.BranchPasses`. Sessions of generic models have no branches."""
+        from ..session import append_together, progress
+        from .branches import BranchingFamilySession, tree_pass
+
+        return append_together(parts, BranchingFamilySession, lambda ours: tree_pass(ours, progress(on_progress)))
 
     def generate(
         self,

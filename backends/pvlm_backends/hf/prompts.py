@@ -15,6 +15,7 @@ from ..families import Family
 from ..prefix import find_prefix, visuals_after
 from ..processing import PreparedPrompt, VideoProcessor
 from ..processing.prompt import Pixels
+from .branches import MASKED, BranchingFamilySession
 from .session import FamilySession
 
 
@@ -40,7 +41,8 @@ class FamilyPrompts:
         prepared = self.processor.prepare_for(info, prompt, capacity)
         prefix = find_prefix(prepared, find)
         visuals = self._visuals(model, visuals_after(prepared, prefix))
-        return FamilySession(model, prepared, visuals, capacity, prefix)
+        kind = BranchingFamilySession if model.config._attn_implementation in MASKED else FamilySession
+        return kind(model, prepared, visuals, capacity, prefix)
 
     def with_one_video(self, model: Any, info: ModelInfo, prompt: Prompt) -> tuple[PreparedPrompt, dict[str, Tensor]]:
         """Return the prompt, and the model's keyword arguments for its video (empty without one), for `generate`.

@@ -169,7 +169,8 @@ class FamilySession(TransformersSession):
 
     def _run(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
         ids = _position_ids(positions)
-        output = self._model(position_ids=ids, past_key_values=self._cache, use_cache=True, **inputs)
+        inputs = {"past_key_values": self._cache, **inputs}
+        output = self._model(position_ids=ids, use_cache=True, **inputs)
         return output.logits[0].float()  # type: ignore[no-any-return]
 
     def _close(self) -> None:
