@@ -154,12 +154,11 @@ def faulty_connections(faults: Faults) -> Iterator[None]:
     """Connections that are made from now on, in this process, are faulty, until the end of the block."""
     original_init, original_feed = Wire.__init__, FrameReader.feed
 
-    def init(self: Wire[Any], decode: Any, write: Callable[[Frames], None], endpoint: str) -> None:
+    def init(self: Wire[Any], decode: Any, write: Callable[[Sequence[Frames]], None], endpoint: str) -> None:
         outgoing = Line(faults)
 
-        def write_faultily(frames: Frames) -> None:
-            for passed in outgoing.passes(frames):
-                write(passed)
+        def write_faultily(messages: Sequence[Frames]) -> None:
+            write([passed for frames in messages for passed in outgoing.passes(frames)])
 
         original_init(self, decode, write_faultily, endpoint)
 

@@ -55,7 +55,7 @@ async def test_messages_that_a_worker_has_dropped_are_reported() -> None:
         channel = engine._pair._actors["target"]._actor.channel  # type: ignore[union-attr]
         with capture_logs() as logs:
             for _ in range(3):
-                channel._wire._write(channel._wire._link.send([b"nonsense"]))  # type: ignore[attr-defined]
+                channel._wire._write([channel._wire._link.send([b"nonsense"])])  # type: ignore[attr-defined]
             answer = await engine.answer(FRAMES, "?", max_tokens=20, ignore_eos=True)
             await engine.health()
         assert list(answer.tokens) == ToyBackend().greedy(20, end_tokens=())
