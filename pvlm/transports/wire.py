@@ -35,7 +35,8 @@ class Wire(Generic[Incoming]):
 
     def post(self, *messages: Message) -> None:
         """Write messages. Raises ProtocolError where one exceeds the limits, and what ``write`` raises."""
-        self._write([self._link.send(frames, known) for frames, known in map(_encoded, messages)])
+        encoded = [_encoded(message) for message in messages]  # before any is numbered: one may be refused
+        self._write([self._link.send(frames, known) for frames, known in encoded])
 
     def arrived(self, frames: Frames) -> Incoming | None:
         """Return the message, or None where the codec refuses it. Raises ConnectionDamaged."""
