@@ -289,7 +289,7 @@ def test_whatever_actors_say_the_coordinator_goes_on_or_fails_with_a_reason(
     emitted: list[int] = []
     event: Event = Cancelled()
     commands = coordinator.start()
-    for _ in range(count):
+    for left in range(count, -1, -1):
         for command in commands:
             match command:
                 case ToDraftActor(message) | ToTargetActor(message):
@@ -299,7 +299,7 @@ def test_whatever_actors_say_the_coordinator_goes_on_or_fails_with_a_reason(
                 case Fail(message=reason):
                     assert reason or isinstance(event, Failed)
         assert emitted == coordinator.committed
-        if coordinator.done:
+        if coordinator.done or not left:
             break
         event = data.draw(events(coordinator))
         commands = coordinator.handle(event)
