@@ -181,7 +181,7 @@ class Actor(ABC):
         return not self._inbox and len(self._sessions) == 1
 
     def shared(self, session: ActorSession) -> bool:
-        """Do others decode too?"""
+        """Has another session been prefilled, and so passes in turn with this one or together with it?"""
         return any(other.prepared for other in self._sessions.values() if other is not session)
 
     def look(self, *sessions: ActorSession) -> None:

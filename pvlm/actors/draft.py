@@ -147,7 +147,7 @@ class DraftSession(ActorSession):
         """After a rollback to its prefix: what the branch holds is the beginning of the window, or all of it."""
         self._work.written = branch.written
         self._work.began_s = time.monotonic()
-        self._send(window=self._complete())
+        self._send()
 
     def resumable(self) -> bool:
         return self._prefill_logits is not None
@@ -362,6 +362,7 @@ class DraftSession(ActorSession):
         self.actor.tick(self)
 
     def _look(self) -> None:
+        """Look for messages between two tokens."""
         self._since_s = time.monotonic()
         self.actor.look(self)
 
@@ -370,19 +371,15 @@ class DraftSession(ActorSession):
         self.tokens.append(drafted.token)
         self._work.written.add(drafted)
         self._work.draft_ms += milliseconds_since(self._since_s)
-        self._send(prepared, window=(complete := self._complete()))
-        return complete
+        return self._send(prepared)
 
-    def _complete(self) -> bool:
-        """Is the window in work complete? One without tokens is not."""
-        written = len(self._work.written.tokens)
-        return written >= self._work.size or (written > 0 and self._ended())
-
-    def _send(self, prepared: Sequence[Branch] = (), *, window: bool = False) -> None:
-        """Send the window in work and begin the next one, if it is complete; and branches that are."""
+    def _send(self, prepared: Sequence[Branch] = ()) -> bool:
+        """Send the window in work and begin the next one, if it is complete; and branches that are. Returns whether
+        the window was. One without tokens is not.
+        """
         messages: list[FromActor] = []
-        if window:
-            work = self._work
+        work, written = self._work, len(self._work.written.tokens)
+        if complete := written >= work.size or (written > 0 and self._ended()):
             messages.append(window_message(self.id, self.epoch, work, self._stopped))
             self._stopped.clear()
             self._preparation.follow(work.id, work.start, work.written)
@@ -391,6 +388,7 @@ class DraftSession(ActorSession):
             messages.append(prepared_message(self.id, self.epoch, prepared))
         if messages:
             self.post(*messages)
+        return complete
 
     def _start_window(self, size: int, *, parent: int = 0, start: int | None = None) -> None:
         self._work = Work(self._preparation.new_id(), parent, len(self.tokens) if start is None else start, size)

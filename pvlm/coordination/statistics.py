@@ -91,9 +91,9 @@ class Measurements:
 
     # ---- what happened --------------------------------------------------------------------------------------------
 
-    def decoding(self, sessions: int, prefilling: int) -> None:
-        """So many sessions have turns at the actors, this one included. Their waits do not measure draft and target,
-        and with one that prefills the pace measures nothing.
+    def decoding(self, sessions: int, prefilling: bool) -> None:
+        """So many sessions decode, this one included; ``prefilling``: one prefills. The waits of several do not measure
+        draft and target, and beside a prefill the pace measures nothing.
         """
         self._sessions, self._undisturbed = sessions, not prefilling
         self._policy.observe_sessions(sessions)

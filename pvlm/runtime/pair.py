@@ -201,10 +201,10 @@ class Pair:
         self._tasks.start_soon(work)
 
     def _tell_others(self) -> None:
-        """Tell each session how many there are at the actors."""
+        """Tell each session how many decode, and whether one prefills."""
         there = [session for session in self._sessions.values() if not session.done.is_set()]
-        prefilling = sum(bool(session.prefilling) for session in there)
-        decoding = len(there) - sum("target" in session.prefilling for session in there)
+        prefilling = any(session.prefilling for session in there)
+        decoding = sum("target" not in session.prefilling for session in there)
         for session in there:
             session.coordinator.measurements.decoding(max(1, decoding), prefilling)
 

@@ -98,10 +98,9 @@ class OutcomeTimes:
         groups: float = 1.0,
         in_time: bool = False,
     ) -> None:
-        """``in_time``: without choices whose windows come after the pass that they are for, ``lag + s q_B > T_p(1)``.
-
-        ``branch_ms``: q_B by the number of continuations in a step, the line included. ``step_ms``: plain decoding's
-        time for a token (None: T_p(1)).
+        """``branch_ms``: q_B by the number of continuations in a step, the line included. ``step_ms``: plain decoding's
+        time for a token (None: T_p(1)). ``in_time``: leave out choices whose windows come after the pass that they are
+        for and those of the other groups, ``lag + s q_B > groups T_p(1)``.
         """
         time = pass_time(target_ms)
         self._size = size

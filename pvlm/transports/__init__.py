@@ -75,7 +75,7 @@ class Mailbox(Protocol):
         ...
 
     def post(self, *messages: FromActor) -> None:
-        """Send in order; may wait for an engine that is slow to read. Several at once wake it once.
+        """Send in order; may wait for an engine that is slow to read. Several at once may wake it only once.
 
         Raises ChannelClosed when the connection is lost.
         """

@@ -18,7 +18,7 @@ from anyio.to_thread import run_sync
 from pvlm.transports import ChannelClosed, ChannelFull, Mailbox
 from pvlm.transports.sockets import SocketChannel, connect, listen
 from pvlm.transports.unix import SCHEME
-from pvlm_protocols.codec import Buffer, encode
+from pvlm_protocols.codec import Buffer, ProtocolError, encode
 from pvlm_protocols.messages import Closed, DraftWindow, Ping, Pong, PruneMask, Stop
 from tests.protocols.samples import plain
 from tests.transports.conftest import connected
@@ -143,6 +143,24 @@ async def test_a_damaged_message_closes_the_mailbox(frames: list[bytes], endpoin
             await run_sync(mailbox.take, 20)
     finally:
         mailbox.close()
+
+
+@pytest.mark.anyio
+async def test_messages_of_one_post_arrive_in_order_or_none_of_them(endpoint: str) -> None:
+    """One that cannot be encoded is its sender's mistake. The connection stays as it was."""
+    channel = listen(endpoint)
+    mailbox = connected(channel)
+    try:
+        beyond = Closed(session=2**70, role="draft")
+        with pytest.raises(ProtocolError, match="too large"):
+            mailbox.post(Closed(session=1, role="draft"), beyond)
+        await run_sync(lambda: mailbox.post(Closed(session=2, role="draft"), Closed(session=3, role="draft")))
+        with anyio.fail_after(20):
+            assert [await channel.receive() for _ in range(2)] == [Closed(session=at, role="draft") for at in (2, 3)]
+        assert (channel.dropped, channel.damage) == (0, "")
+    finally:
+        mailbox.close()
+        await channel.aclose()
 
 
 @pytest.mark.anyio

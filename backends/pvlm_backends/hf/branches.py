@@ -38,12 +38,8 @@ class BranchingFamilySession(BranchingSession, FamilySession):
         return branch
 
     def _take_rows(self, branch: Self, count: int) -> None:
-        for layer, rows in enumerate(_filled(branch)):
-            self._append(layer, rows.keys[:, :, :count], rows.values[:, :, :count])
-
-    def _append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        assert self._cache is not None  # the prefill or `_new_branch` made it
-        self._cache.update(keys, values, layer)
+        for own, rows in zip(_filled(self), _filled(branch), strict=True):
+            own.update(rows.keys[:, :, :count], rows.values[:, :, :count])
 
 
 class _TreeCache(DynamicCache):
@@ -84,42 +80,38 @@ def tree_pass(
     model, device = trunk._model, trunk._device
     sizes = [len(tokens) for _, tokens in parts]
     cache = _TreeCache(seen)
-    positions = torch.cat(
-        [
-            torch.arange(session._length, session._length + size, device=device) + session._first_position
-            for (session, _), size in zip(parts, sizes, strict=True)
-        ]
-    ).expand(len(trunk._prompt.positions), -1)
+    begins = [session._first_position + session._length for session, _ in parts]
+    places = [torch.arange(begin, begin + size, device=device) for begin, size in zip(begins, sizes, strict=True)]
+    positions = torch.cat(places).expand(len(trunk._prompt.positions), -1)
     ids = torch.tensor([[token for _, tokens in parts for token in tokens]], device=device)
-    mask = _mask(parts, seen).to(device)
+    mask = _mask([session for session, _ in parts], sizes, seen).to(device)
     bias = torch.zeros(mask.shape, dtype=model.dtype, device=device).masked_fill(~mask, torch.finfo(model.dtype).min)
     told = nullcontext() if after_layer is None else after_each_layer(trunk._decoder_layers, after_layer)
     with told:
         logits = trunk._run(positions, past_key_values=cache, input_ids=ids, attention_mask=bias[None, None])
     for layer, (keys, values) in enumerate(cache.added):
-        for (session, _), own_keys, own_values in zip(
-            parts, torch.split(keys, sizes, dim=-2), torch.split(values, sizes, dim=-2), strict=True
-        ):
-            session._append(layer, own_keys, own_values)
+        own = zip(torch.split(keys, sizes, dim=-2), torch.split(values, sizes, dim=-2), strict=True)
+        for (session, _), rows in zip(parts, own, strict=True):
+            _filled(session)[layer].update(*rows)
     return list(torch.split(logits, sizes))
 
 
 def _mask(
-    parts: Sequence[tuple[BranchingFamilySession, Sequence[int]]], seen: Sequence[BranchingFamilySession]
+    sessions: Sequence[BranchingFamilySession], sizes: Sequence[int], seen: Sequence[BranchingFamilySession]
 ) -> torch.Tensor:
-    """Which rows a token sees, of all rows of ``seen`` and then the new ones: bool ``(tokens, rows + tokens)``."""
-    rows = [_rows(session) for session in seen]
-    begins = dict(zip(map(id, seen), accumulate(rows, initial=0), strict=False))
-    sizes = [len(tokens) for _, tokens in parts]
-    mask = torch.zeros(sum(sizes), sum(rows) + sum(sizes), dtype=torch.bool)
+    """Which rows a token sees, of all rows of ``seen`` and then the new ones: bool ``(tokens, rows + tokens)``.
+
+    ``sizes``: the new tokens of each of ``sessions``.
+    """
+    *begins, old = accumulate((_rows(session) for session in seen), initial=0)
+    begin_of = dict(zip(map(id, seen), begins, strict=True))
+    mask = torch.zeros(sum(sizes), old + sum(sizes), dtype=torch.bool)
     at = 0
-    for (session, _), size in zip(parts, sizes, strict=True):
-        own = mask[at : at + size]
-        shared = session._prompt_rows + session._shared if session._trunk else 0
-        own[:, :shared] = True
-        begin = begins[id(session)]
+    for session, size in zip(sessions, sizes, strict=True):
+        own, begin, new = mask[at : at + size], begin_of[id(session)], old + at
+        if session._trunk is not None:
+            own[:, : session._prompt_rows + session._shared] = True
         own[:, begin : begin + _rows(session)] = True
-        new = sum(rows) + at
         own[:, new : new + size] = torch.ones(size, size, dtype=torch.bool).tril()
         at += size
     return mask
