@@ -17,13 +17,13 @@ from torch import Tensor
 from pvlm.speculation.proposals import PROPOSAL_SIZE, Proposal, check_proposal, propose
 from pvlm.speculation.randomness import Purpose, uniform
 from pvlm.speculation.sampling import (
+    best_rows,
     draw,
     filtered_scores,
     greedy,
     greedy_rows,
     normalised,
     processed,
-    within_vocabulary,
 )
 from pvlm.speculation.text import agreement
 from pvlm.speculation.verification import gumbel_choices, gumbel_ranks, residual_draw, speculative_accept
@@ -108,12 +108,7 @@ class GreedyCoupling:
     vocab_limit: int
 
     def draft(self, logits: Tensor, *, positions: Sequence[int], epoch: int, others: int = 0) -> list[Drafted]:
-        tokens = greedy_rows(logits, self.vocab_limit)
-        if not others:
-            return [Drafted(token, None) for token in tokens]
-        scores = within_vocabulary(logits, self.vocab_limit)
-        ranked = scores.topk(min(others + 1, scores.shape[-1])).indices.tolist()
-        return [Drafted(token, None, _others(best, token, others)) for token, best in zip(tokens, ranked, strict=True)]
+        return [Drafted(best[0], None, best[1:]) for best in best_rows(logits, self.vocab_limit, others + 1)]
 
     def judge(
         self,

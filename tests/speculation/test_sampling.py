@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlm.speculation.sampling import draw, filtered_scores, greedy, greedy_rows, normalised, processed
+from pvlm.speculation.sampling import best_rows, draw, filtered_scores, greedy, greedy_rows, normalised, processed
 from pvlm_protocols.messages import SamplingOptions
 
 SETTINGS = [
@@ -92,6 +92,17 @@ def test_greedy_takes_the_lowest_of_equal_ids() -> None:
     row[[17, 400, 999]] = 3.0
     assert greedy(row, 1000) == 17
     assert greedy_rows(torch.stack([row, -row, torch.zeros(1000)]), 1000) == [17, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_best_ids_of_a_row_come_in_order(dtype: torch.dtype) -> None:
+    logits = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
+    logits = logits.to(dtype)
+    before = logits.clone()
+    assert best_rows(logits, 50, 4) == [tuple(row[:50].topk(4).indices.tolist()) for row in logits]
+    assert torch.equal(logits, before)
+    assert best_rows(torch.tensor([[1.0, 2.0, 2.0]], dtype=dtype), 3, 9) == [(1, 2, 0)]
+    assert best_rows(logits, 50, 1) == [(token,) for token in greedy_rows(logits, 50)]
 
 
 def test_temperature_zero_has_no_distribution() -> None:
