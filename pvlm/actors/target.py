@@ -222,6 +222,12 @@ class TargetSession(ActorSession):
         )
 
     def round(self) -> Round:
+        """Verify what is at hand, again and again while nobody else wants the actor."""
+        yield from self._verify()
+        while self.held.queue and not self.finished and self.actor.undisturbed():
+            yield from self._verify()
+
+    def _verify(self) -> Round:
         """Verify the drafted tokens with at most one pass, commit, and report the verdict."""
         start, tested = len(self.committed), Tested()
         window = left = self._at_hand()
