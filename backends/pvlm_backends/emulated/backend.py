@@ -152,7 +152,8 @@ class EmulatedBackend:
         from ..session import append_together, progress
         from .session import EmulatedSession, shared_pass
 
-        return append_together(parts, EmulatedSession, lambda ours: shared_pass(ours, progress(on_progress)))
+        started = time.perf_counter()
+        return append_together(parts, EmulatedSession, lambda ours: shared_pass(ours, progress(on_progress), started))
 
     def close(self) -> None:
         """Nothing to free."""

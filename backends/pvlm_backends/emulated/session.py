@@ -87,7 +87,7 @@ class EmulatedSession(BranchingSession):
         return hidden[None], self._hidden.roll(layer - 1, 1)[None]
 
     def _extend(self, tokens: Sequence[int], row: int, position: int, after_layer: AfterLayer | None) -> torch.Tensor:
-        return shared_pass([(self, tokens)], after_layer)[0]
+        return shared_pass([(self, tokens)], after_layer, time.perf_counter())[0]
 
     def _logits(self, positions: Sequence[int]) -> torch.Tensor:
         """The model's logits at answer positions: float32 ``(len(positions), vocab_size)``."""
@@ -131,10 +131,11 @@ class EmulatedSession(BranchingSession):
 
 
 def shared_pass(
-    parts: Sequence[tuple[EmulatedSession, Sequence[int]]], after_layer: AfterLayer | None
+    parts: Sequence[tuple[EmulatedSession, Sequence[int]]], after_layer: AfterLayer | None, started: float
 ) -> list[torch.Tensor]:
-    """Take the time of a pass over the tokens of one or more sessions of a model; return the logits of each."""
-    started = time.perf_counter()
+    """Take the time of a pass over the tokens of one or more sessions of a model; return the logits of each.
+    ``started``: when the pass was asked for, a reading of ``time.perf_counter``.
+    """
     first = parts[0][0]
     pruned = max(session._pruned for session, _ in parts)
     seconds = first._model.pass_s(sum(len(tokens) for _, tokens in parts), pruned)
