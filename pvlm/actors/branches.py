@@ -168,18 +168,20 @@ class Preparation:
             raise ValueError(f"the target continues with window {id}, which the draft does not hold")
         return branch
 
-    def matching(self, line: Sequence[int], text: Sequence[int], committed: int) -> Branch | None:
-        """Take the branch whose prefix is ``text``, complete or not. ``line``: the text that branches start from, which
+    def find(self, line: Sequence[int], text: Sequence[int], committed: int) -> Branch | None:
+        """The branch whose prefix is ``text``, complete or not. ``line``: the text that branches start from, which
         agrees with ``text`` in its first ``committed`` tokens.
         """
         point = len(text) - 1
-        if list(line[committed:point]) != list(text[committed:point]):
+        if not text or list(line[committed:point]) != list(text[committed:point]):
             return None
-        for branch in list(self._all()):
-            if branch.point == point and branch.parent.token == text[-1]:
-                self._remove(branch)
-                return branch
-        return None
+        found = (branch for branch in self._all() if branch.point == point and branch.parent.token == text[-1])
+        return next(found, None)
+
+    def remove(self, branch: Branch) -> None:
+        """It becomes the line."""
+        self._sent.pop(branch.id, None)
+        self._branches = [other for other in self._branches if other is not branch]
 
     def settle(self, committed: int) -> None:
         """Drop the branches for tokens that have been settled."""
@@ -205,11 +207,7 @@ class Preparation:
     def _drop(self, branch: Branch) -> None:
         if branch.session is not None:
             branch.session.close()
-        self._remove(branch)
-
-    def _remove(self, branch: Branch) -> None:
-        self._sent.pop(branch.id, None)
-        self._branches = [other for other in self._branches if other is not branch]
+        self.remove(branch)
 
 
 def window_message(session: int, epoch: int, work: Work, stopped: Sequence[Stopped]) -> DraftWindow:

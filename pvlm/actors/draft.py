@@ -125,9 +125,9 @@ class DraftSession(ActorSession):
             )
         self.epoch = message.epoch
         self.window = message.window
-        text = self.tokens[: message.keep] + list(message.tokens)
-        branch = self._preparation.matching(self.tokens, text, self.committed) if text else None
+        text, branch = self._after(message)
         if branch is not None:
+            self._preparation.remove(branch)
             self._adopt(branch)
         else:
             self._return_to_line()
@@ -135,19 +135,17 @@ class DraftSession(ActorSession):
             self.tokens = text
             # What is fed next must be at least one token, for logits belong to the token that was fed last.
             if self.model is not None:
-                keep = min(self.model.length, message.keep, max(0, len(self.tokens) - 1))
-                if keep < self.model.length:
-                    self.model.truncate(keep)
+                self.model.truncate(min(self.model.length, message.keep, max(0, len(self.tokens) - 1)))
         self.committed = len(text)
         self._start_window(message.window.wait or message.window.gamma, start=len(text))
-        if branch is not None:
-            self._continue_branch(branch)
+        if branch is not None:  # what it holds is the beginning of the window, or all of it
+            self._work.written, self._work.began_s = branch.written, time.monotonic()
+            self._send()
 
-    def _continue_branch(self, branch: Branch) -> None:
-        """After a rollback to its prefix: what the branch holds is the beginning of the window, or all of it."""
-        self._work.written = branch.written
-        self._work.began_s = time.monotonic()
-        self._send()
+    def _after(self, message: Rollback) -> tuple[list[int], Branch | None]:
+        """The text after a rollback, and the branch that continues it."""
+        text = self.tokens[: message.keep] + list(message.tokens)
+        return text, self._preparation.find(self.tokens, text, self.committed)
 
     def resumable(self) -> bool:
         return self._prefill_logits is not None
@@ -159,14 +157,17 @@ class DraftSession(ActorSession):
         self._stopped.clear()
 
     def outdates(self, message: SessionMessage) -> bool:
-        """A rollback makes the token in work worthless, and so does a branch that becomes the line. A prefill serves
-        every epoch.
+        """A branch that becomes the line makes the tokens in work worthless, and so does a rollback, unless one of them
+        continues its text. A prefill serves every epoch.
         """
         if self._prefill_logits is None:
             return False
         if isinstance(message, Advance):
             return message.epoch == self.epoch and message.branch > 0
-        return isinstance(message, Rollback) and message.epoch > self.epoch
+        if not isinstance(message, Rollback) or message.epoch <= self.epoch:
+            return False
+        _, branch = self._after(message)
+        return branch is None or branch.complete or (branch.session is None and branch is not self._aside)
 
     # ---- work -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ FEW = 3
 PRIOR, PRIOR_WEIGHT = 0.8, 4.0
 """Acceptance rate before the first tested token, and how many tokens it counts as."""
 
-HIT_PRIOR_WEIGHT = 2.0
+HIT_PRIOR_WEIGHT = 8.0
 """How many rejections the hit rates before the first one count as."""
 
 PACE_TOKENS, FADE_TOKENS = 48.0, 512.0

@@ -96,11 +96,9 @@ class OutcomeTimes:
         lag_ms: float = 0.0,
         step_ms: float | None = None,
         groups: float = 1.0,
-        in_time: bool = False,
     ) -> None:
         """``branch_ms``: q_B by the number of continuations in a step, the line included. ``step_ms``: plain decoding's
-        time for a token (None: T_p(1)). ``in_time``: leave out choices whose windows come after the pass that they are
-        for and those of the other groups, ``lag + s q_B > groups T_p(1)``.
+        time for a token (None: T_p(1)).
         """
         time = pass_time(target_ms)
         self._size = size
@@ -112,7 +110,6 @@ class OutcomeTimes:
         self._branch_ms = np.array([branch_ms(branches + 1) for branches in range(max(most, COUNTS[-1]) + 1)])
         self._lag_ms = lag_ms
         self._step_ms = time(1) if step_ms is None else step_ms
-        self._latest_ms = self._target[0] if in_time else np.inf
 
     def speedups(self, beta: float, rates: FloatArray, branches: int | NDArray[np.int64]) -> FloatArray:
         """S for each s (row) and k (column) from 1 on. ``rates``: ``H_i`` for each s (row) and offset,
@@ -142,7 +139,7 @@ class OutcomeTimes:
         committed = after_hit * tokens[1:, None] + after_whole * tokens[:-1, None] + tokens[1:]
         took = after_hit * took_s[..., None] + after_whole * took_1[..., None] + miss_ms
         speedups: FloatArray = self._step_ms * committed / took
-        return np.where((drafting <= self._latest_ms)[..., None], speedups, 0.0)
+        return speedups
 
     def bound(self, beta: float, hits: Sequence[float]) -> float:
         """All outcomes prepared, at the price of one branch. Where outcomes help, no choice is 2% faster."""

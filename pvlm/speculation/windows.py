@@ -44,6 +44,9 @@ OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.06, 1.0
 take time that no theorem counts.
 """
 
+USUAL_PACE = 0.95
+"""What of a prediction is reached without outcomes, before that has been measured."""
+
 _TIMING_CHANGE = 0.05
 """Relative change of a time that makes earlier choices invalid."""
 
@@ -193,7 +196,6 @@ class AutoWindow:
                     lag_ms,
                     self._step_ms,
                     self._groups,
-                    in_time=not self._forced,
                 )
             self._made.clear()
             self._at_best = None
@@ -256,8 +258,10 @@ class AutoWindow:
     def _better(self, together: WindowChoice, prepared: WindowChoice) -> bool:
         """Prepare outcomes? Only where that is clearly better, both as predicted and by what was reached."""
         gain = (prepared.speedup or 0.0) / (together.speedup or math.inf)
-        reached = self._factor("prepared") / self._factor("together")
-        return self._forced or gain * min(1.0, reached) > self._outcomes_needed
+        reached, usual = self._paces["prepared"], self._paces["together"]
+        if reached.sure:
+            gain *= min(1.0, reached.factor / (usual.factor if usual.sure else USUAL_PACE))
+        return self._forced or gain > self._outcomes_needed
 
     @property
     def _outcomes_needed(self) -> float:

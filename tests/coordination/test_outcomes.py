@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pvlm.actors.branches import Branch
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.prepared import HeldWindows, Waiting
 from pvlm.actors.target import TargetActor
@@ -36,7 +37,7 @@ from pvlm_protocols.messages import (
 from tests.coordination.harness import PRUNING, SCHEDULES, Choose, Harness, Mailbox, sampling
 from tests.coordination.test_coordinator import any_order, nothing_is_left, seeds
 from tests.support.openings import asking
-from tests.support.toy import ForkingToyBackend, ToyBackend, ToySession
+from tests.support.toy import VOCABULARY, ForkingToyBackend, ToyBackend, ToySession
 
 PLAN = (2, 2, 2, 2)
 ENDLESS = {"max_tokens": 48, "end_token_ids": ()}
@@ -275,6 +276,40 @@ def test_a_draft_whose_branches_are_complete_writes_on() -> None:
                 assert DraftWindow in kinds or session._ended()
                 break
     assert tried
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_rollback_ends_the_pass_in_work_unless_that_writes_what_follows(wanted: bool) -> None:
+    box = Mailbox()
+    backend = ForkingToyBackend(end_logit=-100)
+    actor = DraftActor(backend, box)
+    actor.look_every_s = 0.0
+    mask = PruneMask(session=1, bits=b"", video_tokens=16, kept=16, method="none", ratio=0.0)
+    box.incoming += [opening(1), mask, opening(2)]  # with another session about it writes token by token
+    growing: list[Branch] = []
+    while not growing:
+        actor.turn(0)
+        session = actor._sessions[1]
+        growing = [branch for branch in session._preparation.growing() if branch.session is not None]
+    branch = growing[0]
+    prepared = {branch.parent.token for branch in growing}
+    token = branch.parent.token if wanted else max(set(range(VOCABULARY)) - prepared)
+    window = Window(gamma=4, wait=2)
+    rollback = Rollback(session=1, epoch=1, keep=branch.point, tokens=(token,), window=window)
+    box.incoming.append(rollback)
+    box.late = 1  # it arrives in the middle of the pass
+    backend.calls.clear()
+    written = len(branch.written.tokens)
+    actor.turn(0)
+    assert len(branch.written.tokens) == written + wanted
+    assert ("extend 1" in backend.calls) is wanted
+    box.outgoing.clear()
+    for _ in range(4):
+        actor.turn(0)
+    sent, *_ = (message for message in box.outgoing if isinstance(message, DraftWindow))
+    assert (sent.epoch, sent.start) == (1, branch.point + 1)
+    if wanted:
+        assert sent.tokens[: written + 1] == tuple(branch.written.tokens[: written + 1])
 
 
 @pytest.mark.parametrize("outcomes", [(), (1,) * 5])

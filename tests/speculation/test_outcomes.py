@@ -102,21 +102,6 @@ def test_the_best_plan_is_the_best_of_all(
     assert best.plan == plan_outcomes(sum(best.plan), beta, hits, best.steps)
 
 
-@settings(max_examples=50, deadline=None)
-@given(beta=st.floats(0.3, 0.99), lag_ms=st.floats(0.0, 8.0), c=st.floats(1.0, 10.0))
-def test_windows_that_must_be_in_time_are(beta: float, lag_ms: float, c: float) -> None:
-    """The target does not wait for prepared windows, so a choice that is late would miss."""
-
-    def branch_ms(n: int) -> float:
-        return 10.0 * (1 + 0.05 * (n - 1))
-
-    hits = cumulative(HIT_PRIOR)
-    anyhow, in_time = (OutcomeTimes(12, 10.0 * c, 10.0, branch_ms, lag_ms, in_time=late) for late in (False, True))
-    best = in_time.best(beta, hits)
-    assert best.speedup <= anyhow.best(beta, hits).speedup
-    assert best.speedup == 0 or lag_ms + best.steps * branch_ms(sum(best.plan) + 1) <= 10.0 * c
-
-
 def test_points_of_the_design() -> None:
     """With a flat hit rate and the best s and k, without lags: (T_p, T_q, beta), q_B / T_q, h, S."""
     for (target, draft, beta), cost, hit_rate, speedup in (
