@@ -71,6 +71,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The plug-in that runs the model. The worker fills it in."""
     backend_reason: Annotated[str, Meta(max_length=MAX_ERROR_CHARACTERS)] = ""
     """Why the setting ``auto`` did not choose a faster plug-in. The worker fills it in."""
+    shares_passes: bool = False
+    """Several sessions share a pass (`SharedPasses`). The worker fills it in."""
 
 
 @dataclass(frozen=True)

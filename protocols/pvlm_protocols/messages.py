@@ -284,8 +284,9 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     turned a drafted token down. ``judged``, ``offset``: the window of the last tested token, and its place there.
     ``branch``: the prepared window with which the target goes on after the rejection; 0: none, so it takes nothing
     more of ``epoch`` but a prepared window that arrives late. ``window``: drafted tokens that the pass took in (0: a
-    solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one), ``ended_s``: when
-    it ended, in seconds of the monotonic clock of the target's host. ``finish``: why the answer ends here, if it does.
+    solo step), ``pass_tokens`` and ``pass_ms``: size and time of the pass (0: settled without one), ``own_tokens``:
+    those of this session in it, ``ended_s``: when it ended, in seconds of the monotonic clock of the target's host.
+    ``finish``: why the answer ends here, if it does.
     """
 
     epoch: Serial
@@ -295,6 +296,7 @@ class Verdict(SessionMessage, frozen=True, kw_only=True):
     rejected: bool = False
     window: Count = 0
     pass_tokens: Count = 0
+    own_tokens: Count = 0
     pass_ms: Milliseconds = 0.0
     ended_s: Seconds = 0.0
     finish: FinishReason | None = None

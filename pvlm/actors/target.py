@@ -231,7 +231,7 @@ class TargetSession(ActorSession):
         """Verify the drafted tokens with at most one pass, commit, and report the verdict."""
         start, tested = len(self.committed), Tested()
         window = left = self._at_hand()
-        pass_tokens, pass_ms = 0, 0.0
+        pass_tokens, own_tokens, pass_ms = 0, 0, 0.0
         if self._logits is not None:
             self._settle_held(self._logits, tested)
             left = max(0, left - 1)
@@ -242,7 +242,8 @@ class TargetSession(ActorSession):
             model = self.model
             assert model is not None  # it is prepared
             drafted = list(islice(self.held.queue, left))
-            done = yield [(model, [*self.committed[model.length :], *(waiting.token for waiting in drafted)])]
+            fed = [*self.committed[model.length :], *(waiting.token for waiting in drafted)]
+            done = yield [(model, fed)]
             if self.window.outcomes:
                 for message in self.actor.arrived(self, self._continues):
                     self.handle(message)
@@ -250,7 +251,7 @@ class TargetSession(ActorSession):
             if self.window.outcomes and self._logits is not None and self.held.queue:
                 window += 1  # the next window is at hand, and its first token needs no pass
                 self._settle_held(self._logits, tested)
-            pass_tokens, pass_ms = done.tokens, done.ms
+            pass_tokens, own_tokens, pass_ms = done.tokens, len(fed), done.ms
         self._rejected = tested.rejected and not tested.branch and self.window.wait > 0
         self._idle_since = time.monotonic()
         self.post(
@@ -266,6 +267,7 @@ class TargetSession(ActorSession):
                 branch=tested.branch,
                 window=window,
                 pass_tokens=pass_tokens,
+                own_tokens=own_tokens,
                 pass_ms=pass_ms,
                 ended_s=self._idle_since,
                 finish=self._finish_reason(),

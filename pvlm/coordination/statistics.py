@@ -75,6 +75,7 @@ class Measurements:
     def __init__(self, policy: WindowPolicy) -> None:
         self.counts = Counts()
         self._sessions = 1
+        self._shared = True
         self._undisturbed = True
         self._policy = policy
         self._choice = policy.choice()
@@ -91,12 +92,13 @@ class Measurements:
 
     # ---- what happened --------------------------------------------------------------------------------------------
 
-    def decoding(self, sessions: int, prefilling: bool) -> None:
-        """So many sessions decode, this one included; ``prefilling``: one prefills. The waits of several do not measure
-        draft and target, and beside a prefill the pace measures nothing.
+    def decoding(self, sessions: int, *, shared: bool, prefilling: bool) -> None:
+        """So many sessions decode, this one included. ``shared``: this one shares the target's passes with others;
+        ``prefilling``: one prefills. The waits of several do not measure draft and target, and beside a prefill the
+        pace measures nothing.
         """
-        self._sessions, self._undisturbed = sessions, not prefilling
-        self._policy.observe_sessions(sessions)
+        self._sessions, self._shared, self._undisturbed = sessions, shared, not prefilling
+        self._policy.observe_sessions(sessions, shared=shared)
 
     @property
     def _alone(self) -> bool:
@@ -140,7 +142,7 @@ class Measurements:
             counts.target_pass_tokens.append(verdict.pass_tokens)
             self._policy.observe_pass(verdict.pass_tokens, verdict.pass_ms)
             if verdict.window:  # a token that the target draws alone may share the pass of the others' windows
-                self._policy.observe_sharing(verdict.pass_tokens, verdict.window + 1)
+                self._policy.observe_sharing(verdict.pass_tokens, verdict.own_tokens)
             if (gap := self._gaps.passed(verdict)) is not None:
                 counts.idle_ms.append(gap.ms)
                 if self._hit:
@@ -196,9 +198,13 @@ class Measurements:
         before, self._paced = self._paced, (mode, verdict.ended_s)
         if before is None or before[0] != mode or not self._undisturbed:
             return
-        # Plain decoding is a pass over one token; of several sessions, over one of each at least.
-        if mode != "alone" or (verdict.pass_tokens >= self._sessions and not verdict.window):
-            self._policy.observe_pace(mode, len(verdict.tokens), max(0.0, verdict.ended_s - before[1]) * 1000)
+        ms = max(0.0, verdict.ended_s - before[1]) * 1000
+        if mode == "alone":  # plain decoding: a token of each session, in one pass or in one after the other
+            if verdict.window or verdict.pass_tokens != (self._sessions if self._shared else 1):
+                return
+            if self._sessions > 1 and not self._shared:  # between its own passes others may verify windows
+                ms = verdict.pass_ms * self._sessions
+        self._policy.observe_pace(mode, len(verdict.tokens), ms)
 
     def probed(self, agreed: int, parted: bool) -> None:
         """A probe was compared with the target's text: ``agreed`` tokens were the same, and with ``parted`` the next

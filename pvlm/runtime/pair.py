@@ -47,7 +47,7 @@ from pvlm.workers.backends import find_backend
 from pvlm.workers.placement import worker_spec
 from pvlm_protocols.backend import ModelInfo, Processor, Role
 from pvlm_protocols.limits import MAX_PINNED
-from pvlm_protocols.messages import Failed, FromActor, Pin, PrefillDone, SessionMessage
+from pvlm_protocols.messages import Failed, FromActor, Pin, SessionMessage
 
 OnLoading = Callable[[Role, float], None]
 
@@ -167,10 +167,11 @@ class Pair:
         ``on_command`` receives each command that is not for an actor, at once. ``recorder`` receives every event and
         command. ``report`` receives every event after its commands were carried out.
         """
-        session = LiveSession(self._actors, coordinator, on_command, self._reporter, report, recorder)
+        session = LiveSession(
+            self._actors, coordinator, on_command, self._tell_others, self._reporter, report, recorder
+        )
         self._sessions[coordinator.session] = session
         session.execute(coordinator.start())
-        self._tell_others()
         return session
 
     async def close(self, session: LiveSession) -> None:
@@ -179,7 +180,6 @@ class Pair:
             await session.freed()
         finally:
             self._sessions.pop(session.id, None)
-            self._tell_others()
 
     def pin(self, videos: Set[bytes]) -> None:
         """Keep the prefixes of these videos, by their digests, in both actors; until `unpin`."""
@@ -204,9 +204,11 @@ class Pair:
         """Tell each session how many decode, and whether one prefills."""
         there = [session for session in self._sessions.values() if not session.done.is_set()]
         prefilling = any(session.prefilling for session in there)
-        decoding = sum("target" not in session.prefilling for session in there)
+        decoding = sum("target" in session.holders - session.prefilling for session in there)
+        info = self._actors["target"].info
         for session in there:
-            session.coordinator.measurements.decoding(max(1, decoding), prefilling)
+            shared = info is not None and info.shares_passes and "target" not in session.suspected
+            session.coordinator.measurements.decoding(max(1, decoding), shared=shared, prefilling=prefilling)
 
     async def target_there(self) -> None:
         """Wait while a lost target is being restarted. Raises TargetLost, EngineStateError."""
@@ -293,8 +295,6 @@ class Pair:
     def heard(self, role: Role, message: FromActor) -> None:
         if isinstance(message, SessionMessage) and (session := self._sessions.get(message.session)) is not None:
             session.receive(role, message)
-            if isinstance(message, PrefillDone | Failed) or session.done.is_set():
-                self._tell_others()
             if self._revivals[role].waiting:
                 self._revivals[role].proceed()
 

@@ -31,7 +31,8 @@ class LiveSession:
     """One coordinator at work. ``holders``: the actors that hold a cache for its session; ``prefilling``: those that
     have not filled it yet. ``losses``: how often an actor was lost in its work for this session alone; ``suspected``:
     those that were lost in a pass that it shared. They are to give it passes of its own, until it is known who did it.
-    ``done``: set once the answer is complete, has failed, or was left; after that only `freed` remains.
+    ``done``: set once the answer is complete, has failed, or was left; after that only `freed` remains. ``on_change``:
+    called where ``holders``, ``prefilling`` or ``done`` has changed.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LiveSession:
         actors: Mapping[Role, Supervisor],
         coordinator: Coordinator,
         on_command: Callable[[Command], None],
+        on_change: Callable[[], None],
         reporter: Reporter,
         report: AnswerReport | None,
         recorder: Recorder | None,
@@ -52,6 +54,7 @@ class LiveSession:
         self.done = anyio.Event()
         self._actors = actors
         self._on_command = on_command
+        self._on_change = on_change
         self._recorder = recorder
         self._reporter = reporter
         self._report = report
@@ -66,6 +69,7 @@ class LiveSession:
             self._reporter.fault("session_failed", role=role, session=self.id, reason=what)
         if isinstance(message, PrefillDone):
             self.prefilling.discard(role)
+            self._on_change()
         if isinstance(message, Opened):
             self._reporter.add(PREFIX_QUERIES, message.prompt_tokens, role=role)
             self._reporter.add(PREFIX_HITS, message.cached_tokens, role=role)
@@ -98,6 +102,7 @@ class LiveSession:
             self._report.handled(commands)
         if self.coordinator.done and not self.done.is_set():
             self.done.set()
+            self._on_change()
             if self._report is not None:
                 self._report.tell()
 
@@ -118,6 +123,7 @@ class LiveSession:
             self.holders.add(role)
             self.prefilling.add(role)
             self._freed = anyio.Event()
+            self._on_change()
         self._actors[role].post(message)
 
     def _send_pixels(self, role: Role) -> None:
@@ -132,6 +138,7 @@ class LiveSession:
         self.prefilling.discard(role)
         if not self.holders:
             self._freed.set()
+        self._on_change()
 
     async def freed(self) -> None:
         """Wait until no actor holds the session; call it when the coordinator is done."""

@@ -211,7 +211,7 @@ class Estimates:
 
     The lag lasts from a verdict that the draft waits for to the start of its new window, the transit from the end of a
     window that the target waits for to its pass. The coordination is the time between two passes without any wait.
-    ``sessions``: how many the target decodes at the moment.
+    ``sessions``: how many the target decodes at the moment; ``shared``: in passes that they share.
     """
 
     def __init__(self) -> None:
@@ -223,6 +223,7 @@ class Estimates:
         self.coordination = RunningMedian()
         self._steps: dict[int, RunningMedian] = {}
         self.sessions = 1
+        self.shared = True
         self.acceptance = AcceptanceEstimate()
         self.branches = PassTimeEstimate()
         self.hits = HitEstimate()
@@ -243,7 +244,7 @@ class Estimates:
         """Tokens of a pass for each one of a session: with each token more of its own, the other sessions that share
         the pass have one more too. 1 before the first measurement, and for a session alone.
         """
-        return self._sharing.value if self._sharing.count and self.sessions > 1 else 1.0
+        return self._sharing.value if self._sharing.count and self.sessions > 1 and self.shared else 1.0
 
     def observe_draft(self, ms_per_token: float) -> None:
         self.draft.add(_checked_ms(ms_per_token))
@@ -298,12 +299,15 @@ class Estimates:
     def step_ms(self) -> float | None:
         """Plain decoding's time for a token of each session; None before the first measurement.
 
-        It is taken from the nearest number of sessions that was measured, and corrected by the times of the passes.
+        It is taken from the nearest number of sessions that was measured, and corrected by the times of the passes;
+        where sessions have passes of their own, by how many these are.
         """
         if not self._steps:
             return None
         nearest = min(self._steps, key=lambda measured: abs(measured - self.sessions))
         step_ms = self._steps[nearest].value
+        if not self.shared:
+            return step_ms * self.sessions / nearest
         if nearest == self.sessions:
             return step_ms
         curve = self.passes.curve()

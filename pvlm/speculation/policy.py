@@ -51,8 +51,10 @@ class WindowPolicy(Protocol):
         """The target took ``ms`` for a pass over ``n_tokens`` new tokens, of all sessions that shared it."""
         ...
 
-    def observe_sessions(self, sessions: int) -> None:
-        """From now on the target decodes so many sessions at once, this one included."""
+    def observe_sessions(self, sessions: int, *, shared: bool) -> None:
+        """From now on the target decodes so many sessions at once, this one included; ``shared``: in passes that they
+        share.
+        """
         ...
 
     def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:
@@ -111,7 +113,7 @@ class FixedWindow:
     def observe_pass(self, n_tokens: int, ms: float) -> None:
         pass
 
-    def observe_sessions(self, sessions: int) -> None:
+    def observe_sessions(self, sessions: int, *, shared: bool) -> None:
         pass
 
     def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:

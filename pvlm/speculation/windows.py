@@ -113,9 +113,9 @@ class AutoWindow:
         else:
             self._moved |= _differ(median, known)
 
-    def observe_sessions(self, sessions: int) -> None:
-        if sessions != self.estimates.sessions:
-            self.estimates.sessions = sessions
+    def observe_sessions(self, sessions: int, *, shared: bool) -> None:
+        if (sessions, shared) != (self.estimates.sessions, self.estimates.shared):
+            self.estimates.sessions, self.estimates.shared = sessions, shared
             self._moved, self._look_again = True, 0
 
     def observe_sharing(self, n_tokens: int, own_tokens: int) -> None:

@@ -12,7 +12,7 @@ from pvlm.actors.mark import Mark
 from pvlm.errors import ModelError
 from pvlm.transports import ChannelClosed, Mailbox
 from pvlm.workers.backends import choose_backend
-from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role
+from pvlm_protocols.backend import Backend, LoadOptions, ModelInfo, Role, SharedPasses
 from pvlm_protocols.limits import MAX_ERROR_CHARACTERS
 from pvlm_protocols.messages import FromActor, Loading
 
@@ -57,5 +57,9 @@ def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], No
         info = msgspec.convert(msgspec.to_builtins(backend.info), ModelInfo)  # else its `Hello` would be refused
     except msgspec.ValidationError as error:
         raise ModelError(f"backend '{name}' says of its model what cannot be: {error}") from None
-    reason = chosen.reason[:MAX_ERROR_CHARACTERS]
-    return LoadedModel(backend, msgspec.structs.replace(info, backend=chosen.name, backend_reason=reason))
+    filled = {
+        "backend": chosen.name,
+        "backend_reason": chosen.reason[:MAX_ERROR_CHARACTERS],
+        "shares_passes": isinstance(backend, SharedPasses),
+    }
+    return LoadedModel(backend, msgspec.structs.replace(info, **filled))

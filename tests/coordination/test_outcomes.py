@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,11 +68,14 @@ def test_a_verdict_whose_outcome_is_prepared_starts_the_next_pass_without_a_mess
             before = len(harness.boxes["target"].outgoing)
             harness.make(draft_first(harness.moves()))
             heard += list(harness.boxes["draft"].incoming)
-            for message in list(harness.boxes["target"].outgoing)[before:]:
-                if isinstance(message, Verdict) and message.branch:
-                    session = harness.actors["target"]._sessions[1]
-                    assert session.ready()
-                    assert [waiting.window for waiting in session.held.queue][:1] == [message.branch]
+            verdicts = [sent for sent in list(harness.boxes["target"].outgoing)[before:] if isinstance(sent, Verdict)]
+            for verdict, following in pairwise(verdicts):
+                if verdict.branch:
+                    assert following.judged == verdict.branch
+            if verdicts and verdicts[-1].branch:  # a message ended the round
+                session = harness.actors["target"]._sessions[1]
+                assert session.ready()
+                assert [waiting.window for waiting in session.held.queue][:1] == [verdicts[-1].branch]
         assert harness.emitted == ToyBackend(seed=seed, end_logit=-100).greedy(48, end_tokens=())
         counts = harness.coordinator.counts
         found.update(hits=counts.outcome_hits, rejected=counts.rejected_tokens, rollbacks=counts.rollbacks)

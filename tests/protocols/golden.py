@@ -186,7 +186,7 @@ GOLDEN: dict[str, bytes] = {
         b"\x85\xa4type\xa5Hello"
         b"\xa7version\x01"
         b"\xa4role\xa5draft"
-        b"\xa4info\x8d"
+        b"\xa4info\x8e"
         b"\xa4name\xa1m"
         b"\xa6family\xa1f"
         b"\xaavocab_size\xcd\x03\x00"
@@ -200,6 +200,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa6device\xa3cpu"
         b"\xa7backend\xa5torch"
         b"\xaebackend_reason\xa1r"
+        b"\xadshares_passes\xc3"
         b"\xa3pidc"
     ),
     "Loading": (
@@ -237,7 +238,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
     ),
     "Verdict": (
-        b"\x8f\xa4type\xa7Verdict"
+        b"\xde\x00\x10\xa4type\xa7Verdict"
         b"\xa7session\x07"
         b"\xa5epoch\x01"
         b"\xa5start\x02"
@@ -246,6 +247,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8rejected\xc3"
         b"\xa6window\x04"
         b"\xabpass_tokens\x05"
+        b"\xaaown_tokens\x05"
         b"\xa7pass_ms\xcb?\xf8\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6finish\xa4stop"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from pvlm.coordination.coordinator import Coordinator
-from pvlm.coordination.events import Command, Emit, Finish, StopAfter
+from pvlm.coordination.events import Cancelled, Command, Emit, Finish, StopAfter, TargetBack, TargetGone
 from pvlm.coordination.modes import State
 from pvlm.runtime.session import LiveSession
 from pvlm.speculation.policy import FixedWindow
 from pvlm.telemetry.reporter import Reporter
-from pvlm_protocols.messages import Close, DraftWindow, Open, PrefillDone, Verdict, Window
+from pvlm_protocols.messages import Close, Closed, DraftWindow, Open, PrefillDone, Verdict, Window
 from tests.coordination.harness import PRUNING, SAMPLING, SCHEDULES
 from tests.support.openings import asking
 
@@ -43,9 +43,17 @@ class Reader:
             window=Window(gamma=4),
         )
         self.coordinator = Coordinator(opening, FixedWindow(4), opening)
-        self.session = LiveSession(self.actors, self.coordinator, self.take, Reporter(), None, None)  # type: ignore[arg-type]
+        self.seen: list[str] = []
+        """Who decoded at each reported change: the roles that hold the session, small where they prefill."""
+        actors: Any = self.actors
+        self.session = LiveSession(actors, self.coordinator, self.take, self.look, Reporter(), None, None)
         self.session.execute(self.coordinator.start())
         self.session.handle(PrefillDone(session=1, role="target", prompt_tokens=9, prefill_ms=1.0))
+
+    def look(self) -> None:
+        session = self.session
+        held = [role[0] if role in session.prefilling else role[0].upper() for role in sorted(session.holders)]
+        self.seen.append("".join(held) + "." * session.done.is_set())
 
     def take(self, command: Command) -> None:
         if isinstance(command, Emit):
@@ -77,3 +85,17 @@ def test_a_stop_string_in_the_last_tokens_of_an_answer_changes_nothing_at_the_ac
     reader.session.handle(Verdict(session=1, epoch=0, start=0, tokens=(3, 0), accepted=0, finish="stop"))
     assert reader.coordinator.state is State.FINISHED
     assert all(actor.posted.count(Close(session=1)) == 1 for actor in reader.actors.values())
+
+
+def test_every_change_of_who_decodes_is_reported() -> None:
+    reader = Reader(1)
+    assert reader.seen == ["t", "dt"]
+    reader.session.receive("target", PrefillDone(session=1, role="target", prompt_tokens=9, prefill_ms=1.0))
+    reader.session.receive("draft", PrefillDone(session=1, role="draft", prompt_tokens=9, prefill_ms=1.0))
+    reader.session.freed_by("target")
+    reader.session.handle(TargetGone())
+    reader.session.handle(TargetBack(True))
+    reader.session.receive("target", PrefillDone(session=1, role="target", prompt_tokens=9, prefill_ms=1.0))
+    reader.session.handle(Cancelled())
+    reader.session.receive("draft", Closed(session=1, role="draft"))
+    assert reader.seen[2:] == ["dT", "DT", "D", "Dt", "DT", "DT.", "T."]

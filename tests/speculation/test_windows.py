@@ -185,7 +185,7 @@ def test_a_token_of_a_shared_pass_has_a_price_for_each_session() -> None:
     chosen = {}
     for sessions in (1, 8, 1):
         policy = chosen.setdefault("policy", AutoWindow(16))
-        policy.observe_sessions(sessions)
+        policy.observe_sessions(sessions, shared=True)
         for _ in range(40):
             own = policy.choice().gamma + 1
             for tokens in (1, own):
@@ -210,7 +210,7 @@ def test_two_sessions_choose_what_costs_the_target_least() -> None:
     for _ in range(BASELINE_STEPS):
         policy.observe_pass(1, 4.0)
         policy.observe_pace("alone", 1, 4.2)
-    policy.observe_sessions(2)
+    policy.observe_sessions(2, shared=True)
     for _ in range(40):
         for tokens in (1, 4, 5, 8, 16):
             policy.observe_pass(tokens, target_ms(tokens))
@@ -241,6 +241,15 @@ def test_plain_decoding_of_several_sessions_is_one_pass() -> None:
     assert (estimates.step_ms, estimates.steps) == (9.0, 2)
     estimates.sessions = 1
     assert estimates.step_ms == 4.5
+
+
+def test_where_sessions_share_no_passes_plain_decoding_takes_turns() -> None:
+    estimates = Estimates()
+    estimates.observe_pass(1, 4.0)
+    estimates.observe_step(4.5)
+    estimates.sessions, estimates.shared = 4, False
+    assert estimates.step_ms == 18.0
+    assert estimates.groups == 4
 
 
 @pytest.mark.parametrize("seed", range(8))
