@@ -141,7 +141,8 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     since the last window. Travels from the draft to the coordinator and on to the target.
 
     ``id``: names the window within its epoch. ``parent``: the window that it continues, 0 for the first after a
-    rollback. ``beside``: how many prepared windows were written in the same passes, on average.
+    rollback. ``beside``: how many prepared windows were written in the same passes, on average. ``adopted``: its first
+    tokens were those of a prepared window in work, whose time is not in ``draft_ms``.
     """
 
     id: Serial = 0
@@ -156,6 +157,7 @@ class DraftWindow(SessionMessage, frozen=True, kw_only=True):
     ended_s: Seconds = 0.0
     stopped: Annotated[tuple[Stopped, ...], Meta(max_length=MAX_STOPPED)] = ()
     beside: Annotated[float, Meta(ge=0, le=MAX_OUTCOMES)] = 0.0
+    adopted: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
 
 
 class Prepared(SessionMessage, frozen=True, kw_only=True):

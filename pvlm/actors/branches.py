@@ -32,7 +32,8 @@ class Written:
 class Work:
     """A window of the line in work, from position ``start`` on. ``parent``: the window before it, 0 after a rollback.
 
-    ``beside``: branches that were in its passes, of all passes together.
+    ``beside``: branches that were in its passes, of all passes together. ``adopted``: its first tokens were those of a
+    branch, whose time is not in ``draft_ms``.
     """
 
     id: int
@@ -43,6 +44,14 @@ class Work:
     draft_ms: float = 0.0
     began_s: float = 0.0
     beside: int = 0
+    adopted: int = 0
+
+    def adopt(self, branch: Branch, since_s: float) -> None:
+        """What the branch holds is the beginning of the window, or all of it. ``since_s``: when the draft began with
+        the branch's last token.
+        """
+        self.written, self.adopted = branch.written, len(branch.written.tokens)
+        self.began_s = time.monotonic() if branch.complete else since_s
 
 
 @dataclass
@@ -210,6 +219,17 @@ class Preparation:
         self.remove(branch)
 
 
+def stopped_message(epoch: int, work: Work) -> Stopped:
+    """A window that a rollback ends."""
+    return Stopped(
+        epoch=epoch,
+        start=work.start,
+        tokens=len(work.written.tokens),
+        draft_ms=work.draft_ms,
+        ended_s=time.monotonic(),
+    )
+
+
 def window_message(session: int, epoch: int, work: Work, stopped: Sequence[Stopped]) -> DraftWindow:
     """A complete window of the line."""
     written = work.written
@@ -227,7 +247,8 @@ def window_message(session: int, epoch: int, work: Work, stopped: Sequence[Stopp
         began_s=work.began_s,
         ended_s=time.monotonic(),
         stopped=tuple(stopped),
-        beside=work.beside / len(written.tokens),
+        beside=work.beside / max(1, len(written.tokens) - work.adopted),
+        adopted=work.adopted,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pvlm.actors.actor import Actor
-from pvlm.actors.branches import Branch, Preparation, Work, prepared_message, window_message
+from pvlm.actors.branches import Branch, Preparation, Work, prepared_message, stopped_message, window_message
 from pvlm.actors.prefixes import View
 from pvlm.actors.session import ActorSession, Employer, Round, Stopwatch, WorkAbandoned, milliseconds_since
 from pvlm.speculation.coupling import Drafted, GreedyCoupling, coupling_for
@@ -62,6 +62,8 @@ class DraftSession(ActorSession):
         self._work = Work(self._preparation.new_id(), 0, len(self.tokens), opening.window.gamma)
         self._aside: Branch | None = None
         """A branch whose rows are in the cache instead of the line's."""
+        self._writing: Sequence[Branch] = ()
+        """The branches in the running pass."""
         self._since_s = 0.0
         """When work on the next token began."""
         self._stopped: deque[Stopped] = deque(maxlen=MAX_STOPPED)
@@ -112,17 +114,8 @@ class DraftSession(ActorSession):
     def _roll_back(self, message: Rollback) -> None:
         if not 0 <= message.keep <= len(self.tokens):
             raise ValueError(f"{message.keep} tokens are to be kept of {len(self.tokens)}")
-        work = self._work
-        if work.draft_ms:
-            self._stopped.append(
-                Stopped(
-                    epoch=self.epoch,
-                    start=work.start,
-                    tokens=len(work.written.tokens),
-                    draft_ms=work.draft_ms,
-                    ended_s=time.monotonic(),
-                )
-            )
+        if self._work.draft_ms:
+            self._stopped.append(stopped_message(self.epoch, self._work))
         self.epoch = message.epoch
         self.window = message.window
         text, branch = self._after(message)
@@ -138,8 +131,8 @@ class DraftSession(ActorSession):
                 self.model.truncate(min(self.model.length, message.keep, max(0, len(self.tokens) - 1)))
         self.committed = len(text)
         self._start_window(message.window.wait or message.window.gamma, start=len(text))
-        if branch is not None:  # what it holds is the beginning of the window, or all of it
-            self._work.written, self._work.began_s = branch.written, time.monotonic()
+        if branch is not None:
+            self._work.adopt(branch, self._since_s)
             self._send()
 
     def _after(self, message: Rollback) -> tuple[list[int], Branch | None]:
@@ -158,7 +151,7 @@ class DraftSession(ActorSession):
 
     def outdates(self, message: SessionMessage) -> bool:
         """A branch that becomes the line makes the tokens in work worthless, and so does a rollback, unless one of them
-        continues its text. A prefill serves every epoch.
+        continues its text and is still wanted. A prefill serves every epoch.
         """
         if self._prefill_logits is None:
             return False
@@ -167,7 +160,8 @@ class DraftSession(ActorSession):
         if not isinstance(message, Rollback) or message.epoch <= self.epoch:
             return False
         _, branch = self._after(message)
-        return branch is None or branch.complete or (branch.session is None and branch is not self._aside)
+        wanted = message.window.wait or message.window.gamma
+        return branch is None or branch not in self._writing or len(branch.written.tokens) >= wanted
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
@@ -257,6 +251,8 @@ class DraftSession(ActorSession):
         except WorkAbandoned:  # for a rollback, which reports the time
             self._work.draft_ms += milliseconds_since(self._since_s)
             raise
+        finally:
+            self._writing = ()
 
     def _write_line(self) -> Round:
         """The line alone."""
@@ -292,7 +288,9 @@ class DraftSession(ActorSession):
             if not parts:  # nothing that the branches could start from
                 preparation.stop()
                 return
+            self._writing = growing
             rows = (yield parts).logits
+            self._writing = ()
             self._work.beside += len(growing)
             places = [branch.reach for branch in growing]
             drafted = self._draft(rows, [len(self.tokens), *places] if line else places)
@@ -318,7 +316,9 @@ class DraftSession(ActorSession):
             self._aside = branch
         while True:
             text = self.tokens[: branch.point] + branch.tokens
+            self._writing = [branch]
             rows = (yield [(self._cache, self._unfed(text))]).logits[0]
+            self._writing = ()
             (drafted,) = self._draft([rows], [branch.reach])
             branch.grow(drafted, self.opening.sampling.end_token_ids)
             branch.draft_ms += milliseconds_since(self._since_s)

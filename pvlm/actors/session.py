@@ -125,7 +125,7 @@ class ActorSession(ABC):
 
     @abstractmethod
     def round(self) -> Round:
-        """One round of decoding: one verdict (target), a window or a part of it (draft)."""
+        """One round of decoding: one verdict or several (target), a window or a part of it (draft)."""
 
     def outdates(self, message: SessionMessage) -> bool:
         """Does a message that has just come make the work in hand worthless?"""

@@ -108,17 +108,19 @@ class Measurements:
     def drafted(self, window: DraftWindow) -> None:
         """A window has arrived, of whatever epoch."""
         self.counts.drafted_tokens += len(window.tokens)
-        if window.tokens and window.draft_ms > 0:
+        timed = len(window.tokens) - window.adopted
+        if timed > 0 and window.draft_ms > 0:
+            ms = window.draft_ms / timed
             if window.beside:
-                self._policy.observe_branches(window.beside, window.draft_ms / len(window.tokens))
+                self._policy.observe_branches(window.beside, ms)
             else:
-                self.counts.draft_token_ms.append(window.draft_ms / len(window.tokens))
-                self._policy.observe_draft(window.draft_ms / len(window.tokens))
+                self.counts.draft_token_ms.append(ms)
+                self._policy.observe_draft(ms)
 
     def continued(self, window: DraftWindow) -> None:
         """A window has arrived that continues the line."""
         if self._rejected_s is not None:
-            if self._alone:
+            if self._alone and not window.adopted:
                 self._policy.observe_lag(max(0.0, window.began_s - self._rejected_s) * 1000)
             self._rejected_s = None
 
@@ -200,7 +202,8 @@ class Measurements:
             return
         ms = max(0.0, verdict.ended_s - before[1]) * 1000
         if mode == "alone":  # plain decoding: a token of each session, in one pass or in one after the other
-            if verdict.window or verdict.pass_tokens != (self._sessions if self._shared else 1):
+            size, exact = verdict.pass_tokens, self._sessions if self._shared else 1
+            if verdict.window or size < exact or (size > exact and self._policy.baselined):
                 return
             if self._sessions > 1 and not self._shared:  # between its own passes others may verify windows
                 ms = verdict.pass_ms * self._sessions

@@ -201,14 +201,16 @@ class Pair:
         self._tasks.start_soon(work)
 
     def _tell_others(self) -> None:
-        """Tell each session how many decode, and whether one prefills."""
+        """Tell each session how many decode in its passes or in turn with it, and whether one prefills."""
         there = [session for session in self._sessions.values() if not session.done.is_set()]
         prefilling = any(session.prefilling for session in there)
-        decoding = sum("target" in session.holders - session.prefilling for session in there)
+        decoding = [session for session in there if "target" in session.holders - session.prefilling]
+        sharing = sum("target" not in session.suspected for session in decoding)
         info = self._actors["target"].info
         for session in there:
             shared = info is not None and info.shares_passes and "target" not in session.suspected
-            session.coordinator.measurements.decoding(max(1, decoding), shared=shared, prefilling=prefilling)
+            count = sharing if shared else len(decoding)
+            session.coordinator.measurements.decoding(max(1, count), shared=shared, prefilling=prefilling)
 
     async def target_there(self) -> None:
         """Wait while a lost target is being restarted. Raises TargetLost, EngineStateError."""

@@ -27,7 +27,9 @@ def greedy_rows(logits: Tensor, vocab_limit: int) -> list[int]:
 
 
 def best_rows(logits: Tensor, vocab_limit: int, count: int) -> list[tuple[int, ...]]:
-    """The ids of the ``count`` largest logits in each row of float32 ``(n, V)``, the first as `greedy_rows` has it."""
+    """The ids of the ``count`` largest logits in each row of float32 ``(n, V)``, the first as `greedy_rows` has it;
+    fewer where fewer are finite.
+    """
     scores = within_vocabulary(logits, vocab_limit)
     rows = _searchable(scores.clone())
     places = list(range(len(rows)))
@@ -35,12 +37,12 @@ def best_rows(logits: Tensor, vocab_limit: int, count: int) -> list[tuple[int, .
     for _ in range(min(count, scores.shape[-1]) - 1):
         rows[places, best[-1]] = -np.inf
         best.append(rows.argmax(-1))
-    return list(zip(*(ids.tolist() for ids in best), strict=True))
+    return [tuple(dict.fromkeys(ids)) for ids in zip(*(ids.tolist() for ids in best), strict=True)]
 
 
 def _searchable(scores: Tensor) -> Tensor | NDArray[np.float32]:
     """The same numbers where argmax is fast: on a CPU numpy's takes a tenth of torch's time, but it has no bfloat16."""
-    return scores.numpy() if scores.device.type == "cpu" and scores.dtype == torch.float32 else scores
+    return scores.detach().numpy() if scores.device.type == "cpu" and scores.dtype == torch.float32 else scores
 
 
 def filtered_scores(logits: Tensor, settings: SamplingOptions, vocab_limit: int) -> Tensor:

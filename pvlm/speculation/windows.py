@@ -37,7 +37,9 @@ slower: what is drafted in vain takes the others' time.
 """
 
 OUTCOME_SLACK = 0.02
-"""Share of a pass by which prepared windows should be early. One that is late by little is a miss."""
+"""Share of a pass by which prepared windows should be early. For one that is late by little the target waits longer,
+because messages have to go to and fro.
+"""
 
 OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.06, 1.0
 """By which factor theorem 8 must predict more than theorem 7 before outcomes are prepared, and while they are: branches

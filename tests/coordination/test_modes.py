@@ -145,7 +145,7 @@ class Watched:
                 finish = "length" if start + len(tokens) == SAMPLING.max_tokens else None
                 return Verdict(
                     session=1, epoch=epoch, start=start, tokens=tokens, accepted=len(tokens) - rejected,
-                    rejected=rejected, window=len(tokens), pass_tokens=1, pass_ms=1.0, finish=finish,
+                    rejected=rejected, window=len(tokens), pass_tokens=1, own_tokens=1, pass_ms=1.0, finish=finish,
                     judged=rng.randint(0, 3), offset=rng.randint(0, 2), branch=rng.choice([0, 0, 4, 5]),
                 )  # fmt: skip
             case "DraftWindow":

@@ -282,8 +282,17 @@ def test_a_draft_whose_branches_are_complete_writes_on() -> None:
     assert tried
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_rollback_ends_the_pass_in_work_unless_that_writes_what_follows(wanted: bool) -> None:
+@pytest.mark.parametrize(
+    ("prepared", "wait", "goes_on"),
+    [
+        (True, 2, True),
+        (False, 2, False),
+        (True, 1, False),
+    ],  # of one token more than was written, of no branch, of as many
+)
+def test_a_rollback_ends_the_pass_in_work_unless_that_writes_what_follows(
+    prepared: bool, wait: int, goes_on: bool
+) -> None:
     box = Mailbox()
     backend = ForkingToyBackend(end_logit=-100)
     actor = DraftActor(backend, box)
@@ -296,24 +305,24 @@ def test_a_rollback_ends_the_pass_in_work_unless_that_writes_what_follows(wanted
         session = actor._sessions[1]
         growing = [branch for branch in session._preparation.growing() if branch.session is not None]
     branch = growing[0]
-    prepared = {branch.parent.token for branch in growing}
-    token = branch.parent.token if wanted else max(set(range(VOCABULARY)) - prepared)
-    window = Window(gamma=4, wait=2)
+    assert len(branch.written.tokens) == 1
+    others = set(range(VOCABULARY)) - {branch.parent.token for branch in growing}
+    token = branch.parent.token if prepared else max(others)
+    window = Window(gamma=4, wait=wait)
     rollback = Rollback(session=1, epoch=1, keep=branch.point, tokens=(token,), window=window)
+    assert session.outdates(rollback)  # between two passes
     box.incoming.append(rollback)
     box.late = 1  # it arrives in the middle of the pass
     backend.calls.clear()
-    written = len(branch.written.tokens)
     actor.turn(0)
-    assert len(branch.written.tokens) == written + wanted
-    assert ("extend 1" in backend.calls) is wanted
+    assert len(branch.written.tokens) == 1 + goes_on
+    assert ("extend 1" in backend.calls) is goes_on
     box.outgoing.clear()
     for _ in range(4):
         actor.turn(0)
     sent, *_ = (message for message in box.outgoing if isinstance(message, DraftWindow))
     assert (sent.epoch, sent.start) == (1, branch.point + 1)
-    if wanted:
-        assert sent.tokens[: written + 1] == tuple(branch.written.tokens[: written + 1])
+    assert (len(sent.tokens), sent.adopted) == (wait, 1 + goes_on if prepared else 0)
 
 
 @pytest.mark.parametrize("outcomes", [(), (1,) * 5])

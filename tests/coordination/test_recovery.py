@@ -233,5 +233,17 @@ def test_the_automatic_window_does_not_learn_from_an_outage():
     harness.deliver(TargetBack())
     deliver = harness.coordinator.handle
     start = len(harness.coordinator.committed)
-    deliver(Verdict(session=1, epoch=9, start=start, tokens=(1,), accepted=0, pass_tokens=1, pass_ms=1.0, ended_s=1e9))
+    deliver(
+        Verdict(
+            session=1,
+            epoch=9,
+            start=start,
+            tokens=(1,),
+            accepted=0,
+            pass_tokens=1,
+            own_tokens=1,
+            pass_ms=1.0,
+            ended_s=1e9,
+        )
+    )
     assert len(harness.coordinator.counts.idle_ms) == before

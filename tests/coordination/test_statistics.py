@@ -8,7 +8,7 @@ import pytest
 
 from pvlm.coordination.statistics import Measurements
 from pvlm.speculation.policy import FixedWindow
-from pvlm_protocols.messages import TargetMode, Verdict
+from pvlm_protocols.messages import DraftWindow, TargetMode, Verdict
 
 
 @dataclass
@@ -56,6 +56,24 @@ def test_only_a_token_of_every_session_is_a_step_of_plain_decoding(
     for start in (1, 2):
         measurements.judged(verdict(start, pass_tokens), "alone", waits=False)
     assert policy.paces == paces
+
+
+def test_before_anything_is_known_a_pass_with_windows_of_others_will_do() -> None:
+    policy = Listener()
+    policy.baselined = False
+    measurements = Measurements(policy)
+    measurements.decoding(3, shared=True, prefilling=False)
+    for start in (1, 2):
+        measurements.judged(verdict(start, 9), "alone", waits=False)
+    assert policy.paces == [("alone", 10.0)]
+
+
+def test_the_time_of_a_window_that_began_as_a_branch_is_that_of_its_other_tokens() -> None:
+    measurements = Measurements(Listener())
+    for adopted, ms in ((0, 20.0), (3, 5.0), (4, 0.0)):
+        window = DraftWindow(session=1, epoch=0, start=0, tokens=(5,) * 4, draft_ms=ms, adopted=adopted)
+        measurements.drafted(window)
+    assert measurements.counts.draft_token_ms == [5.0, 5.0]
 
 
 def test_beside_a_prefill_the_pace_measures_nothing() -> None:

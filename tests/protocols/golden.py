@@ -86,7 +86,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa5ratio\xcb?\xe0\x00\x00\x00\x00\x00\x00"
     ),
     "DraftWindow": (
-        b"\x8e\xa4type\xabDraftWindow"
+        b"\x8f\xa4type\xabDraftWindow"
         b"\xa7session\x07"
         b"\xa2id\x04"
         b"\xa6parent\x03"
@@ -107,6 +107,7 @@ GOLDEN: dict[str, bytes] = {
         b"\xa8draft_ms\xcb?\xe0\x00\x00\x00\x00\x00\x00"
         b"\xa7ended_s\xcb?\xd0\x00\x00\x00\x00\x00\x00"
         b"\xa6beside\xcb?\xf8\x00\x00\x00\x00\x00\x00"
+        b"\xa7adopted\x01"
     ),
     "Prepared": (
         b"\x88\xa4type\xa8Prepared"

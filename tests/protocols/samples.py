@@ -115,6 +115,7 @@ SAMPLES: tuple[Message, ...] = (
         ended_s=0.25,
         stopped=(Stopped(epoch=1, start=2, tokens=3, draft_ms=0.5, ended_s=0.25),),
         beside=1.5,
+        adopted=1,
     ),
     Prepared(
         session=7,

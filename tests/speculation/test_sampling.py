@@ -102,6 +102,7 @@ def test_the_best_ids_of_a_row_come_in_order(dtype: torch.dtype) -> None:
     assert best_rows(logits, 50, 4) == [tuple(row[:50].topk(4).indices.tolist()) for row in logits]
     assert torch.equal(logits, before)
     assert best_rows(torch.tensor([[1.0, 2.0, 2.0]], dtype=dtype), 3, 9) == [(1, 2, 0)]
+    assert best_rows(torch.tensor([[5.0, -torch.inf, 3.0]], dtype=dtype), 3, 3) == [(0, 2)]
     assert best_rows(logits, 50, 1) == [(token,) for token in greedy_rows(logits, 50)]
 
 
