@@ -103,7 +103,7 @@ class AnswerStats(Result, frozen=True, kw_only=True):
     outcome_late_hits: int
     """The same, but the prepared window arrived after the rejection."""
     outcome_misses: int
-    """Rejections while outcomes were being prepared for which none was."""
+    """Rejections while outcomes were being prepared for which none was ready. One in work still shortens the wait."""
     hit_rate: float | None
     """Hits and late hits / all rejections while outcomes were being prepared."""
     hit_coordination_ms: tuple[float, ...]
