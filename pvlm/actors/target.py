@@ -210,13 +210,13 @@ class TargetSession(ActorSession):
             self._prompt_cached = True
         if missing := self.committed[model.length :]:
             self._logits = model.extend(missing, on_progress=lambda: self.actor.tick(self))[-1]
-        self._idle_since = time.monotonic()
+        prefill_ms, self._idle_since = watch.ms, time.monotonic()
         self.post(
             PrefillDone(
                 session=self.id,
                 role="target",
                 prompt_tokens=model.prompt_tokens,
-                prefill_ms=watch.ms,
+                prefill_ms=prefill_ms,
                 ended_s=self._idle_since,
             )
         )
