@@ -37,7 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[str
         assert "Traceback" not in log.read_text()
         lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
         assert {line["status"] for line in lines if line["event"] == "http_request"} == {200, 400, 401, 404}
-        assert lines[-1]["event"] == "server_draining"
+        events = [line["event"] for line in lines]
+        assert "server_draining" in events[-2:]  # the last request may be noted after it
     finally:
         server.kill()
 
