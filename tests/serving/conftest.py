@@ -139,6 +139,13 @@ class ServerProcess:
             time.sleep(0.05)
         raise TimeoutError(self.log.read_text())
 
+    def wait_until_quiet(self) -> None:
+        """Until nothing was noted for 0.3 s: the note of a request comes after its answer."""
+        noted = -1
+        while (now := self.log.stat().st_size) != noted:
+            noted = now
+            time.sleep(0.3)
+
     def end(self) -> int:
         """Ask it to end, and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
