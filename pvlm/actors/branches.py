@@ -188,7 +188,7 @@ class Preparation:
         return next(found, None)
 
     def remove(self, branch: Branch) -> None:
-        """It becomes the line."""
+        """Hold it no longer."""
         self._sent.pop(branch.id, None)
         self._branches = [other for other in self._branches if other is not branch]
 

@@ -62,8 +62,7 @@ class DraftSession(ActorSession):
         self._work = Work(self._preparation.new_id(), 0, len(self.tokens), opening.window.gamma)
         self._aside: Branch | None = None
         """A branch whose rows are in the cache instead of the line's."""
-        self._writing: Sequence[Branch] = ()
-        """The branches in the running pass."""
+        self._writing: Sequence[Branch] = ()  # the branches in the running pass
         self._since_s = 0.0
         """When work on the next token began."""
         self._stopped: deque[Stopped] = deque(maxlen=MAX_STOPPED)
@@ -130,7 +129,7 @@ class DraftSession(ActorSession):
             if self.model is not None:
                 self.model.truncate(min(self.model.length, message.keep, max(0, len(self.tokens) - 1)))
         self.committed = len(text)
-        self._start_window(message.window.wait or message.window.gamma, start=len(text))
+        self._start_window(_first_size(message), start=len(text))
         if branch is not None:
             self._work.adopt(branch, self._since_s)
             self._send()
@@ -160,8 +159,7 @@ class DraftSession(ActorSession):
         if not isinstance(message, Rollback) or message.epoch <= self.epoch:
             return False
         _, branch = self._after(message)
-        wanted = message.window.wait or message.window.gamma
-        return branch is None or branch not in self._writing or len(branch.written.tokens) >= wanted
+        return branch is None or branch not in self._writing or len(branch.written.tokens) >= _first_size(message)
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +236,7 @@ class DraftSession(ActorSession):
         """Write tokens until a window is complete, a message has come, or other sessions wait for a turn."""
         if self._due():
             self._preparation.plan(self.window.outcomes, self.committed, self.window.gamma)
-        self._since_s = time.monotonic()
+        self._since_s, self._writing = time.monotonic(), ()
         if not self._work.written.tokens:
             self._work.began_s = self._since_s
         try:
@@ -251,8 +249,6 @@ class DraftSession(ActorSession):
         except WorkAbandoned:  # for a rollback, which reports the time
             self._work.draft_ms += milliseconds_since(self._since_s)
             raise
-        finally:
-            self._writing = ()
 
     def _write_line(self) -> Round:
         """The line alone."""
@@ -317,9 +313,9 @@ class DraftSession(ActorSession):
         while True:
             text = self.tokens[: branch.point] + branch.tokens
             self._writing = [branch]
-            rows = (yield [(self._cache, self._unfed(text))]).logits[0]
+            rows = (yield [(self._cache, self._unfed(text))]).logits
             self._writing = ()
-            (drafted,) = self._draft([rows], [branch.reach])
+            (drafted,) = self._draft(rows, [branch.reach])
             branch.grow(drafted, self.opening.sampling.end_token_ids)
             branch.draft_ms += milliseconds_since(self._since_s)
             if branch.complete:
@@ -397,3 +393,8 @@ class DraftSession(ActorSession):
     def close(self) -> None:
         self._preparation.clear()
         super().close()
+
+
+def _first_size(message: Rollback) -> int:
+    """Of the window after a rollback."""
+    return message.window.wait or message.window.gamma

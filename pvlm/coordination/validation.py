@@ -57,7 +57,7 @@ def verdict_problem(verdict: Verdict, committed: int, epoch: int, sampling: Samp
     if verdict.accepted > len(tokens):
         return f"{verdict.accepted} accepted tokens among {len(tokens)}"
     if not min(verdict.pass_tokens, 1) <= verdict.own_tokens <= verdict.pass_tokens:
-        return f"{verdict.own_tokens} of the {verdict.pass_tokens} tokens of its pass"
+        return f"a pass over {verdict.pass_tokens} tokens, of which {verdict.own_tokens} are its own"
     if verdict.rejected and verdict.accepted == len(tokens):
         return "a rejection without a token in its place"
     if committed + len(tokens) > sampling.max_tokens:

@@ -206,7 +206,7 @@ class Pair:
         prefilling = any(session.prefilling for session in there)
         decoding = [session for session in there if "target" in session.holders - session.prefilling]
         sharing = sum("target" not in session.suspected for session in decoding)
-        info = self._actors["target"].info
+        info = self.info("target")
         for session in there:
             shared = info is not None and info.shares_passes and "target" not in session.suspected
             count = sharing if shared else len(decoding)

@@ -31,7 +31,7 @@ def best_rows(logits: Tensor, vocab_limit: int, count: int) -> list[tuple[int, .
     fewer where fewer are finite.
     """
     scores = within_vocabulary(logits, vocab_limit)
-    rows = _searchable(scores.clone())
+    rows = _searchable(scores.clone() if count > 1 else scores)
     places = list(range(len(rows)))
     best = [rows.argmax(-1)]
     for _ in range(min(count, scores.shape[-1]) - 1):

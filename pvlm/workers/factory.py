@@ -57,9 +57,6 @@ def load_backend(name: str, options: LoadOptions, post: Callable[[FromActor], No
         info = msgspec.convert(msgspec.to_builtins(backend.info), ModelInfo)  # else its `Hello` would be refused
     except msgspec.ValidationError as error:
         raise ModelError(f"backend '{name}' says of its model what cannot be: {error}") from None
-    filled = {
-        "backend": chosen.name,
-        "backend_reason": chosen.reason[:MAX_ERROR_CHARACTERS],
-        "shares_passes": isinstance(backend, SharedPasses),
-    }
-    return LoadedModel(backend, msgspec.structs.replace(info, **filled))
+    reason, shares = chosen.reason[:MAX_ERROR_CHARACTERS], isinstance(backend, SharedPasses)
+    filled = msgspec.structs.replace(info, backend=chosen.name, backend_reason=reason, shares_passes=shares)
+    return LoadedModel(backend, filled)

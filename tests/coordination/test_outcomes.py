@@ -285,10 +285,10 @@ def test_a_draft_whose_branches_are_complete_writes_on() -> None:
 @pytest.mark.parametrize(
     ("prepared", "wait", "goes_on"),
     [
-        (True, 2, True),
-        (False, 2, False),
-        (True, 1, False),
-    ],  # of one token more than was written, of no branch, of as many
+        (True, 2, True),  # a token more than the branch has
+        (False, 2, False),  # of no branch
+        (True, 1, False),  # no more than the branch has
+    ],
 )
 def test_a_rollback_ends_the_pass_in_work_unless_that_writes_what_follows(
     prepared: bool, wait: int, goes_on: bool

@@ -69,6 +69,8 @@ async def test_a_draft_that_writes_nonsense_is_done_without(
         ({"tokens": (99_999,)}, "token 99999 of a vocabulary of 12"),
         ({"tokens": (1,) * 100}, "tokens of an answer that may have 60"),
         ({"accepted": 77}, "77 accepted tokens among"),
+        ({"pass_tokens": 3, "own_tokens": 0}, "a pass over 3 tokens, of which 0 are its own"),
+        ({"pass_tokens": 3, "own_tokens": 4}, "a pass over 3 tokens, of which 4 are its own"),
         ({"finish": "length"}, "the answer ends with length where it should with None"),
         ({"epoch": 2**40}, "epoch 1099511627776 in epoch"),
     ],

@@ -147,7 +147,7 @@ async def test_a_damaged_message_closes_the_mailbox(frames: list[bytes], endpoin
 
 @pytest.mark.anyio
 async def test_messages_of_one_post_arrive_in_order_or_none_of_them(endpoint: str) -> None:
-    """One that cannot be encoded is its sender's mistake. The connection stays as it was."""
+    """The sender gets an error for a message that cannot be encoded, and can use the connection afterwards."""
     channel = listen(endpoint)
     mailbox = connected(channel)
     try:
