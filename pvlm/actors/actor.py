@@ -171,8 +171,12 @@ class Actor(ABC):
         return [other for other in turns if other.prepared and other.opening.shares and other.ready()]
 
     def tick(self, *sessions: ActorSession) -> None:
-        """Called between the layers of a pass. Raises WorkAbandoned if none of its sessions wants it any longer."""
+        """Called when a pass begins, and between its layers. Raises WorkAbandoned if none of its sessions wants it any
+        longer.
+        """
         self.progress += 1
+        for session in sessions:
+            session.meanwhile()
         if time.monotonic() - self._looked_s >= self.look_every_s:
             self.look(*sessions)
 
@@ -184,18 +188,23 @@ class Actor(ABC):
         """Has another session been prefilled, and so passes in turn with this one or together with it?"""
         return any(other.prepared for other in self._sessions.values() if other is not session)
 
-    def look(self, *sessions: ActorSession) -> None:
-        """Look into the mailbox in the middle of work for ``sessions``. Raises as `tick`."""
+    def read(self) -> None:
+        """Look into the mailbox in the middle of work."""
         self._looked_s = time.monotonic()
         self._read(0)
+
+    def look(self, *sessions: ActorSession) -> None:
+        """`read` in the middle of work for ``sessions``. Raises as `tick`."""
+        self.read()
         if self._inbox and all(self._outdated(session) for session in sessions):
             raise WorkAbandoned
 
     def arrived(self, session: ActorSession, wanted: Callable[[SessionMessage], bool]) -> list[SessionMessage]:
-        """Take those messages of a session that have arrived in the middle of its round, up to the first that is not
+        """Take those messages of a session that have been read in the middle of its round, up to the first that is not
         ``wanted``.
         """
-        self._read(0)
+        if not self._inbox:
+            return []
         found: list[SessionMessage] = []
         kept: deque[ToActor] = deque()
         for index, message in enumerate(self._inbox):

@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from pvlm.actors.session import ActorSession, Parts, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.transports import ChannelClosed
 from pvlm_protocols.backend import Backend, SharedPasses
 from pvlm_protocols.branches import BranchPasses
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Host(Protocol):
@@ -85,6 +84,9 @@ def _passed(actor: Host, wanted: Sequence[_Wanted]) -> list[tuple[_Wanted, Pass 
         if len(wanted) > 1:
             return [result for want in wanted for result in _passed(actor, [want])]
         return [(wanted[0], error)]
+    for session in sessions:
+        session.meanwhile()
+    _wait_for(logits)
     ms, tokens = milliseconds_since(started), sum(want.tokens for want in wanted)
     rows = iter(logits)
     return [(want, Pass([next(rows) for _ in want.parts], ms, tokens)) for want in wanted]
@@ -99,3 +101,9 @@ def _extend(actor: Host, wanted: Sequence[_Wanted], on_progress: Callable[[], No
         return actor.backend.extend_together(parts, on_progress=on_progress)
     assert isinstance(actor.backend, BranchPasses)  # or else one session has a turn, without branches
     return actor.backend.extend_branches(parts, on_progress=on_progress)
+
+
+def _wait_for(logits: Sequence[torch.Tensor]) -> None:
+    """On a GPU a pass has only been asked for when its call returns."""
+    for device in {rows.device for rows in logits if rows.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()

@@ -52,6 +52,8 @@ class Employer(Protocol):
 
     def tick(self, *sessions: ActorSession) -> None: ...
 
+    def read(self) -> None: ...
+
     def look(self, *sessions: ActorSession) -> None: ...
 
     def arrived(self, session: ActorSession, wanted: Callable[[SessionMessage], bool]) -> list[SessionMessage]: ...
@@ -126,6 +128,12 @@ class ActorSession(ABC):
     @abstractmethod
     def round(self) -> Round:
         """One round of decoding: one verdict or several (target), a window or a part of it (draft)."""
+
+    def meanwhile(self) -> None:
+        """Called when a pass of its round begins, between its layers, and at its end: for what need not wait for the
+        result. Cheap. A pass on an accelerator runs meanwhile.
+        """
+        return
 
     def outdates(self, message: SessionMessage) -> bool:
         """Does a message that has just come make the work in hand worthless?"""

@@ -81,6 +81,10 @@ class TargetSession(ActorSession):
         self.mode = opening.schedule.mode
         self._rejected = False
         """The last verdict rejected a drafted token, and the draft's next window is worth a wait."""
+        self._verdict: Verdict | None = None
+        """It is posted once the next pass has been asked for, if that follows at once."""
+        self._fault: Exception | None = None
+        """What went wrong beside a pass; it ends the round."""
         self._idle_since = time.monotonic()
 
     # ---- messages -------------------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ class TargetSession(ActorSession):
         self.window = message.window
         self.mode = self.opening.schedule.mode
         self.finished = self.prepared = self._rejected = False
-        self._logits = None
+        self._logits = self._verdict = None
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
@@ -226,9 +230,29 @@ class TargetSession(ActorSession):
         yield from self._verify()
         while self.held.queue and not self.finished and self.actor.undisturbed():
             yield from self._verify()
+        self._report()
+
+    def meanwhile(self) -> None:
+        self._report()
+        if self.window.outcomes:
+            try:
+                self._take_in()
+            except Exception as error:
+                self._fault = error
+
+    def _take_in(self) -> None:
+        """Take in the windows that have been read."""
+        for message in self.actor.arrived(self, self._continues):
+            self.handle(message)
+
+    def _report(self) -> None:
+        """Post the verdict that has not been posted yet."""
+        if self._verdict is not None:
+            verdict, self._verdict = self._verdict, None
+            self.post(verdict)
 
     def _verify(self) -> Round:
-        """Verify the drafted tokens with at most one pass, commit, and report the verdict."""
+        """Verify the drafted tokens with at most one pass, commit, and make the verdict."""
         start, tested = len(self.committed), Tested()
         window = left = self._at_hand()
         pass_tokens, own_tokens, pass_ms = 0, 0, 0.0
@@ -244,9 +268,11 @@ class TargetSession(ActorSession):
             drafted = list(islice(self.held.queue, left))
             fed = [*self.committed[model.length :], *(waiting.token for waiting in drafted)]
             done = yield [(model, fed)]
+            if self._fault is not None:
+                raise self._fault
             if self.window.outcomes:
-                for message in self.actor.arrived(self, self._continues):
-                    self.handle(message)
+                self.actor.read()
+                self._take_in()
             self._settle_pass(model, drafted, done.logits[0], tested)
             if self.window.outcomes and self._logits is not None and self.held.queue:
                 window += 1  # the next window is at hand, and its first token needs no pass
@@ -254,24 +280,23 @@ class TargetSession(ActorSession):
             pass_tokens, own_tokens, pass_ms = done.tokens, len(fed), done.ms
         self._rejected = tested.rejected and not tested.branch and self.window.wait > 0
         self._idle_since = time.monotonic()
-        self.post(
-            Verdict(
-                session=self.id,
-                epoch=self.held.epoch,
-                start=start,
-                tokens=tuple(self.committed[start:]),
-                accepted=tested.accepted,
-                rejected=tested.rejected,
-                judged=tested.window,
-                offset=tested.offset,
-                branch=tested.branch,
-                window=window,
-                pass_tokens=pass_tokens,
-                own_tokens=own_tokens,
-                pass_ms=pass_ms,
-                ended_s=self._idle_since,
-                finish=self._finish_reason(),
-            )
+        self._report()  # one without a pass
+        self._verdict = Verdict(
+            session=self.id,
+            epoch=self.held.epoch,
+            start=start,
+            tokens=tuple(self.committed[start:]),
+            accepted=tested.accepted,
+            rejected=tested.rejected,
+            judged=tested.window,
+            offset=tested.offset,
+            branch=tested.branch,
+            window=window,
+            pass_tokens=pass_tokens,
+            own_tokens=own_tokens,
+            pass_ms=pass_ms,
+            ended_s=self._idle_since,
+            finish=self._finish_reason(),
         )
 
     def _at_hand(self) -> int:

@@ -143,7 +143,7 @@ def shared_pass(
         session._logits(range(session._length + 1, session._length + len(tokens) + 1)) for session, tokens in parts
     ]
     if after_layer is not None:
-        for layer in range(1, first._layers):
+        for layer in range(first._layers):
             left_s = started + seconds * layer / first._layers - time.perf_counter()
             if left_s > SPIN_S:  # short layers share a sleep: only the end of the pass must be exact
                 time.sleep(left_s)
