@@ -101,8 +101,8 @@ class Preparation:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._last_id = 0
-        self._window: tuple[int, int, Written] | None = None
-        """Id, start and tokens of a window that was sent and that no branch is planned for yet."""
+        self._window: tuple[int, int, Written, bool] | None = None
+        """Id, start and tokens of a window that was sent and that no branch is planned for yet; and `follow`'s last."""
         self.last = 0
         """Tokens of the last window that was sent or that the target continued with."""
         self._first = 0
@@ -124,18 +124,20 @@ class Preparation:
         """Has the target begun with the last window, so that its outcomes are next?"""
         return self._window is not None and self._window[1] <= committed
 
-    def follow(self, id: int, start: int, written: Written) -> None:
-        """A window was sent, or the target continues with it."""
-        self._window = id, start, written
+    def follow(self, id: int, start: int, written: Written, *, at_once: bool) -> None:
+        """A window was sent, or the target continues with it. ``at_once``: it has a window before it, so where that is
+        accepted whole, its first token needs no pass and is settled when it arrives.
+        """
+        self._window = id, start, written, at_once
         self.last = len(written.tokens)
 
     def plan(self, counts: Sequence[int], committed: int, size: int) -> None:
-        """Plan branches of ``size`` tokens for the last window: so many of the other tokens at its first position after
-        the ``committed`` ones, at the second, ...
+        """Plan branches of ``size`` tokens for the last window: so many of the other tokens at its first position that
+        needs a pass, at the second, ...
         """
         assert self._window is not None  # it is due
-        (id, start, written), self._window = self._window, None
-        self._first = max(start, committed)
+        (id, start, written, at_once), self._window = self._window, None
+        self._first = max(start + at_once, committed)
         for position in range(self._first, start + len(written.tokens)):
             self._add(counts, id, position - start, position, written.others[position - start], size)
         self._branches.sort(key=lambda branch: (branch.rank, branch.point))

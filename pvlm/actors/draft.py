@@ -82,7 +82,7 @@ class DraftSession(ActorSession):
         if message.branch:
             branch = self._preparation.take(message.branch)
             self._adopt(branch)
-            self._preparation.follow(branch.id, branch.point + 1, branch.written)
+            self._preparation.follow(branch.id, branch.point + 1, branch.written, at_once=False)
             self._start_window(message.window.gamma, parent=branch.id)
         if message.length > len(self.tokens):
             raise ValueError(f"{message.length} tokens are confirmed, but {len(self.tokens)} were written")
@@ -379,7 +379,7 @@ class DraftSession(ActorSession):
         if complete := written >= work.size or (written > 0 and self._ended()):
             messages.append(window_message(self.id, self.epoch, work, self._stopped))
             self._stopped.clear()
-            self._preparation.follow(work.id, work.start, work.written)
+            self._preparation.follow(work.id, work.start, work.written, at_once=work.parent > 0)
             self._start_window(self.window.gamma, parent=work.id)
         if prepared:
             messages.append(prepared_message(self.id, self.epoch, prepared))

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pvlm.actors.branches import Branch
+from pvlm.actors.branches import Branch, Preparation, Written
 from pvlm.actors.draft import DraftActor
 from pvlm.actors.prepared import HeldWindows, Waiting
 from pvlm.actors.target import TargetActor
 from pvlm.coordination.text import Text
+from pvlm.speculation.coupling import Drafted
 from pvlm.speculation.policy import FixedWindow
 from pvlm.speculation.sampling import normalised, processed
 from pvlm_protocols.limits import MAX_OUTCOMES
@@ -347,6 +348,19 @@ def test_a_draft_writes_on_where_the_next_window_is_shorter_than_the_one_in_veri
     third, *_ = windows()
     assert third.start == 8
     assert third.parent == second.id
+
+
+@pytest.mark.parametrize(("at_once", "points"), [(False, [4, 5]), (True, [5, 6])])
+def test_nothing_is_prepared_for_a_token_that_is_settled_when_it_arrives(at_once: bool, points: list[int]) -> None:
+    """The target holds the logits for the first token of a window that follows an accepted one."""
+    preparation = Preparation(limit=48)
+    written = Written()
+    for token in (1, 2, 3):
+        written.add(Drafted(token, None, (token + 3,)))
+    preparation.follow(7, 4, written, at_once=at_once)
+    assert preparation.due(4)
+    preparation.plan((1, 1), 4, 3)
+    assert [branch.point for branch in preparation.growing()] == points
 
 
 def test_the_draft_prepares_nothing_twice() -> None:
