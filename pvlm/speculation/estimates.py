@@ -19,6 +19,11 @@ FEW = 3
 PRIOR, PRIOR_WEIGHT = 0.8, 4.0
 """Acceptance rate before the first tested token, and how many tokens it counts as."""
 
+USUAL_HALF_LIFE = 100.0
+"""Half-life of the acceptance rate that decides whether outcomes are prepared, in tested tokens. Each change of mind
+loses what was prepared.
+"""
+
 HIT_PRIOR_WEIGHT = 8.0
 """How many rejections the hit rates before the first one count as."""
 
@@ -225,6 +230,7 @@ class Estimates:
         self.sessions = 1
         self.shared = True
         self.acceptance = AcceptanceEstimate()
+        self.usual_acceptance = AcceptanceEstimate(USUAL_HALF_LIFE)
         self.branches = PassTimeEstimate()
         self.hits = HitEstimate()
 
@@ -315,6 +321,7 @@ class Estimates:
 
     def observe_tested(self, accepted: int, rejected: int) -> None:
         self.acceptance.observe(accepted, rejected)
+        self.usual_acceptance.observe(accepted, rejected)
 
 
 def _checked_ms(ms: float) -> float:

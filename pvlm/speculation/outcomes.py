@@ -21,7 +21,7 @@ Measured with the bundled pair."""
 COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 18, 24, 32)
 """Numbers of branches that are considered."""
 
-NEW_BRANCH_COST = 0.05
+NEW_BRANCH_COST = 0.02
 """What a branch adds to a step of the draft, as a share of it, before that has been measured."""
 
 
@@ -81,8 +81,12 @@ class OutcomeTimes:
     - n = s - 1, if the window was accepted and the target's next token was prepared: ``beta**n (beta + (1-beta) H_n)``;
     - n = k else: a miss.
 
-    Its time is ``max(T_p(n + 1), lag + s q_B)``, and after a miss ``lag + k T_q`` more. With the stationary
-    distribution pi of the three states ``S = T_p(1) sum(pi A) / sum(pi t)``.
+    Its time is ``max(T_p(n + 1), lag + s q_B)``, and after a miss ``lag + k T_q`` more. After a window that was
+    accepted whole the draft was not interrupted, so there is no lag. With the stationary distribution pi of the three
+    states ``S = T_p(1) sum(pi A) / sum(pi t)``.
+
+    A branch for the token after a window joins after the first step; a window of s - 1 tokens does not have the last
+    offset, and none of its branches.
 
     ``groups`` as in `LoopTimes`: each pass is followed by ``R = (groups - 1) T_p(n + 1)``, in which the draft goes on.
     """
@@ -111,10 +115,16 @@ class OutcomeTimes:
         self._lag_ms = lag_ms
         self._step_ms = time(1) if step_ms is None else step_ms
 
-    def speedups(self, beta: float, rates: FloatArray, branches: int | NDArray[np.int64]) -> FloatArray:
+    def speedups(
+        self,
+        beta: float,
+        rates: FloatArray,
+        branches: int | NDArray[np.int64],
+        last: int | NDArray[np.int64] = 0,
+    ) -> FloatArray:
         """S for each s (row) and k (column) from 1 on. ``rates``: ``H_i`` for each s (row) and offset,
-        ``(..., size, size + 1)``; ``branches``: their number, or one for each s, ``(..., size)``. Leading axes are
-        other plans, and stay.
+        ``(..., size, size + 1)``; ``branches``: their number, or one for each s, ``(..., size)``; ``last``: how many of
+        them are for the offset after the window's last token. Leading axes are other plans, and stay.
         """
         # Without any miss the loop has no cycle; a miss in a million changes nothing.
         beta, rates = min(beta, 1 - 1e-6), np.minimum(rates, 1 - 1e-6)
@@ -132,8 +142,9 @@ class OutcomeTimes:
         det = (1 - rejected_s) * (1 - whole_1) - rejected_1 * whole_s
         after_hit = (rejected_k * (1 - whole_1) + rejected_1 * whole_k) / det
         after_whole = ((1 - rejected_s) * whole_k + whole_s * rejected_k) / det
-        drafting = self._lag_ms + s * self._branch_ms[branches]
-        took_s, took_1 = np.maximum(self._target[1:], drafting), np.maximum(self._target[:-1], drafting)
+        drafting = self._lag_ms + (s - 1) * self._branch_ms[branches] + self._branch_ms[branches - last]
+        unbroken = s * self._branch_ms[branches - last]
+        took_s, took_1 = np.maximum(self._target[1:], drafting), np.maximum(self._target[:-1], unbroken)
         miss_ms = np.maximum(0.0, self._lag_ms + s * self._draft_ms - self._others[1:])
         miss_ms = miss_ms + np.maximum(self._target[1:], drafting[..., None])
         committed = after_hit * tokens[1:, None] + after_whole * tokens[:-1, None] + tokens[1:]
@@ -167,7 +178,8 @@ class OutcomeTimes:
         chosen = possible & (np.cumsum(possible, axis=1) <= np.array(counts)[:, None, None])
         plans = chosen.astype(float) @ (ranking[:, None] == np.arange(self._size + 1)).astype(float)
         plans = plans.astype(np.int64)
-        return plans, self.speedups(beta, np.array(hits)[plans], plans.sum(axis=2))
+        last = plans[:, self._rows, self._rows + 1]
+        return plans, self.speedups(beta, np.array(hits)[plans], plans.sum(axis=2), last)
 
 
 def outcome_speedup(

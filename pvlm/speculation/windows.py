@@ -41,7 +41,7 @@ OUTCOME_SLACK = 0.02
 because messages have to go to and fro.
 """
 
-OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.06, 1.0
+OUTCOMES_WORTHWHILE, OUTCOMES_STILL_WORTHWHILE = 1.02, 1.0
 """By which factor theorem 8 must predict more than theorem 7 before outcomes are prepared, and while they are: branches
 take time that no theorem counts.
 """
@@ -201,15 +201,10 @@ class AutoWindow:
                 )
             self._made.clear()
             self._at_best = None
-        step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(self.estimates.acceptance.value, _BETA_MAX)))
-        if step not in self._made:
-            beta = 1 - 2 ** (-step / _STEPS_PER_OCTAVE)
-            together = self._best_together(beta)
-            self._made[step] = self._best_turns(beta), together, self._best_prepared(beta, together)
-        turns, together, prepared = self._made[step]
+        turns, together, prepared = self._best(self.estimates.acceptance.value)
         if self._vanilla:
             return turns
-        self._branching = prepared is not None and self._better(together, prepared)
+        self._branching = prepared is not None and self._better(*self._best(self.estimates.usual_acceptance.value)[1:])
         if self._branching and prepared is not None:
             together = prepared
         self._predicted = {"turns": turns.speedup or 0.0, self._together: together.speedup or 0.0}
@@ -227,6 +222,15 @@ class AutoWindow:
         self._pays = speedup >= needed
         hopeless = not self._pays and self._most() < needed
         return chosen._replace(speedup=speedup, pays=self._pays, hopeless=hopeless)
+
+    def _best(self, beta: float) -> tuple[WindowChoice, WindowChoice, WindowChoice | None]:
+        """The best choices in turns, together, and with prepared outcomes, at the grid's nearest acceptance rate."""
+        step = round(-_STEPS_PER_OCTAVE * math.log2(1 - min(beta, _BETA_MAX)))
+        if step not in self._made:
+            beta = 1 - 2 ** (-step / _STEPS_PER_OCTAVE)
+            together = self._best_together(beta)
+            self._made[step] = self._best_turns(beta), together, self._best_prepared(beta, together)
+        return self._made[step]
 
     def _most(self) -> float:
         """The predicted speed-up if nearly every drafted token were accepted."""
@@ -257,9 +261,9 @@ class AutoWindow:
             way = "together"
         return self._paces[way].factor
 
-    def _better(self, together: WindowChoice, prepared: WindowChoice) -> bool:
+    def _better(self, together: WindowChoice, prepared: WindowChoice | None) -> bool:
         """Prepare outcomes? Only where that is clearly better, both as predicted and by what was reached."""
-        gain = (prepared.speedup or 0.0) / (together.speedup or math.inf)
+        gain = 0.0 if prepared is None else (prepared.speedup or 0.0) / (together.speedup or math.inf)
         reached, usual = self._paces["prepared"], self._paces["together"]
         if reached.sure:
             gain *= min(1.0, reached.factor / (usual.factor if usual.sure else USUAL_PACE))

@@ -25,40 +25,49 @@ from pvlm.speculation.windows import AutoWindow
 from pvlm_protocols.messages import Pruning, Schedule
 
 
+def branch_ms(continuations: int) -> float:
+    return 46.6 * (1 + 0.02 * (continuations - 1))
+
+
 def drawn_speedup(
-    s: int, k: int, beta: float, plan: tuple[int, ...], target_ms: float, draft_ms: float, branch_ms: float, lag: float
+    s: int, k: int, beta: float, plan: tuple[int, ...], target_ms: float, draft_ms: float, lag: float
 ) -> float:
     """The loop, token by token: which offset is rejected, and which of the draft's other tokens the target's is."""
+    most, fewer = branch_ms(1 + sum(plan)), branch_ms(1 + sum(plan[:s]))
+    interrupted_ms, unbroken_ms = lag + (s - 1) * most + fewer, s * fewer
     chance = random.Random(s * 100 + k)
     hits = cumulative(HIT_PRIOR)
-    tokens, now, n = 0, 0.0, k
+    tokens, now, n, whole = 0, 0.0, k, False
     for _ in range(60_000):
-        now += max(target_ms, lag + s * branch_ms)
+        now += max(target_ms, unbroken_ms if whole else interrupted_ms)
         held = next((offset for offset in range(n + 1) if chance.random() >= beta), None)
         if held is None:  # the window, and the first token of the next one
-            tokens, n = tokens + n + 1, s - 1
+            tokens, n, whole = tokens + n + 1, s - 1, True
             continue
         rank = chance.random()
         prepared = rank < hits[plan[held]] if held < len(plan) else False
         tokens += held + 1
         if prepared:
-            n = s if held < n else s - 1
+            n, whole = (s, False) if held < n else (s - 1, True)
         else:
-            n = k
+            n, whole = k, False
             now += lag + k * draft_ms
     return tokens * target_ms / now
 
 
+@pytest.mark.parametrize("target_ms", [420.0, 180.0], ids=["target-bound", "draft-bound"])
 @pytest.mark.parametrize(("beta", "s", "k", "count"), [(0.872, 7, 4, 14), (0.811, 4, 2, 5), (0.6, 5, 1, 8)])
-def test_theorem_8_is_what_a_loop_that_draws_tokens_does(beta: float, s: int, k: int, count: int) -> None:
+def test_theorem_8_is_what_a_loop_that_draws_tokens_does(
+    beta: float, s: int, k: int, count: int, target_ms: float
+) -> None:
     hits = cumulative(HIT_PRIOR)
     size = max(s, k)
     plan = plan_outcomes(count, beta, hits, s)
     rates = np.zeros((size, size + 1))
     rates[:, : len(plan)] = [hits[ranks] for ranks in plan]
-    times = OutcomeTimes(size, 420.0, 46.6, lambda n: 46.6 * (1 + 0.02 * (n - 1)), lag_ms=5.0)
-    found = times.speedups(beta, rates, count)[s - 1, k - 1]
-    drawn = drawn_speedup(s, k, beta, plan, 420.0, 46.6, 46.6 * (1 + 0.02 * count), 5.0)
+    times = OutcomeTimes(size, target_ms, 46.6, branch_ms, lag_ms=5.0)
+    found = times.speedups(beta, rates, count, plan[s])[s - 1, k - 1]
+    drawn = drawn_speedup(s, k, beta, plan, target_ms, 46.6, 5.0)
     assert found == pytest.approx(drawn, rel=0.01)
 
 
@@ -95,7 +104,8 @@ def test_the_best_plan_is_the_best_of_all(
         rates = np.zeros((size, size + 1))
         for row, plan in zip(rates, plans, strict=True):
             row[: len(plan)] = [hits[ranks] for ranks in plan]
-        every = max(every, float(times.speedups(beta, rates, np.array([sum(plan) for plan in plans])).max()))
+        branches, last = np.array([sum(plan) for plan in plans]), np.array([plan[-1] for plan in plans])
+        every = max(every, float(times.speedups(beta, rates, branches, last).max()))
     best = times.best(beta, hits)
     assert best.speedup == pytest.approx(every, rel=1e-9)
     assert len(best.plan) == best.steps + 1

@@ -417,6 +417,22 @@ def test_outcomes_that_gain_less_than_predicted_are_given_up_and_tried_again_lat
     assert paced(policy, "together", 1.0, 4000).outcomes
 
 
+def test_a_run_of_right_guesses_does_not_end_the_preparing() -> None:
+    """Sizes follow the last tokens; whether outcomes are prepared follows the acceptance over a longer time."""
+    policy = AutoWindow(16, outcomes=None)
+    stepped(policy, 60.0)
+    fed(policy, 0.87, 60.0, 20.0, verdicts=120)
+    policy.observe_branches(6, 20.0 * 1.12)
+    before = policy.choice()
+    assert before.outcomes
+    policy.observe_tested(40, 0)
+    after = policy.choice()
+    assert policy.estimates.acceptance.value > 0.95
+    assert after.outcomes
+    policy.observe_tested(400, 0)
+    assert not policy.choice().outcomes
+
+
 def test_an_interruption_is_no_evidence() -> None:
     policy = AutoWindow(16)
     stepped(policy, 20.0)
