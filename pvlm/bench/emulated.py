@@ -36,8 +36,9 @@ QUESTION = "What happens?"
 class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
     """One way of decoding with one pair.
 
-    ``speedup``: plain decoding's ``decode_s`` over this one's, for the same number of tokens; ``predicted``: theorem 4
-    or 7. ``paper``: the reported speed-up; ``fitted``: the quantities that are not the paper's; with any, ``paper`` is
+    ``speedup``: plain decoding's ``decode_s`` over this one's, for the same number of tokens. Parallel decoding learns
+    its windows, so its second answer is measured; ``first_speedup`` is that of its first. ``predicted``: theorem 4, 7
+    or 8. ``paper``: the reported speed-up; ``fitted``: the quantities that are not the paper's; with any, ``paper`` is
     only a rough comparison. ``window``: the most frequent number of drafted tokens in a pass. ``coordination_ms_*``:
     percentiles, not scaled; ``hit_coordination_ms_p50``: after hits alone. ``branches``: prepared windows for each
     window of the line; ``theorem_8``: with them and the measured hit rate. ``same_tokens``: whether the answer equals
@@ -48,6 +49,7 @@ class EmulatedRow(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     prune_ratio: float
     speedup: float
+    first_speedup: float | None
     predicted: float
     paper: float | None
     fitted: tuple[str, ...]
@@ -91,6 +93,7 @@ async def measure_emulated(
     on_row: Callable[[EmulatedRow], None] = lambda row: None,
 ) -> list[EmulatedRow]:
     """Decode an answer of ``tokens`` tokens by every method of every pair; rows in the order of the pairs' trials.
+    Parallel decoding has two: what its policy learns from the first is known in the second.
 
     ``time_scale`` multiplies the pairs' times. ``branch_cost``: what a branch adds to a step of the draft, as a share.
     The draft's guesses and hits are stratified, so that a few hundred tokens have the given acceptance and hit rate.
@@ -104,6 +107,7 @@ async def measure_emulated(
     rows: list[EmulatedRow] = []
     for pair in pairs:
         answers: dict[Trial, Answer] = {}
+        firsts: dict[Trial, Answer] = {}
         trials = pair.trials(branch_cost)
         for accepted_length in dict.fromkeys(trial.accepted_length for trial in trials):
             settings = pair_settings(pair, accepted_length, time_scale, transport, branch_cost)
@@ -111,8 +115,10 @@ async def measure_emulated(
                 await warm_up(engine)
                 for trial in trials:
                     if trial.accepted_length == accepted_length:
+                        if trial.method == "parallel":
+                            firsts[trial] = await _answer(engine, trial, tokens)
                         answers[trial] = await _answer(engine, trial, tokens)
-        for row in _rows(pair, answers, trials, time_scale, transport, branch_cost):
+        for row in _rows(pair, answers, firsts, trials, time_scale, transport, branch_cost):
             rows.append(row)
             on_row(row)
     return rows
@@ -178,6 +184,7 @@ async def _answer(engine: Engine, trial: Trial, tokens: int) -> Answer:
 def _rows(
     pair: Pair,
     answers: dict[Trial, Answer],
+    firsts: dict[Trial, Answer],
     trials: list[Trial],
     time_scale: float,
     transport: Transport,
@@ -185,7 +192,7 @@ def _rows(
 ) -> Iterator[EmulatedRow]:
     plain = next(answers[trial] for trial in trials if trial.method == "ar")
     for trial in trials:
-        answer = answers[trial]
+        answer, first = answers[trial], firsts.get(trial)
         stats = answer.stats
         branches = ratio_or_none(stats.prepared_windows, stats.prepared_batches)
         theorem_8 = None
@@ -198,6 +205,7 @@ def _rows(
                 "pair": pair.name,
                 "method": trial.label,
                 "speedup": plain.stats.decode_s / stats.decode_s,
+                "first_speedup": None if first is None else plain.stats.decode_s / first.stats.decode_s,
                 "given_accepted_length": trial.accepted_length,
                 "window": mode(stats.windows) if stats.windows else None,
                 "coordination_ms_p50": _percentile(stats.coordination_ms, 50),
@@ -205,7 +213,7 @@ def _rows(
                 "hit_coordination_ms_p50": _percentile(stats.hit_coordination_ms, 50),
                 "branches": branches,
                 "theorem_8": theorem_8,
-                "same_tokens": answer.tokens == plain.tokens,
+                "same_tokens": all(one is None or one.tokens == plain.tokens for one in (first, answer)),
                 "tokens": len(answer.tokens),
                 "time_scale": time_scale,
                 "transport": transport,

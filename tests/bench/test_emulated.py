@@ -60,6 +60,7 @@ async def test_a_tiny_run_has_a_row_for_each_method() -> None:
         assert row.target_pass_ms is not None
         assert row.target_pass_ms >= 4.2
     assert rows[0].speedup == 1
+    assert [row.first_speedup is not None for row in rows] == [False] * 3 + [True] * 2
     assert [row.window for row in rows[:3]] == [None, 5, 5]
     assert all(row.coordination_ms_p50 is not None for row in rows)
 

@@ -90,6 +90,7 @@ def _outcomes_table(rows: Sequence[EmulatedRow]) -> Table:
         {
             "pair": lambda row: row.pair,
             "without": lambda row: number(without.get(row.pair)),
+            "first": lambda row: number(row.first_speedup),
             "with": lambda row: number(row.speedup),
             "theorem": lambda row: number(row.predicted),
             "hits": lambda row: number(row.hit_rate),
@@ -126,6 +127,7 @@ def conclusions(rows: Sequence[EmulatedRow], branch_cost: float = 0.02) -> list[
     lines.append(f"sd and specvlm: theorem 4, window {VANILLA_WINDOW}; specvlm has a pruned draft and its own M")
     lines.append("coord. ms: time between two passes, without the draft's work for the second (median/99th percentile)")
     lines.append("outcomes: parallel with prepared outcomes; theorem: the better of theorems 7 and 8")
+    lines.append("parallel, outcomes: the second answer, because the first teaches the policy; first: the first one")
     lines.append(f"a step of the draft over n continuations takes T_q (1 + {branch_cost:g} (n - 1)) (--branch-cost)")
     lines.append("hits: share of rejections whose outcome was prepared; branches: prepared windows for each window")
     lines.append(
