@@ -171,8 +171,8 @@ class Actor(ABC):
         return [other for other in turns if other.prepared and other.opening.shares and other.ready()]
 
     def tick(self, *sessions: ActorSession) -> None:
-        """Called when a pass begins, and between its layers. Raises WorkAbandoned if none of its sessions wants it any
-        longer.
+        """Called when a pass begins and between its layers, as far as the backend reports these. Raises WorkAbandoned
+        if none of its sessions wants it any longer.
         """
         self.progress += 1
         for session in sessions:

@@ -10,7 +10,7 @@ from pvlm.speculation.coupling import Drafted
 from pvlm.speculation.proposals import Proposal, stack_proposals
 from pvlm_protocols.backend import Session
 from pvlm_protocols.limits import MAX_OUTCOMES
-from pvlm_protocols.messages import DraftWindow, Outcome, Parent, Prepared, Stopped
+from pvlm_protocols.messages import DraftWindow, Outcome, Parent, Prepared, Stopped, Window
 
 
 @dataclass
@@ -142,9 +142,12 @@ class Preparation:
             self._add(counts, id, position - start, position, written.others[position - start], size)
         self._branches.sort(key=lambda branch: (branch.rank, branch.point))
 
-    def plan_after(self, counts: Sequence[int], window: int, position: int, others: Sequence[int], size: int) -> None:
-        """Plan branches for the position after that window, where ``window`` begins."""
-        self._add(counts, window, 0, position, others, size)
+    def plan_after(self, window: Window, work: Work, others: Sequence[int]) -> None:
+        """Plan branches for the position after that window, if the line's next token is the first of another one.
+        ``others``: the draft's other tokens there.
+        """
+        if not work.written.tokens:
+            self._add(window.outcomes, work.id, 0, work.start, others, window.gamma - 1)
 
     def _add(
         self, counts: Sequence[int], window: int, offset: int, position: int, others: Sequence[int], size: int

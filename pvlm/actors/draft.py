@@ -259,12 +259,13 @@ class DraftSession(ActorSession):
             if unfed and greedy is not None and self.actor.undisturbed():
                 self._draft_greedily(greedy, unfed)
                 return
-            logits = self._prefill_logits
-            if unfed:
-                logits = (yield [(self._cache, unfed)]).logits[0]
+            logits = (yield [(self._cache, unfed)]).logits[0] if unfed else self._prefill_logits
             assert logits is not None  # it is prepared
             (drafted,) = self._draft([logits], [len(self.tokens)])
-            if self._take(drafted) or not self.actor.undisturbed():
+            if self._forking is not None:
+                self._preparation.plan_after(self.window, self._work, drafted.others)
+            joined = self._forking is not None and self._preparation.pending
+            if self._take(drafted) or joined or not self.actor.undisturbed():
                 return
             self._look()
 
@@ -293,9 +294,7 @@ class DraftSession(ActorSession):
             for branch, next_one in zip(growing, drafted[int(line) :], strict=True):
                 branch.grow(next_one, self.opening.sampling.end_token_ids)
             if line:
-                work, window = self._work, self.window
-                if not work.written.tokens:
-                    preparation.plan_after(window.outcomes, work.id, work.start, drafted[0].others, window.gamma - 1)
+                preparation.plan_after(self.window, self._work, drafted[0].others)
                 self._take(drafted[0], preparation.finished())
             else:
                 self._send(preparation.finished())

@@ -84,9 +84,14 @@ def _passed(actor: Host, wanted: Sequence[_Wanted]) -> list[tuple[_Wanted, Pass 
         if len(wanted) > 1:
             return [result for want in wanted for result in _passed(actor, [want])]
         return [(wanted[0], error)]
-    for session in sessions:
-        session.meanwhile()
-    _wait_for(logits)
+    if any(rows.is_cuda for rows in logits):  # the pass has only been asked for
+        for session in sessions:
+            session.meanwhile()
+        try:
+            for device in {rows.device for rows in logits}:
+                torch.cuda.current_stream(device).synchronize()
+        except Exception as error:
+            return [(want, error) for want in wanted]
     ms, tokens = milliseconds_since(started), sum(want.tokens for want in wanted)
     rows = iter(logits)
     return [(want, Pass([next(rows) for _ in want.parts], ms, tokens)) for want in wanted]
@@ -101,9 +106,3 @@ def _extend(actor: Host, wanted: Sequence[_Wanted], on_progress: Callable[[], No
         return actor.backend.extend_together(parts, on_progress=on_progress)
     assert isinstance(actor.backend, BranchPasses)  # or else one session has a turn, without branches
     return actor.backend.extend_branches(parts, on_progress=on_progress)
-
-
-def _wait_for(logits: Sequence[torch.Tensor]) -> None:
-    """On a GPU a pass has only been asked for when its call returns."""
-    for device in {rows.device for rows in logits if rows.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()

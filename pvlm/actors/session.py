@@ -130,8 +130,8 @@ class ActorSession(ABC):
         """One round of decoding: one verdict or several (target), a window or a part of it (draft)."""
 
     def meanwhile(self) -> None:
-        """Called when a pass of its round begins, between its layers, and at its end: for what need not wait for the
-        result. Cheap. A pass on an accelerator runs meanwhile.
+        """Called when a pass of its round begins and between its layers, as far as the backend reports these, and on a
+        GPU when a pass has been asked for. For what need not wait for the result. Cheap.
         """
         return
 

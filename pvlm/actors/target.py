@@ -85,6 +85,8 @@ class TargetSession(ActorSession):
         """It is posted once the next pass has been asked for, if that follows at once."""
         self._fault: Exception | None = None
         """What went wrong beside a pass; it ends the round."""
+        self._told = False
+        """The last pass called `meanwhile`."""
         self._idle_since = time.monotonic()
 
     # ---- messages -------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class TargetSession(ActorSession):
         self.window = message.window
         self.mode = self.opening.schedule.mode
         self.finished = self.prepared = self._rejected = False
-        self._logits = self._verdict = None
+        self._logits = self._verdict = self._fault = None
 
     # ---- work -----------------------------------------------------------------------------------------------------
 
@@ -227,14 +229,19 @@ class TargetSession(ActorSession):
 
     def round(self) -> Round:
         """Verify what is at hand, again and again while nobody else wants the actor."""
-        yield from self._verify()
-        while self.held.queue and not self.finished and self.actor.undisturbed():
+        try:
             yield from self._verify()
+            while self.held.queue and not self.finished and self.actor.undisturbed():
+                yield from self._verify()
+        except Exception:
+            self._report()
+            raise
         self._report()
 
     def meanwhile(self) -> None:
+        self._told = True
         self._report()
-        if self.window.outcomes:
+        if self.prepared and self.window.outcomes:
             try:
                 self._take_in()
             except Exception as error:
@@ -267,6 +274,9 @@ class TargetSession(ActorSession):
             assert model is not None  # it is prepared
             drafted = list(islice(self.held.queue, left))
             fed = [*self.committed[model.length :], *(waiting.token for waiting in drafted)]
+            if not self._told:
+                self._report()
+            self._told = False
             done = yield [(model, fed)]
             if self._fault is not None:
                 raise self._fault

@@ -204,9 +204,10 @@ class AutoWindow:
         turns, together, prepared = self._best(self.estimates.acceptance.value)
         if self._vanilla:
             return turns
-        self._branching = prepared is not None and self._better(*self._best(self.estimates.usual_acceptance.value)[1:])
-        if self._branching and prepared is not None:
-            together = prepared
+        _, usually_together, usually = self._best(self.estimates.usual_acceptance.value)
+        self._branching = usually is not None and self._better(usually_together, usually)
+        if self._branching:
+            together = prepared or usually or together
         self._predicted = {"turns": turns.speedup or 0.0, self._together: together.speedup or 0.0}
         in_turns, at_once = self._paced("turns", turns), self._paced(self._together, together)
         # While others have their passes a draft gains nothing by writing ahead, and takes time from them.
@@ -261,25 +262,20 @@ class AutoWindow:
             way = "together"
         return self._paces[way].factor
 
-    def _better(self, together: WindowChoice, prepared: WindowChoice | None) -> bool:
+    def _better(self, together: WindowChoice, prepared: WindowChoice) -> bool:
         """Prepare outcomes? Only where that is clearly better, both as predicted and by what was reached."""
-        gain = 0.0 if prepared is None else (prepared.speedup or 0.0) / (together.speedup or math.inf)
+        gain = (prepared.speedup or 0.0) / (together.speedup or math.inf)
         reached, usual = self._paces["prepared"], self._paces["together"]
         if reached.sure:
             gain *= min(1.0, reached.factor / (usual.factor if usual.sure else USUAL_PACE))
-        return self._forced or gain > self._outcomes_needed
-
-    @property
-    def _outcomes_needed(self) -> float:
-        """By which factor outcomes must be predicted to be faster."""
-        return OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE
+        return self._forced or gain > (OUTCOMES_STILL_WORTHWHILE if self._branching else OUTCOMES_WORTHWHILE)
 
     def _best_prepared(self, beta: float, together: WindowChoice) -> WindowChoice | None:
         """None where outcomes are not worthwhile. A bound comes before the search, which takes longer."""
         if self._outcome_times is None:
             return None
         hits, without = self.estimates.hits.hits, together.speedup or 0.0
-        if not self._forced and self._outcome_times.bound(beta, hits) < self._outcomes_needed * without:
+        if not self._forced and self._outcome_times.bound(beta, hits) < OUTCOMES_STILL_WORTHWHILE * without:
             return None
         best = self._outcome_times.best(beta, hits, self._counts)
         # A token more than the wait needs, for the draft may be in the middle of one; then half of a pass.

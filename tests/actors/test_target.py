@@ -30,7 +30,7 @@ def opening(session: int) -> Open:
 
 
 def prepared_target(box: Mailbox, sessions: int = 1) -> TargetActor:
-    """A target that has settled the first token of each session and waits for windows."""
+    """A target that holds the logits of each session's first token and waits for windows."""
     actor = TargetActor(SharingToyBackend(), box)
     box.incoming.extend(opening(session) for session in range(1, sessions + 1))
     while box.incoming or not all(session.prepared for session in actor._sessions.values()):
@@ -56,7 +56,7 @@ def posted(box: Mailbox, kind: type) -> list[Any]:
 
 
 def test_a_verdict_that_a_pass_follows_at_once_is_posted_when_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So an accelerator has the next pass before the verdict is encoded and sent."""
+    """An accelerator computes while the verdict is encoded and sent."""
     box = Mailbox()
     actor = prepared_target(box)
     known: list[tuple[int, int]] = []

@@ -421,15 +421,17 @@ def test_a_run_of_right_guesses_does_not_end_the_preparing() -> None:
     """Sizes follow the last tokens; whether outcomes are prepared follows the acceptance over a longer time."""
     policy = AutoWindow(16, outcomes=None)
     stepped(policy, 60.0)
-    fed(policy, 0.87, 60.0, 20.0, verdicts=120)
-    policy.observe_branches(6, 20.0 * 1.12)
-    before = policy.choice()
-    assert before.outcomes
-    policy.observe_tested(40, 0)
-    after = policy.choice()
-    assert policy.estimates.acceptance.value > 0.95
-    assert after.outcomes
-    policy.observe_tested(400, 0)
+    fed(policy, 0.87, 60.0, 30.0, verdicts=120)
+    policy.observe_branches(6, 30.0 * 1.12)
+    assert policy.choice().outcomes
+    for _ in range(3):
+        policy.observe_tested(60, 0)
+        assert policy.estimates.acceptance.value > 0.97
+        assert policy.choice().outcomes
+        for _ in range(3):
+            policy.observe_tested(0, 1)
+        assert policy.choice().outcomes
+    policy.observe_tested(600, 0)
     assert not policy.choice().outcomes
 
 

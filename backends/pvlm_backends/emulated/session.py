@@ -139,11 +139,13 @@ def shared_pass(
     first = parts[0][0]
     pruned = max(session._pruned for session, _ in parts)
     seconds = first._model.pass_s(sum(len(tokens) for _, tokens in parts), pruned)
+    if after_layer is not None:
+        after_layer(0, first._hidden)
     logits = [
         session._logits(range(session._length + 1, session._length + len(tokens) + 1)) for session, tokens in parts
     ]
     if after_layer is not None:
-        for layer in range(first._layers):
+        for layer in range(1, first._layers):
             left_s = started + seconds * layer / first._layers - time.perf_counter()
             if left_s > SPIN_S:  # short layers share a sleep: only the end of the pass must be exact
                 time.sleep(left_s)
