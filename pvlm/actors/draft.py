@@ -262,10 +262,7 @@ class DraftSession(ActorSession):
             logits = (yield [(self._cache, unfed)]).logits[0] if unfed else self._prefill_logits
             assert logits is not None  # it is prepared
             (drafted,) = self._draft([logits], [len(self.tokens)])
-            if self._forking is not None:
-                self._preparation.plan_after(self.window, self._work, drafted.others)
-            joined = self._forking is not None and self._preparation.pending
-            if self._take(drafted) or joined or not self.actor.undisturbed():
+            if self._take(drafted) or not self.actor.undisturbed():
                 return
             self._look()
 

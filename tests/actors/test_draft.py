@@ -48,7 +48,6 @@ def test_behind_a_window_that_was_accepted_whole_the_first_token_is_left_out() -
 
 @pytest.mark.parametrize("gamma", [2, 3])
 def test_every_window_has_a_branch_for_the_token_after_it(gamma: int) -> None:
-    """Also where the window has no other token for which anything is prepared."""
     box = Mailbox()
     window = Window(gamma=gamma, outcomes=(1,) * gamma)
     actor = drafting(box, window)
