@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from pvlm.actors.session import ActorSession, Parts, Pass, Round, WorkAbandoned, milliseconds_since
 from pvlm.transports import ChannelClosed
 from pvlm_protocols.backend import Backend, SharedPasses
 from pvlm_protocols.branches import BranchPasses
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Host(Protocol):
@@ -88,8 +89,7 @@ def _passed(actor: Host, wanted: Sequence[_Wanted]) -> list[tuple[_Wanted, Pass 
         for session in sessions:
             session.meanwhile()
         try:
-            for device in {rows.device for rows in logits}:
-                torch.cuda.current_stream(device).synchronize()
+            _synchronize(logits)
         except Exception as error:
             return [(want, error) for want in wanted]
     ms, tokens = milliseconds_since(started), sum(want.tokens for want in wanted)
@@ -106,3 +106,11 @@ def _extend(actor: Host, wanted: Sequence[_Wanted], on_progress: Callable[[], No
         return actor.backend.extend_together(parts, on_progress=on_progress)
     assert isinstance(actor.backend, BranchPasses)  # or else one session has a turn, without branches
     return actor.backend.extend_branches(parts, on_progress=on_progress)
+
+
+def _synchronize(logits: Sequence[torch.Tensor]) -> None:
+    """Wait for a pass on GPUs."""
+    import torch
+
+    for device in {rows.device for rows in logits}:
+        torch.cuda.current_stream(device).synchronize()
