@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pvlm.speculation.coupling import Drafted
 from pvlm.speculation.proposals import Proposal, stack_proposals
@@ -92,6 +93,15 @@ class Branch:
         return Outcome(id=self.id, parent=self.parent, rank=self.rank, tokens=tuple(self.written.tokens))
 
 
+class _Followed(NamedTuple):
+    """A window that the line continues from; see `Preparation.follow`."""
+
+    id: int
+    start: int
+    written: Written
+    at_once: bool
+
+
 class Preparation:
     """The branches for one window of the line, and their names. ``limit``: the largest number of tokens of the answer.
 
@@ -101,8 +111,8 @@ class Preparation:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._last_id = 0
-        self._window: tuple[int, int, Written, bool] | None = None
-        """Id, start and tokens of a window that was sent and that no branch is planned for yet; and `follow`'s last."""
+        self._window: _Followed | None = None
+        """The last window, if no branch is planned for it yet."""
         self.last = 0
         """Tokens of the last window that was sent or that the target continued with."""
         self._first = 0
@@ -122,13 +132,13 @@ class Preparation:
 
     def due(self, committed: int) -> bool:
         """Has the target begun with the last window, so that its outcomes are next?"""
-        return self._window is not None and self._window[1] <= committed
+        return self._window is not None and self._window.start <= committed
 
     def follow(self, id: int, start: int, written: Written, *, at_once: bool) -> None:
         """A window was sent, or the target continues with it. ``at_once``: it has a window before it, so where that is
         accepted whole, its first token needs no pass and is settled when it arrives.
         """
-        self._window = id, start, written, at_once
+        self._window = _Followed(id, start, written, at_once)
         self.last = len(written.tokens)
 
     def plan(self, counts: Sequence[int], committed: int, size: int) -> None:

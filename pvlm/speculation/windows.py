@@ -206,8 +206,8 @@ class AutoWindow:
             return turns
         _, usually_together, usually = self._best(self.estimates.usual_acceptance.value)
         self._branching = usually is not None and self._better(usually_together, usually)
-        if self._branching:
-            together = prepared or usually or together
+        if self._branching and usually is not None:
+            together = prepared or usually
         self._predicted = {"turns": turns.speedup or 0.0, self._together: together.speedup or 0.0}
         in_turns, at_once = self._paced("turns", turns), self._paced(self._together, together)
         # While others have their passes a draft gains nothing by writing ahead, and takes time from them.

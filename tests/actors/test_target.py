@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pvlm.actors.session import ActorSession
 from pvlm.actors.target import TargetActor
 from pvlm_protocols.messages import DraftWindow, Failed, Open, Outcome, Parent, Prepared, Verdict, Window
 from tests.coordination.harness import PRUNING, SCHEDULES, Mailbox, sampling
@@ -82,11 +83,56 @@ def test_a_verdict_that_a_pass_follows_at_once_is_posted_when_that_has_begun(mon
     assert (second.start, second.tokens[:3]) == (2, tuple(WHOLE[2:5]))
 
 
+def test_where_a_backend_reports_no_progress_a_verdict_leaves_before_the_next_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    box = Mailbox()
+    actor = prepared_target(box)
+    known: list[int] = []
+    extend = ToySession.extend
+
+    def silent(session: ToySession, tokens: Sequence[int], **_: Any) -> torch.Tensor:
+        known.append(len(posted(box, Verdict)))
+        return extend(session, tokens)
+
+    monkeypatch.setattr(ToySession, "extend", silent)
+    box.incoming.extend(first_windows(1))
+    actor.turn(0)
+    assert known == [0, 1]
+
+
+def test_a_verdict_is_posted_although_the_pass_after_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Mailbox()
+    actor = prepared_target(box)
+    extend = ToySession.extend
+
+    def failing(session: ToySession, tokens: Sequence[int], **options: Any) -> torch.Tensor:
+        if session.length:
+            raise RuntimeError("no pass today")
+        return extend(session, tokens, **options)
+
+    monkeypatch.setattr(ToySession, "extend", failing)
+    box.incoming.extend(first_windows(1))
+    actor.turn(0)
+    assert [type(message) for message in box.outgoing] == [Verdict, Failed]
+    assert posted(box, Verdict)[0].tokens == tuple(WHOLE[:2])
+
+
 @pytest.mark.parametrize("sessions", [1, 2])
-def test_a_message_that_makes_no_sense_beside_a_pass_ends_its_session_alone(sessions: int) -> None:
+def test_a_message_that_makes_no_sense_beside_a_pass_ends_its_session_alone(
+    sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     box = Mailbox()
     actor = prepared_target(box, sessions)
     actor.look_every_s = 0.0
+    tick = actor.tick
+
+    def twice(*working: ActorSession) -> None:
+        """A pass of two layers: what is read after the first is taken in after the second."""
+        tick(*working)
+        tick(*working)
+
+    monkeypatch.setattr(actor, "tick", twice)
     for session in range(1, sessions + 1):
         box.incoming.append(DraftWindow(session=session, id=1, epoch=0, start=0, tokens=tuple(WHOLE[:3])))
     while box.incoming:
